@@ -1,0 +1,96 @@
+"""Backends by name. A backend that was asked for by name and cannot run here is an error that says what to install."""
+
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from uid.engines.contract import Array, Backend, Buffer, Engine, TensorSpec
+from uid.errors import BackendError, BundleError
+
+__all__ = ["BACKENDS", "Array", "Backend", "BackendStatus", "Buffer", "Engine", "TensorSpec", "create", "report"]
+
+
+PROBE = Path(__file__).with_name("probe.onnx")  # y = Identity(x), float32[1]
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """Where a backend is made, and what brings it."""
+
+    factory: str  # "module:function" taking the thread count, imported when first used
+    distributions: tuple[str, ...]  # any of these brings it
+    install: str  # what to install when none of them is there
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend works on this machine, and its version or what it lacks."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+# In the order in which "auto" tries them: the fastest first.
+BACKENDS = {
+    "onnxruntime-cuda": BackendEntry(
+        "uid.engines.onnxruntime:create_cuda",
+        ("onnxruntime-gpu",),
+        "pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'; needs an NVIDIA GPU and driver",
+    ),
+    "onnxruntime": BackendEntry(
+        "uid.engines.onnxruntime:create_cpu", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"
+    ),
+}
+
+
+def create(name: str = "auto", *, threads: int | None = None) -> Backend:
+    """Make the backend called ``name``; "auto" takes the first that works here.
+
+    ``threads`` limits the CPU threads (None: one per core). Raises ``BackendError`` for an unknown name, or when the
+    backend cannot run here.
+    """
+    if name == "auto":
+        for status in report():
+            if status.available:
+                return create(status.name, threads=threads)
+        raise BackendError("no backend works here; `uid-run doctor` says what to install")
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
+    entry = BACKENDS[name]
+    if not installed(entry):
+        raise BackendError(f"backend {name} is not installed: {entry.install}")
+    module, function = entry.factory.split(":")
+    try:
+        backend: Backend = getattr(importlib.import_module(module), function)(threads)
+    except ImportError as error:
+        raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.install}") from error
+    return backend
+
+
+def report() -> list[BackendStatus]:
+    """Every backend with whether it works here, in order of preference."""
+    return [probe(name) for name in BACKENDS]
+
+
+def probe(name: str) -> BackendStatus:
+    """Run a one-node graph on a backend: what computes is trusted, not what claims that it could."""
+    try:
+        backend = create(name)
+        engine = backend.load(PROBE)
+        buffers = {spec.name: backend.allocate((1,), spec.dtype) for spec in (*engine.inputs.values(), *engine.outputs.values())}
+        engine.bind(buffers)()
+    except (BackendError, BundleError) as error:
+        return BackendStatus(name, False, str(error))
+    return BackendStatus(name, True, installed(BACKENDS[name]))
+
+
+def installed(entry: BackendEntry) -> str:
+    """Name and version of the distribution that brings a backend, or "" when there is none."""
+    for distribution in entry.distributions:
+        try:
+            return f"{distribution} {metadata.version(distribution)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return ""

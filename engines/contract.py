@@ -1,0 +1,80 @@
+"""The engine contract: read the tensor specs, bind buffers by name, run.
+
+A backend owns the memory it computes in: it allocates buffers, loads components as engines, and binds the one to the
+other. What is bound stays bound, so that a loop of many steps neither allocates nor copies.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of an engine's input or output; a dimension is a size or a symbol such as "height/8"."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | str, ...]
+
+
+class Buffer(ABC):
+    """Memory of fixed shape and dtype where a backend computes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @abstractmethod
+    def write(self, array: Array) -> None:
+        """Copy a host array of this shape and dtype in."""
+
+    @abstractmethod
+    def read(self) -> Array:
+        """Copy the contents to a host array of its own."""
+
+
+class Engine(ABC):
+    """One loaded component."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    @abstractmethod
+    def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+        """Bind a buffer to every input and output by name; returns the launch, to be called any number of times."""
+
+
+class Backend(ABC):
+    """One way to compute: allocates its buffers and loads its engines. Made by ``uid.engines.create``."""
+
+    name: str
+
+    @abstractmethod
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Buffer:
+        """A new buffer."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Engine:
+        """Load the ONNX component at ``path``; its external data lies beside it."""
+
+
+def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
+    """Refuse buffers that do not fit the engine: a name too few, another dtype, another rank or size."""
+    for spec in (*engine.inputs.values(), *engine.outputs.values()):
+        if spec.name not in buffers:
+            raise ValueError(f"no buffer for {spec.name!r}; got {sorted(buffers)}")
+        buffer = buffers[spec.name]
+        fits = len(buffer.shape) == len(spec.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(spec.shape, buffer.shape, strict=True)
+        )
+        if buffer.dtype != spec.dtype or not fits:
+            raise ValueError(
+                f"buffer for {spec.name!r} is {buffer.dtype}{list(buffer.shape)}; "
+                f"the engine expects {spec.dtype}{list(spec.shape)}"
+            )

@@ -1,0 +1,119 @@
+"""ONNX Runtime, on the CPU or on CUDA through onnxruntime-gpu."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from uid.engines.contract import Array, Backend, Buffer, Engine, TensorSpec, check_bindings
+from uid.errors import BackendError, BundleError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+}
+
+
+class OrtBuffer(Buffer):
+    """An ``OrtValue`` on the CPU or on the GPU."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], device: str) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, device, 0)
+
+    def write(self, array: Array) -> None:
+        """Copy a host array of this shape and dtype in."""
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"got {array.dtype}{list(array.shape)} for a buffer of {self.dtype}{list(self.shape)}")
+        self.value.update_inplace(np.ascontiguousarray(array))
+
+    def read(self) -> Array:
+        """Copy the contents to a host array of its own."""
+        return np.array(self.value.numpy())
+
+
+class OrtEngine(Engine):
+    """One ``InferenceSession``."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session = session
+        self.inputs = {node.name: spec_of(node) for node in session.get_inputs()}
+        self.outputs = {node.name: spec_of(node) for node in session.get_outputs()}
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+        """Bind a buffer to every input and output by name; returns the launch."""
+        check_bindings(self, buffers)
+        binding = self.session.io_binding()
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, value_of(buffers[name]))
+        for name in self.outputs:
+            binding.bind_ortvalue_output(name, value_of(buffers[name]))
+
+        def launch() -> None:
+            self.session.run_with_iobinding(binding)
+
+        return launch
+
+
+class OrtBackend(Backend):
+    """ONNX Runtime on ``device`` ("cpu" or "cuda")."""
+
+    def __init__(self, name: str, device: str, threads: int | None) -> None:
+        self.name, self.device = name, device
+        self.options = ort.SessionOptions()
+        self.options.log_severity_level = 3
+        # Denormals cost hundreds of cycles each and carry nothing at float32.
+        self.options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if threads is not None:
+            self.options.intra_op_num_threads = threads
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> OrtBuffer:
+        """A new buffer on the backend's device."""
+        return OrtBuffer(shape, dtype, self.device)
+
+    def load(self, path: Path) -> OrtEngine:
+        """Create a session; raises ``BackendError`` if the asked-for provider is not the one that loaded."""
+        provider = PROVIDERS[self.device]
+        try:
+            session = ort.InferenceSession(str(path), self.options, providers=[provider])
+        except Exception as error:  # its exceptions share no base class
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+        if provider not in session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime loaded {session.get_providers()} where {provider} was asked for: CUDA or cuDNN could "
+                "not be loaded. Install them with pip install 'onnxruntime-gpu[cuda,cudnn]', or use another --backend"
+            )
+        return OrtEngine(session)
+
+
+def create_cpu(threads: int | None) -> OrtBackend:
+    """ONNX Runtime on the CPU."""
+    return OrtBackend("onnxruntime", "cpu", threads)
+
+
+def create_cuda(threads: int | None) -> OrtBackend:
+    """ONNX Runtime on CUDA; raises ``BackendError`` where this build of onnxruntime has no CUDA provider."""
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise BackendError(
+            "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'"
+        )
+    ort.preload_dlls()
+    return OrtBackend("onnxruntime-cuda", "cuda", threads)
+
+
+def value_of(buffer: Buffer) -> ort.OrtValue:
+    """The ``OrtValue`` of one of this backend's own buffers."""
+    if not isinstance(buffer, OrtBuffer):
+        raise TypeError(f"got a {type(buffer).__name__}; buffers must come from this backend's allocate()")
+    return buffer.value
+
+
+def spec_of(node: ort.NodeArg) -> TensorSpec:
+    """ONNX Runtime's description of an input or output as a ``TensorSpec``."""
+    if node.type not in DTYPES:
+        raise BundleError(f"tensor {node.name!r} is {node.type}; expected one of {sorted(DTYPES)}")
+    return TensorSpec(node.name, np.dtype(DTYPES[node.type]), tuple(node.shape))

@@ -1,0 +1,182 @@
+"""A checkpoint to a bundle: export every component, write the manifest, compare with PyTorch, then put it in place."""
+
+import contextlib
+import gc
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+
+from uid import __version__
+from uid.engines import TensorSpec, create
+from uid.errors import OutputError
+from uid.export import validate
+from uid.export.components import MODES, TORCH_DTYPES, ExportComponent, declare
+from uid.export.onnx import WeightStore, store_weights, to_onnx
+from uid.reference import checkpoint
+from uid.reference.model import UIDDiff
+from uid.runtime.bundle import MANIFEST, SCHEMA, Component, read_bundle, sha256
+
+WEIGHTS = "weights.bin"
+CONSTANTS = "constants.safetensors"
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "timestep_spacing",
+    "steps_offset",
+    "set_alpha_to_one",
+)
+
+Report = Callable[[str], None]
+
+
+def export_bundle(
+    source: Path,
+    destination: Path,
+    *,
+    precision: str = "fp32",
+    image_steps: int | None = None,
+    allow_pickle: bool = False,
+    report: Report = print,
+) -> list[validate.Parity]:
+    """Export the checkpoint in ``source`` as a bundle in ``destination``, which must not exist.
+
+    ``precision`` is "fp32" or "fp16". ``image_steps`` is the number of steps of the whole-image comparison (None: the
+    checkpoint's own). PyTorch's results are computed first and its modules freed before the bundle is run, so that
+    the two are never in memory together. The bundle appears whole or not at all. Raises ``CheckpointError``,
+    ``OutputError`` or ``ParityError``.
+    """
+    index = checkpoint.read_index(source)
+    if destination.exists():
+        raise OutputError(f"{destination} exists: remove it, or choose another output folder")
+    with folder_written_whole(destination) as folder:
+        report(f"loading {source}")
+        model = checkpoint.load(source, allow_pickle=allow_pickle)
+        sizes = check_sizes(model.size_multiple)
+        report("running PyTorch, to compare with")
+        cases = {c.declaration.name: validate.component_case(c, sizes) for c in declare(model, "fp32")}
+        steps = image_steps or index["steps"]
+        prompts = {name: mode.prompt for name, mode in MODES.items()}
+        image = validate.image_case(model, prompts, steps, index["guidance"])
+        declarations = write(model, folder, precision, index, report)
+        del model
+        gc.collect()
+        parities = compare(folder, declarations, cases, image, report)
+    return parities
+
+
+def check_sizes(multiple: int) -> dict[str, int]:
+    """Sizes to compare at: none of them a size that is traced at."""
+    return {"height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
+
+
+@contextlib.contextmanager
+def folder_written_whole(destination: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``destination``; rename it there at the end, remove it when the block raises."""
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(destination)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], report: Report) -> list[Component]:
+    """Write every file of the bundle; returns the declarations in the order of export. Halves ``model`` for fp16."""
+    schedule = {key: model.scheduler.config[key] for key in SCHEDULE_KEYS}
+    constants = {name: constant for mode in MODES.values() for name, constant in prompts_of(model, mode).items()}
+    if precision == "fp16":
+        model.half()
+    components = declare(model, precision)
+    dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in constants.items()}, folder / CONSTANTS)
+    write_graphs(components, folder, model.size_multiple, report)
+    manifest = {
+        "schema": SCHEMA,
+        "producer": f"uid-runtime {__version__}",
+        "family": index["family"],
+        "name": index["name"],
+        "trained": index["trained"],
+        "precision": precision,
+        "size_multiple": model.size_multiple,
+        "tile": index["tile"],
+        "steps": index["steps"],
+        "guidance": index["guidance"],
+        "schedule": schedule,
+        "modes": {
+            name: {"prompt": mode.prompt, "components": mode.components, "constants": mode.constants}
+            for name, mode in MODES.items()
+        },
+        "components": {c.declaration.name: entry(c.declaration) for c in components},
+        "constants": CONSTANTS,
+        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return [c.declaration for c in components]
+
+
+@torch.inference_mode()
+def prompts_of(model: UIDDiff, mode: Any) -> dict[str, torch.Tensor]:
+    """The prompt embeddings of a mode under their key."""
+    return {mode.constants["prompt"]: model.prompts(mode.prompt)}
+
+
+def write_graphs(components: list[ExportComponent], folder: Path, size_multiple: int, report: Report) -> None:
+    """Write one ONNX graph per component, and the weights that they share."""
+    with WeightStore(folder / WEIGHTS) as store:
+        for component in components:
+            report(f"exporting {component.declaration.name}")
+            graph = to_onnx(component, size_multiple)
+            store_weights(graph, store)
+            ir.save(graph, folder / component.declaration.file)
+            del graph
+            gc.collect()
+
+
+def entry(component: Component) -> dict[str, Any]:
+    """A component's manifest entry."""
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
+
+    return {
+        "file": component.file,
+        "stage": component.stage,
+        "inputs": [tensor(spec) for spec in component.inputs],
+        "outputs": [tensor(spec) for spec in component.outputs],
+    }
+
+
+def compare(
+    folder: Path,
+    declarations: list[Component],
+    cases: dict[str, validate.Case],
+    image: validate.ImageCase,
+    report: Report,
+) -> list[validate.Parity]:
+    """Compare every component, one at a time in memory, and then the whole image with PyTorch."""
+    bundle, backend = read_bundle(folder), create("onnxruntime")
+    parities = []
+    for declaration in declarations:
+        engine = backend.load(folder / declaration.file)
+        tolerance = validate.TOLERANCES[bundle.precision]
+        parity = validate.check_component(backend, engine, declaration, cases[declaration.name], tolerance)
+        report(f"{parity.name}: differs from PyTorch by {parity.error:.1e} of its largest value")
+        parities.append(parity)
+        del engine
+        gc.collect()
+    for parity in validate.check_image(bundle, backend, image):
+        report(f"{parity.name}: differs from PyTorch by {parity.error * 255:.3f}/255")
+        parities.append(parity)
+    return parities

@@ -1,0 +1,130 @@
+"""The components of a UID-Diff bundle, each declared once.
+
+A declaration holds what everything else follows from: dummy inputs, dynamic axes, the ONNX file's tensor names, the
+manifest entry and the validation.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from uid.engines.contract import TensorSpec
+from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
+from uid.runtime.bundle import Component, Mode
+
+MODES = {
+    "deblur": Mode(SHARP_PROMPT, ("structure", "encoder", "step", "decoder"), {"prompt": "prompt.deblur"}),
+    "blur-transfer": Mode(
+        BLURRY_PROMPT,
+        ("structure", "blur", "encoder", "step_blur", "decoder"),
+        {"prompt": "prompt.blur-transfer"},
+    ),
+}
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportComponent:
+    """A component's declaration beside the PyTorch module it is exported from."""
+
+    declaration: Component
+    module: nn.Module  # flat tensors in, flat tensors out, in the declared order
+
+
+class Encode(nn.Module):
+    """Refined VAE encoder with float32 pixels in."""
+
+    def __init__(self, model: UIDDiff) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image -> z_y, skip_0, ..."""
+        z, skips = self.encoder(image.to(self.encoder.vae.dtype))
+        return z, *skips
+
+
+class Decode(nn.Module):
+    """Refined VAE decoder with the float32 latent in."""
+
+    def __init__(self, model: UIDDiff) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, latent: Tensor, *skips: Tensor) -> Tensor:
+        """latent, skip_0, ... -> output."""
+        return self.decoder(latent.to(self.decoder.vae.dtype), list(skips))
+
+
+def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
+    """Every component of ``model`` with its tensors; features between graphs have ``precision`` ("fp32", "fp16").
+
+    Pixels, latents and the step's numbers are float32 in both precisions.
+    """
+    half = np.dtype(np.float16 if precision == "fp16" else np.float32)
+    unet, vae, factor = model.step.unet.config, model.encoder.vae.config, model.latent_factor
+    queries = model.structure.q_former.config
+    text = model.text_encoder.config
+    latent_shape = (1, unet.in_channels, f"height/{factor}", f"width/{factor}")
+
+    def tensor(name: str, *shape: int | str, dtype: np.dtype[Any] = half) -> TensorSpec:
+        return TensorSpec(name, dtype, shape)
+
+    def full(name: str, *shape: int | str) -> TensorSpec:
+        return tensor(name, *shape, dtype=np.dtype(np.float32))
+
+    image = full("image", 1, 3, "height", "width")
+    blur_image = full("blur_image", 1, 3, "blur_height", "blur_width")
+    f_s = tensor("f_s", 1, queries.queries, queries.hidden_size)
+    f_b = tensor("f_b", 1, queries.queries, queries.hidden_size)
+    z_y = tensor("z_y", *latent_shape)
+    width = model.encoder.refiners[0].conv_in.out_channels
+    skips = [
+        tensor(f"skip_{i}", 1, width, divided("height", 2**i), divided("width", 2**i))
+        for i in range(len(vae.block_out_channels))
+    ]
+    latent, latent_next = full("latent", *latent_shape), full("latent_next", *latent_shape)
+    prompt = tensor("prompt", 2, text.max_position_embeddings, text.hidden_size)
+    numbers = [full(name, 1) for name in ("timestep", "alpha_bar", "alpha_bar_prev", "guidance_scale")]
+    step_inputs = [latent, z_y, f_s, prompt, *numbers]
+
+    def component(
+        name: str, stage: str, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> ExportComponent:
+        return ExportComponent(Component(name, f"{name}.onnx", stage, tuple(inputs), tuple(outputs)), module)
+
+    return [
+        component("structure", "prepare", model.structure, [image], [f_s]),
+        component("blur", "prepare", model.blur, [blur_image], [f_b]),
+        component("encoder", "prepare", Encode(model), [image], [z_y, *skips]),
+        component("step", "step", model.step, step_inputs, [latent_next]),
+        component("step_blur", "step", model.step, [*step_inputs, f_b], [latent_next]),
+        component("decoder", "finish", Decode(model), [latent, *skips], [full("output", 1, 3, "height", "width")]),
+    ]
+
+
+def divided(symbol: str, divisor: int) -> str:
+    """ "height" over 8 is "height/8", over 1 "height"."""
+    return symbol if divisor == 1 else f"{symbol}/{divisor}"
+
+
+def dummy_inputs(component: Component, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs in each tensor's range: pixels in [0, 1], features and latents Gaussian, a mid-schedule step."""
+    from uid.runtime.plan import resolve
+
+    generator = torch.Generator().manual_seed(seed)
+    numbers = {"timestep": 501.0, "alpha_bar": 0.28, "alpha_bar_prev": 0.31, "guidance_scale": 7.5}
+
+    def dummy(spec: TensorSpec) -> Tensor:
+        shape, dtype = resolve(spec.shape, sizes), TORCH_DTYPES[str(spec.dtype)]
+        if spec.name in numbers:
+            return torch.full(shape, numbers[spec.name])
+        fill: Callable[..., Tensor] = torch.rand if spec.name.endswith("image") else torch.randn
+        return fill(shape, generator=generator).to(dtype)
+
+    return {spec.name: dummy(spec) for spec in component.inputs}

@@ -1,0 +1,169 @@
+"""One component to one ONNX graph, its weights in a store that all components of a bundle share."""
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from uid.engines.contract import Array
+from uid.export.components import ExportComponent, dummy_inputs
+from uid.runtime.bundle import Component
+
+OPSET = 21  # GroupNormalization is one node from here on; 23's Attention limits what TensorRT-RTX takes
+INLINE_BYTES = 4096  # smaller weights stay in the graph, where engines can fold them
+ALIGNMENT = 4096  # so that weights can be mapped into memory
+
+
+class WeightStore:
+    """One file of raw tensors, each distinct content once, that several ONNX graphs refer to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("wb")
+        self.offsets: dict[tuple[str, str, tuple[int, ...]], int] = {}
+
+    def put(self, name: str, array: Array) -> ir.ExternalTensor:
+        """Store ``array`` unless its content is there already; returns the reference to it."""
+        array = np.ascontiguousarray(array)
+        key = (hashlib.sha256(array.data).hexdigest(), str(array.dtype), array.shape)
+        if key not in self.offsets:
+            self.file.seek(-self.file.tell() % ALIGNMENT, 1)
+            self.offsets[key] = self.file.tell()
+            array.tofile(self.file)
+        return ir.ExternalTensor(
+            self.path.name,
+            self.offsets[key],
+            array.nbytes,
+            ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=str(self.path.parent),
+        )
+
+    def __enter__(self) -> "WeightStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
+    """Trace the component's module with dynamic height and width; weights stay PyTorch's own memory."""
+    declaration = component.declaration
+    inputs = dummy_inputs(declaration, trace_sizes(size_multiple))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            component.module,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in declaration.inputs],
+            output_names=[spec.name for spec in declaration.outputs],
+            dynamic_shapes=dynamic_shapes(component, size_multiple),
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export returned nothing for {declaration.name}")
+    model: ir.Model = program.model
+    name_dimensions(model, declaration)
+    strip_notes(model)
+    return model
+
+
+def trace_sizes(size_multiple: int) -> dict[str, int]:
+    """Sizes to trace at: all different, and none 1, which tracing would take for a constant."""
+    return {
+        "height": 2 * size_multiple,
+        "width": 3 * size_multiple,
+        "blur_height": 5 * size_multiple + 1,
+        "blur_width": 4 * size_multiple + 3,
+    }
+
+
+def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any, ...]:
+    """torch.export's dynamic axes: every size derives from one unit per axis, so "height/8" stays tied to "height"."""
+    units = {"height": Dim("height_units", max=4096), "width": Dim("width_units", max=4096)}
+    free = {name: Dim(name, max=65536) for name in ("blur_height", "blur_width")}
+
+    def axis(symbol: int | str) -> Any:
+        if isinstance(symbol, int):
+            return None
+        name, _, divisor = symbol.partition("/")
+        if name in free:
+            return free[name]
+        per_unit = size_multiple // int(divisor or 1)
+        return per_unit * units[name] if per_unit > 1 else units[name]
+
+    shapes = [{i: axis(symbol) for i, symbol in enumerate(spec.shape)} for spec in component.declaration.inputs]
+    shapes = [{i: dim for i, dim in shape.items() if dim is not None} for shape in shapes]
+    if component.declaration.name == "decoder":  # forward(latent, *skips)
+        return (shapes[0], tuple(shapes[1:]))
+    return tuple(shapes)
+
+
+def name_dimensions(model: ir.Model, declaration: Component) -> None:
+    """Give the graph's inputs and outputs the declaration's symbols, which say more than the tracer's."""
+    for values, specs in ((model.graph.inputs, declaration.inputs), (model.graph.outputs, declaration.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.shape = ir.Shape(list(spec.shape))
+
+
+def strip_notes(model: ir.Model) -> None:
+    """Remove what the exporter notes down for debugging: stack traces with local paths, larger than the graph."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def store_weights(model: ir.Model, store: WeightStore) -> None:
+    """Move the graph's weights into the store; float32 weights that float16 holds exactly are stored as float16.
+
+    Those are cast back inside the graph, which every engine folds when it loads: half the size, the same numbers.
+    """
+    casts: list[ir.Node] = []
+    for name, value in list(model.graph.initializers.items()):
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        if array.nbytes < INLINE_BYTES:
+            value.const_value = ir.tensor(array, name=name)
+        elif fits_half(array):
+            casts.append(stored_half(model, value, store.put(f"{name}.half", array.astype(np.float16))))
+        else:
+            value.const_value = store.put(name, array)
+    for node in reversed(casts):
+        model.graph.insert_before(model.graph[0], node)
+
+
+def fits_half(array: Array) -> bool:
+    """Whether float16 holds every one of these float32 numbers exactly."""
+    if array.dtype != np.float32:
+        return False
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
+
+
+def stored_half(model: ir.Model, value: ir.Value, tensor: ir.ExternalTensor) -> ir.Node:
+    """Replace an initializer by a float16 one and the Cast that restores it."""
+    stored = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(ir.DataType.FLOAT16), const_value=tensor)
+    cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"{value.name}.cast")
+    restored = cast.outputs[0]
+    restored.shape, restored.type = value.shape, value.type
+    name = value.name
+    assert name is not None
+    ir.convenience.replace_all_uses_with(value, restored)
+    model.graph.initializers.pop(name)
+    restored.name = name
+    model.graph.register_initializer(stored)
+    return cast

@@ -1,0 +1,139 @@
+"""The comparison with PyTorch that ends every export: names, then shapes, then values, then the whole image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from uid.engines import Array, Backend, Engine
+from uid.errors import ParityError
+from uid.export.components import ExportComponent, dummy_inputs
+from uid.reference.model import UIDDiff
+from uid.runtime.bundle import Bundle, Component
+from uid.runtime.pipeline import Options, Pipeline
+
+# Largest error over the output's largest value. fp16 carries 11 bits, and a step subtracts two close predictions and
+# multiplies the difference by the guidance scale.
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A component's inputs at some size, and what PyTorch made of them in float32."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a component, or the whole image, is from PyTorch."""
+
+    name: str
+    error: float  # components: largest error over the largest value; image: largest error, of 1.0
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ImageCase:
+    """A small picture and PyTorch's result from it in every mode."""
+
+    image: Array  # (H, W, 3) float32 in [0, 1]
+    blur_image: Array
+    results: Mapping[str, Array]
+    steps: int
+
+
+@torch.inference_mode()
+def component_case(component: ExportComponent, sizes: Mapping[str, int]) -> Case:
+    """Run the PyTorch module, in float32, on dummy inputs of a size other than the one it is traced at."""
+    inputs = {
+        name: tensor.float() for name, tensor in dummy_inputs(component.declaration, dict(sizes), seed=1).items()
+    }
+    outputs = component.module(*inputs.values())
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    names = [spec.name for spec in component.declaration.outputs]
+    return Case(
+        {name: tensor.numpy() for name, tensor in inputs.items()},
+        {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)},
+    )
+
+
+def image_case(model: UIDDiff, prompts: Mapping[str, str], steps: int, guidance: float) -> ImageCase:
+    """Run the reference on a smooth random picture of the smallest size."""
+    side = model.size_multiple
+    generator = np.random.Generator(np.random.PCG64(0))
+    image, blur_image = (generator.random((side, side, 3), dtype=np.float32) for _ in range(2))
+    latent = side // model.latent_factor
+    shape = (1, model.step.unet.config.in_channels, latent, latent)
+    noise = np.random.Generator(np.random.PCG64(0)).standard_normal(shape, dtype=np.float32)
+
+    def planar(pixels: Array) -> torch.Tensor:
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+
+    def run(mode: str, prompt: str) -> Array:
+        blur = planar(blur_image) if mode == "blur-transfer" else None
+        output = model.sample(planar(image), torch.from_numpy(noise), prompt, steps, guidance, blur)
+        return output[0].permute(1, 2, 0).numpy()
+
+    return ImageCase(image, blur_image, {mode: run(mode, prompt) for mode, prompt in prompts.items()}, steps)
+
+
+def check_component(backend: Backend, engine: Engine, component: Component, case: Case, tolerance: float) -> Parity:
+    """Compare an engine with PyTorch; raises ``ParityError`` that says what differs."""
+    name = component.name
+    for what, declared, actual in (
+        ("inputs", component.inputs, engine.inputs),
+        ("outputs", component.outputs, engine.outputs),
+    ):
+        want = {spec.name: (str(spec.dtype), spec.shape) for spec in declared}
+        got = {spec.name: (str(spec.dtype), spec.shape) for spec in actual.values()}
+        if want != got:
+            raise ParityError(f"{name}: the graph's {what} are {got}; its declaration says {want}")
+    results = run_engine(backend, engine, case)
+    errors = {}
+    for key, expected in case.outputs.items():
+        if results[key].shape != expected.shape:
+            raise ParityError(f"{name}: {key!r} has shape {results[key].shape}; PyTorch's has {expected.shape}")
+        difference = np.abs(results[key].astype(np.float32) - expected).max() / np.abs(expected).max()
+        errors[key] = float(difference) if np.isfinite(difference) else float("inf")
+    worst = max(errors, key=lambda key: errors[key])
+    if errors[worst] > tolerance:
+        raise ParityError(f"{name}: {worst!r} differs from PyTorch by {errors[worst]:.2e}; tolerance {tolerance:.0e}")
+    return Parity(name, errors[worst], tolerance)
+
+
+def run_engine(backend: Backend, engine: Engine, case: Case) -> dict[str, Array]:
+    """Run an engine once on a case's inputs, cast to the dtypes that it takes."""
+    buffers = {}
+    for spec in engine.inputs.values():
+        value = case.inputs[spec.name].astype(spec.dtype)
+        buffers[spec.name] = backend.allocate(value.shape, spec.dtype)
+        buffers[spec.name].write(value)
+    for spec in engine.outputs.values():
+        buffers[spec.name] = backend.allocate(case.outputs[spec.name].shape, spec.dtype)
+    engine.bind(buffers)()
+    return {name: buffers[name].read() for name in engine.outputs}
+
+
+def check_image(bundle: Bundle, backend: Backend, case: ImageCase) -> list[Parity]:
+    """Run whole modes through the runtime; fp32 must agree within 1/255 on 99.9 % of the values.
+
+    An fp16 image is reported and not judged: over many guided steps of an untrained network rounding grows freely.
+    """
+    pipeline = Pipeline(bundle, backend)
+    parities = []
+    for mode, expected in case.results.items():
+        blur = case.blur_image if mode == "blur-transfer" else None
+        result = pipeline(case.image, Options(mode=mode, steps=case.steps), blur_image=blur)
+        difference = np.abs(result.image - expected)
+        error = float(np.quantile(difference, 0.999))
+        tolerance = 1 / 255 if bundle.precision == "fp32" else float("inf")
+        if not error <= tolerance:
+            raise ParityError(
+                f"the {mode} image differs from PyTorch's by {error * 255:.2f}/255 on more than 0.1 % of its values "
+                f"after {case.steps} steps; tolerance {tolerance * 255:.0f}/255"
+            )
+        parities.append(Parity(f"{mode} image, {case.steps} steps", error, tolerance))
+    return parities

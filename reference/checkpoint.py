@@ -1,0 +1,212 @@
+"""Checkpoints: a folder in the diffusers layout, one subfolder per component with config.json and safetensors.
+
+    image_encoder/        CLIP's vision model             text_encoder/, tokenizer/   Stable Diffusion's
+    structure_extractor/  Q_s                             unet/, vae/, scheduler/     Stable Diffusion's
+    blur_extractor/       Q_b                             blur_projections/           W'_k, W'_v of eq. 5
+    qformer_tokenizer/    BERT's                          vae_refiner/                refiners of appendix A
+    adapter/              A                               model_index.json            family and run-time defaults
+
+Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
+
+from uid.errors import CheckpointError
+from uid.reference.adapter import Adapter
+from uid.reference.blur_attention import BlurProjections
+from uid.reference.conditioning import QFormer
+from uid.reference.model import UIDDiff
+from uid.reference.presets import PRESETS, Preset
+from uid.reference.vae import VAERefiner
+
+FAMILY = "uid-diff"
+INDEX = "model_index.json"
+
+MODULES: dict[str, type[Any]] = {
+    "image_encoder": CLIPVisionModel,
+    "structure_extractor": QFormer,
+    "blur_extractor": QFormer,
+    "text_encoder": CLIPTextModel,
+    "adapter": Adapter,
+    "unet": UNet2DConditionModel,
+    "blur_projections": BlurProjections,
+    "vae": AutoencoderKL,
+    "vae_refiner": VAERefiner,
+}
+
+
+def load(folder: Path, *, allow_pickle: bool = False) -> UIDDiff:
+    """Load the checkpoint in ``folder``, in float32 on the CPU.
+
+    Weights are safetensors; a component that has only pickled ``.bin`` weights is refused unless ``allow_pickle``,
+    and is then read with ``weights_only=True``. Raises ``CheckpointError`` when a component is missing, pickled,
+    incomplete, or of another family.
+    """
+    read_index(folder)
+    modules = {name: load_module(folder / name, cls, allow_pickle) for name, cls in MODULES.items()}
+    tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer)
+    bert = load_tokenizer(folder / "qformer_tokenizer", BertTokenizer)
+    return UIDDiff(
+        **modules,
+        tokenizer=tokenizer,
+        structure_ids=bert("structure", return_tensors="pt").input_ids,
+        blur_ids=bert("blur", return_tensors="pt").input_ids,
+        scheduler=DDIMScheduler.from_pretrained(component_folder(folder / "scheduler", "scheduler_config.json")),
+    )
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder} is not a checkpoint: cannot read {INDEX} ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / INDEX} is not JSON: {error}") from error
+    if not isinstance(index, dict) or index.get("family") != FAMILY:
+        found = index.get("family") if isinstance(index, dict) else type(index).__name__
+        raise CheckpointError(f"{folder / INDEX} says family {found!r}; expected {FAMILY!r}")
+    return index
+
+
+def component_folder(folder: Path, needed: str = "config.json") -> Path:
+    """``folder`` if it holds ``needed``, else a ``CheckpointError`` that says what is missing."""
+    if not (folder / needed).is_file():
+        raise CheckpointError(f"the checkpoint lacks {folder.name}/{needed}: expected at {folder / needed}")
+    return folder
+
+
+def load_module(folder: Path, cls: type[Any], allow_pickle: bool) -> Any:
+    """One component from its subfolder, every one of its parameters from the file."""
+    component_folder(folder)
+    pickled = not list(folder.glob("*.safetensors"))
+    if pickled and not list(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder} has no weights: expected a .safetensors file")
+    if pickled and not allow_pickle:
+        raise CheckpointError(
+            f"{folder} has only pickled weights (.bin), which can run code when loaded: convert them to safetensors, "
+            "or pass --allow-pickle to read them with weights_only=True"
+        )
+    extra = {} if cls.__module__.startswith("transformers") else {"low_cpu_mem_usage": False}
+    try:
+        module, info = cls.from_pretrained(
+            folder, use_safetensors=not pickled, torch_dtype=torch.float32, output_loading_info=True, **extra
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load {folder}: {error}") from error
+    missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} of its parameters, among them {', '.join(missing[:3])}")
+    return module
+
+
+def load_tokenizer(folder: Path, cls: type[Any]) -> Any:
+    """A tokenizer from its subfolder."""
+    if not folder.is_dir():
+        raise CheckpointError(f"the checkpoint lacks its {folder.name}/ folder: expected at {folder}")
+    try:
+        return cls.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {folder}: {error}") from error
+
+
+# -- a seeded random checkpoint ---------------------------------------------------------------------------------------
+
+
+def write_random(folder: Path, preset_name: str, *, seed: int = 0, half: bool = False) -> None:
+    """Write a random checkpoint of a preset; the same seed gives the same weights.
+
+    No parameter is left at zero or at one, and activations keep unit scale, finite in float16 over 30 steps. ``half``
+    stores float16 weights.
+    """
+    preset = PRESETS[preset_name]
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in build(preset).items():
+        randomise(module, generator)
+        (module.half() if half else module).save_pretrained(folder / name)
+    write_tokenizers(folder)
+    DDIMScheduler(**preset.scheduler).save_pretrained(folder / "scheduler")
+    write_index(folder, preset_name, preset, trained=False)
+
+
+def write_index(folder: Path, name: str, preset: Preset, *, trained: bool) -> None:
+    """Write ``model_index.json``."""
+    index = {
+        "family": FAMILY,
+        "name": name,
+        "trained": trained,
+        "steps": preset.steps,
+        "guidance": preset.guidance,
+        "tile": preset.tile,
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def build(preset: Preset) -> dict[str, nn.Module]:
+    """Every component of a preset, with its library's own initialisation."""
+    unet = UNet2DConditionModel(**preset.unet)
+    width = preset.q_former["hidden_size"]
+    adapter_keys = (
+        "block_out_channels",
+        "down_block_types",
+        "layers_per_block",
+        "attention_head_dim",
+        "norm_num_groups",
+    )
+    vae = AutoencoderKL(**preset.vae)
+    return {
+        "image_encoder": CLIPVisionModel(CLIPVisionConfig(**preset.image_encoder)),
+        "structure_extractor": QFormer(queries=preset.queries, text="structure", **preset.q_former),
+        "blur_extractor": QFormer(queries=preset.queries, text="blur", **preset.q_former),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**preset.text_encoder)),
+        "adapter": Adapter(
+            in_channels=2 * unet.config.in_channels,
+            cross_attention_dim=width,
+            **{key: unet.config[key] for key in adapter_keys},
+        ),
+        "unet": unet,
+        "blur_projections": BlurProjections.for_unet(unet, blur_dim=width),
+        "vae": vae,
+        "vae_refiner": VAERefiner(
+            vae.config.block_out_channels, hidden=preset.refiner_channels, norm_num_groups=vae.config.norm_num_groups
+        ),
+    }
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill every parameter: weights with variance 1 / fan-in, gains near one, biases near zero but not at it."""
+
+    def normal(p: Tensor) -> Tensor:
+        return torch.randn(p.shape, generator=generator)
+
+    for name, p in module.named_parameters():
+        if p.ndim >= 2:
+            p.copy_(normal(p) / p[0].numel() ** 0.5)
+        elif name.endswith("weight"):
+            p.copy_(1.0 + 0.1 * normal(p))
+        else:
+            p.copy_(0.05 * normal(p))
+
+
+def write_tokenizers(folder: Path) -> None:
+    """A byte-level CLIP tokenizer without merges, and a BERT tokenizer of letters: any text, no trained vocabulary."""
+    for name in ("tokenizer", "qformer_tokenizer"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    characters = sorted(ByteLevel.alphabet())
+    words = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, *letters, *("##" + c for c in letters), "structure", "blur"]
+    (folder / "qformer_tokenizer" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")

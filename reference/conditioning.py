@@ -1,0 +1,99 @@
+"""Image features: CLIP tokens of the image, and the Q-Formers that extract structure and blur from them."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, InstructBlipQFormerConfig, InstructBlipQFormerModel
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
+    """Rows of the antialiased bicubic filter (a = -0.5) that Pillow and ``F.interpolate(antialias=True)`` apply.
+
+    Returns (size_out, size_in) float32, each row summing to 1. Two matrix products with such matrices resize an image
+    of any size, in operators that every backend has; ``size_in`` may be symbolic, hence the sums on tensors.
+    """
+    positions = torch.arange(size_in, dtype=torch.float32, device=device) + 0.5
+    scale = (positions[-1:] + 0.5) / size_out
+    centres = (torch.arange(size_out, dtype=torch.float32, device=device) + 0.5) * scale
+    x = (positions[None, :] - centres[:, None]).abs() / scale.clamp(min=1.0)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weights = torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def clip_pixels(image: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) float32 in [0, 1] -> (B, 3, size, size), CLIP-normalised. The whole image is kept, not a crop."""
+    height, width = image.shape[-2:]
+    rows = resize_matrix(height, size, image.device)
+    columns = resize_matrix(width, size, image.device)
+    resized = rows @ image @ columns.T
+    mean = torch.tensor(CLIP_MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(CLIP_STD, device=image.device).view(1, 3, 1, 1)
+    return (resized.clamp(0.0, 1.0) - mean) / std
+
+
+class QFormer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+    """Learnable queries that read an image's CLIP tokens under a text ("structure" or "blur"), after BLIP-Diffusion.
+
+    Configured by ``InstructBlipQFormerConfig`` fields and the number of queries.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        queries: int = 16,
+        text: str = "structure",
+        vocab_size: int = 30522,
+        hidden_size: int = 768,
+        intermediate_size: int = 3072,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        cross_attention_frequency: int = 2,
+        encoder_hidden_size: int = 1024,
+    ) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.zeros(1, queries, hidden_size))
+        self.encoder = InstructBlipQFormerModel(
+            InstructBlipQFormerConfig(
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                intermediate_size=intermediate_size,
+                num_hidden_layers=num_hidden_layers,
+                num_attention_heads=num_attention_heads,
+                cross_attention_frequency=cross_attention_frequency,
+                encoder_hidden_size=encoder_hidden_size,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
+
+    def forward(self, tokens: Tensor, text_ids: Tensor) -> Tensor:
+        """CLIP tokens (B, T, encoder_hidden_size), text ids (1, L) int64 -> features (B, queries, hidden_size)."""
+        batch, queries = tokens.shape[0], self.query_tokens.shape[1]
+        out = self.encoder(
+            input_ids=text_ids.expand(batch, -1),
+            query_embeds=self.query_tokens.expand(batch, -1, -1),
+            encoder_hidden_states=tokens,
+        )
+        return out.last_hidden_state[:, :queries]
+
+
+class Extractor(nn.Module):
+    """Image -> features: the image encoder, then a Q-Former with its text (structure extractor Q_s, blur extractor Q_b)."""
+
+    def __init__(self, image_encoder: CLIPVisionModel, q_former: QFormer, text_ids: Tensor) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.q_former = q_former
+        self.register_buffer("text_ids", text_ids, persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] -> (B, queries, hidden_size); f_s or f_b in the paper."""
+        pixels = clip_pixels(image, self.image_encoder.config.image_size).to(self.image_encoder.dtype)
+        tokens = self.image_encoder(pixels).last_hidden_state
+        return self.q_former(tokens, self.text_ids)

@@ -1,0 +1,143 @@
+"""UID-Diff, image to image: the slow, readable path that every backend is compared with."""
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from uid.reference import blur_attention
+from uid.reference.adapter import Adapter
+from uid.reference.conditioning import Extractor, QFormer
+from uid.reference.ddim import ddim_update, guide
+from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner
+
+SHARP_PROMPT = "sharp and clean image"  # deblurring
+BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
+
+
+class DenoisingStep(nn.Module):
+    """x_t -> x_{t-1}: adapter once, U-Net on both guidance branches, guidance and DDIM update in float32.
+
+    The adapter reads f_s and not the text, so its residuals serve both branches. The unconditional branch has the
+    empty prompt; f_b, where given, goes to both, so that guidance acts on the text alone.
+    """
+
+    def __init__(self, adapter: Adapter, unet: UNet2DConditionModel, prediction_type: str) -> None:
+        super().__init__()
+        self.adapter, self.unet, self.prediction_type = adapter, unet, prediction_type
+
+    def forward(
+        self,
+        x_t: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompt: Tensor,
+        timestep: Tensor,
+        alpha_bar: Tensor,
+        alpha_bar_prev: Tensor,
+        guidance_scale: Tensor,
+        f_b: Tensor | None = None,
+    ) -> Tensor:
+        """One step.
+
+        x_t (B, 4, h, w) float32; z_y (B, 4, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
+        empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Returns float32.
+        """
+        dtype, batch = z_y.dtype, x_t.shape[0]
+        x = x_t.to(dtype)
+        down, middle = self.adapter(x, z_y, timestep.expand(batch), f_s)
+        output = self.unet(
+            torch.cat([x, x]),
+            timestep.expand(2 * batch),
+            prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
+            down_block_additional_residuals=tuple(torch.cat([r, r]) for r in down),
+            mid_block_additional_residual=torch.cat([middle, middle]),
+            cross_attention_kwargs=None if f_b is None else {"f_b": torch.cat([f_b, f_b])},
+            return_dict=False,
+        )[0]
+        unconditional, conditional = output.float().chunk(2)
+        guided = guide(unconditional, conditional, guidance_scale)
+        return ddim_update(x_t, guided, alpha_bar, alpha_bar_prev, self.prediction_type)
+
+
+class UIDDiff(nn.Module):
+    """All components of one checkpoint, and the two tasks they serve."""
+
+    def __init__(
+        self,
+        *,
+        image_encoder: CLIPVisionModel,
+        structure_extractor: QFormer,
+        blur_extractor: QFormer,
+        structure_ids: Tensor,
+        blur_ids: Tensor,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        adapter: Adapter,
+        unet: UNet2DConditionModel,
+        blur_projections: blur_attention.BlurProjections,
+        vae: AutoencoderKL,
+        vae_refiner: VAERefiner,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        blur_attention.attach(unet, blur_projections)
+        self.structure = Extractor(image_encoder, structure_extractor, structure_ids)
+        self.blur = Extractor(image_encoder, blur_extractor, blur_ids)
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.blur_projections = blur_projections
+        self.encoder = RefinedEncoder(vae, vae_refiner)
+        self.step = DenoisingStep(adapter, unet, scheduler.config.prediction_type)
+        self.decoder = RefinedDecoder(vae, vae_refiner)
+        self.scheduler = scheduler
+        self.eval().requires_grad_(False)
+
+    @property
+    def latent_factor(self) -> int:
+        """Image pixels per latent pixel, along each side."""
+        return int(2 ** (len(self.encoder.vae.config.block_out_channels) - 1))
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this: the VAE's factor times the U-Net's."""
+        return int(self.latent_factor * 2 ** (len(self.step.unet.config.block_out_channels) - 1))
+
+    def prompts(self, text: str) -> Tensor:
+        """Prompt embeddings (2, L, D): the empty prompt's, then ``text``'s."""
+        ids = self.tokenizer(
+            ["", text],
+            padding="max_length",
+            max_length=self.text_encoder.config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(ids).last_hidden_state
+
+    @torch.inference_mode()
+    def sample(
+        self, image: Tensor, noise: Tensor, prompt: str, steps: int, guidance: float, blur_image: Tensor | None = None
+    ) -> Tensor:
+        """DDIM from ``noise`` (B, 4, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1]."""
+        z_y, skips = self.encoder(image)
+        f_s = self.structure(image)
+        f_b = None if blur_image is None else self.blur(blur_image)
+        prompts = self.prompts(prompt)
+        self.scheduler.set_timesteps(steps)
+        alpha_bars = self.scheduler.alphas_cumprod
+        stride = self.scheduler.config.num_train_timesteps // steps
+        x = noise
+        for t in self.scheduler.timesteps.tolist():
+            previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
+            row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None], torch.tensor([guidance]))
+            x = self.step(x, z_y, f_s, prompts, *row, f_b=f_b)
+        return self.decoder(x.to(z_y.dtype), skips)
+
+    def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:
+        """Sharpen ``image`` (T_1 of the paper). (B, 3, H, W) in [0, 1] -> the same."""
+        return self.sample(image, noise, SHARP_PROMPT, steps, guidance)
+
+    def blur_transfer(
+        self, image: Tensor, blur_image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5
+    ) -> Tensor:
+        """Give sharp ``image`` the blur pattern of ``blur_image`` (appendix C). (B, 3, H, W) in [0, 1] -> the same."""
+        return self.sample(image, noise, BLURRY_PROMPT, steps, guidance, blur_image)

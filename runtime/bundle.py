@@ -1,0 +1,183 @@
+"""Bundles: a folder with a manifest, ONNX components and constants, and nothing that can execute code.
+
+Everything in the manifest is checked before any of it is used: schema, names that stay inside the folder, sha256 of
+every file.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from uid.engines.contract import Array, TensorSpec
+from uid.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+BUILT_IN = Path(__file__).parent / "models"
+STAGES = ("prepare", "step", "finish")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One ONNX graph of a bundle: its stage, and its named tensors with symbolic shapes."""
+
+    name: str
+    file: str
+    stage: str  # "prepare", "step" or "finish"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One task of a bundle: the components it runs, in order, and the constants it feeds."""
+
+    prompt: str
+    components: tuple[str, ...]
+    constants: Mapping[str, str]  # input name -> key in the constants file
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle."""
+
+    folder: Path
+    name: str
+    family: str
+    trained: bool
+    precision: str  # "fp32" or "fp16"
+    size_multiple: int  # image height and width are padded to multiples of this
+    tile: int  # an image of more than tile * tile pixels is run in tiles of this side
+    steps: int  # default number of denoising steps
+    guidance: float  # default guidance scale
+    schedule: Mapping[str, Any]
+    components: Mapping[str, Component]
+    modes: Mapping[str, Mode]
+    constants: Mapping[str, Array]
+
+
+def built_in(name: str = "edge") -> Path:
+    """Folder of a bundle that the package carries."""
+    return BUILT_IN / name
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and verify the bundle in ``folder``.
+
+    Raises ``BundleError`` when the manifest is missing, malformed or of a newer schema, when a path in it leaves the
+    folder, or when a file is missing or its sha256 differs.
+    """
+    manifest = read_manifest(folder)
+    try:
+        verify_files(folder, manifest["files"])
+        components = {name: component(name, entry, manifest) for name, entry in manifest["components"].items()}
+        modes = {name: mode(entry) for name, entry in manifest["modes"].items()}
+        for task in modes.values():
+            for unknown in set(task.components) - set(components):
+                raise BundleError(f"{folder / MANIFEST} names component {unknown!r} in a mode but does not declare it")
+        return Bundle(
+            folder=folder,
+            name=str(manifest["name"]),
+            family=str(manifest["family"]),
+            trained=bool(manifest["trained"]),
+            precision=str(manifest["precision"]),
+            size_multiple=int(manifest["size_multiple"]),
+            tile=int(manifest["tile"]),
+            steps=int(manifest["steps"]),
+            guidance=float(manifest["guidance"]),
+            schedule=manifest["schedule"],
+            components=components,
+            modes=modes,
+            constants=read_constants(folder / listed(manifest["constants"], manifest)),
+        )
+    except KeyError as error:
+        raise BundleError(f"{folder / MANIFEST} lacks {error}; export the bundle again") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is malformed: {error}; export the bundle again") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's JSON object, of a schema this version reads."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST} ({error.strerror})") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}; export the bundle again") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{path} states no schema version; expected {SCHEMA}; export the bundle again")
+    if schema > SCHEMA:
+        raise BundleError(f"{path} has schema {schema}, this uid-runtime reads up to {SCHEMA}: upgrade uid-runtime")
+    return manifest
+
+
+def verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Check that every listed file lies in the folder and has its sha256."""
+    for name, expected in files.items():
+        path = inside(folder, name)
+        if not path.is_file():
+            raise BundleError(f"the bundle lacks {name}: expected at {path}; copy or export it again")
+        if sha256(path) != expected:
+            raise BundleError(f"{path} was altered or damaged: its sha256 is not the manifest's; copy or export it again")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a listed file; refuses absolute names, "..", and links that lead out of the folder."""
+    pure = PurePosixPath(name)
+    path = folder / pure
+    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"the manifest lists {name!r}, which leaves the bundle's folder; do not use this bundle")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's contents."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def listed(name: str, manifest: Mapping[str, Any]) -> str:
+    """``name`` if its hash is in the manifest: a file that was not verified is not opened."""
+    if name not in manifest["files"]:
+        raise BundleError(f"the manifest uses {name!r} but lists no sha256 for it; export the bundle again")
+    return name
+
+
+def component(name: str, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> Component:
+    """One component's declaration."""
+    if entry["stage"] not in STAGES:
+        raise BundleError(f"component {name!r} has stage {entry['stage']!r}; expected one of {', '.join(STAGES)}")
+    inputs, outputs = tuple(specs(entry["inputs"])), tuple(specs(entry["outputs"]))
+    return Component(name, listed(entry["file"], manifest), entry["stage"], inputs, outputs)
+
+
+def specs(entries: list[dict[str, Any]]) -> Iterator[TensorSpec]:
+    """Tensor declarations."""
+    for entry in entries:
+        shape = tuple(size if isinstance(size, int) else str(size) for size in entry["shape"])
+        yield TensorSpec(entry["name"], np.dtype(entry["dtype"]), shape)
+
+
+def mode(entry: Mapping[str, Any]) -> Mode:
+    """One task's declaration."""
+    return Mode(entry["prompt"], tuple(entry["components"]), dict(entry["constants"]))
+
+
+def read_constants(path: Path) -> dict[str, Array]:
+    """The constant inputs, by key."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"cannot read {path}: {error}; export the bundle again") from error

@@ -1,0 +1,27 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from uid.errors import OutputError
+
+
+@contextlib.contextmanager
+def written_whole(destination: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``destination``; rename it there when the block ends, remove it when it raises.
+
+    The temporary name keeps the destination's suffix, since writers choose their format by it. Parent folders are
+    made. Raises ``OutputError`` when the folder cannot be written or the disk is full.
+    """
+    temporary = destination.with_name(f".{destination.stem}.{secrets.token_hex(4)}{destination.suffix}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, destination)
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

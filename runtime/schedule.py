@@ -1,0 +1,62 @@
+"""DDIM schedules as plain functions of the manifest's numbers; checked against diffusers' ``DDIMScheduler``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from uid.errors import BundleError, InputError
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """What one denoising step is told: its timestep, and alpha_bar at this timestep and at the next one."""
+
+    timestep: float
+    alpha_bar: float
+    alpha_bar_prev: float
+
+
+def alpha_bars(schedule: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """Cumulative products of 1 - beta_t, (num_train_timesteps,), in float32 as the network was trained with."""
+    start, end, count = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
+    if schedule["beta_schedule"] == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
+    elif schedule["beta_schedule"] == "linear":
+        betas = np.linspace(start, end, count, dtype=np.float32)
+    else:
+        raise BundleError(f"beta_schedule is {schedule['beta_schedule']!r}; expected 'scaled_linear' or 'linear'")
+    return np.cumprod(1.0 - betas, dtype=np.float32)
+
+
+def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
+    """The ``steps`` timesteps visited, descending, by the schedule's ``timestep_spacing``."""
+    count, spacing = schedule["num_train_timesteps"], schedule["timestep_spacing"]
+    if not 1 <= steps <= count:
+        raise InputError(f"got {steps} steps; expected 1 to {count}")
+    if spacing == "leading":
+        return np.arange(steps)[::-1] * (count // steps) + int(schedule["steps_offset"])
+    if spacing == "linspace":
+        return np.linspace(0, count - 1, steps).round()[::-1].astype(np.int64)
+    if spacing == "trailing":
+        return np.round(np.arange(count, 0, -count / steps)).astype(np.int64) - 1
+    raise BundleError(f"timestep_spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+
+
+def ddim(schedule: Mapping[str, Any], steps: int) -> list[StepRow]:
+    """The rows of a deterministic DDIM run (eta = 0), first step first.
+
+    ``schedule`` holds diffusers' names: num_train_timesteps, beta_start, beta_end, beta_schedule, timestep_spacing,
+    steps_offset, set_alpha_to_one. Raises ``InputError`` for an impossible number of steps.
+    """
+    bars = alpha_bars(schedule)
+    final = 1.0 if schedule["set_alpha_to_one"] else float(bars[0])
+    stride = len(bars) // steps if steps else 0
+    return [
+        StepRow(float(t), float(bars[t]), float(bars[t - stride]) if t >= stride else final)
+        for t in timesteps(schedule, steps).tolist()
+    ]

@@ -1,0 +1,33 @@
+"""Errors that a user can mend. Each message says what was got, what was expected and how to mend it."""
+
+
+class UIDError(Exception):
+    """Base of every error this project raises on purpose; command lines print its text without a traceback."""
+
+
+class InputError(UIDError):
+    """An image, video, array or option that cannot be processed as given."""
+
+
+class OutputError(UIDError):
+    """A result that cannot be written where it was asked for."""
+
+
+class BundleError(UIDError):
+    """A bundle that is missing, incomplete, altered, or from a newer schema."""
+
+
+class BackendError(UIDError):
+    """A backend that is unknown, not installed, or cannot run here."""
+
+
+class ModelError(UIDError):
+    """A model that produced NaN or infinity, or whose graphs do not fit its manifest."""
+
+
+class ParityError(UIDError):
+    """An exported component whose names, shapes or values differ from PyTorch."""
+
+
+class CheckpointError(UIDError):
+    """A checkpoint folder that cannot be loaded as documented."""
