@@ -79,7 +79,10 @@ def probe(name: str) -> BackendStatus:
     try:
         backend = create(name)
         engine = backend.load(PROBE)
-        buffers = {spec.name: backend.allocate((1,), spec.dtype) for spec in (*engine.inputs.values(), *engine.outputs.values())}
+        buffers = {
+            spec.name: backend.allocate((1,), spec.dtype)
+            for spec in (*engine.inputs.values(), *engine.outputs.values())
+        }
         engine.bind(buffers)()
     except (BackendError, BundleError) as error:
         return BackendStatus(name, False, str(error))

@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class TensorSpec:
     """Name, dtype and shape of an engine's input or output; a dimension is a size or a symbol such as "height/8"."""
 
     name: str
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
 
 
@@ -28,7 +29,7 @@ class Buffer(ABC):
     """Memory of fixed shape and dtype where a backend computes."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
 
     @abstractmethod
     def write(self, array: Array) -> None:
@@ -56,7 +57,7 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Buffer:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
         """A new buffer."""
 
     @abstractmethod

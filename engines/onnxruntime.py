@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +22,7 @@ DTYPES = {
 class OrtBuffer(Buffer):
     """An ``OrtValue`` on the CPU or on the GPU."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[np.generic], device: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> None:
         self.shape, self.dtype = shape, dtype
         self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, device, 0)
 
@@ -71,7 +72,7 @@ class OrtBackend(Backend):
         if threads is not None:
             self.options.intra_op_num_threads = threads
 
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> OrtBuffer:
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> OrtBuffer:
         """A new buffer on the backend's device."""
         return OrtBuffer(shape, dtype, self.device)
 

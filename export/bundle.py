@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from uid import __version__
 from uid.engines import TensorSpec, create
@@ -100,7 +100,7 @@ def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], r
         model.half()
     components = declare(model, precision)
     dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
-    save_file({name: tensor.to(dtype).contiguous() for name, tensor in constants.items()}, folder / CONSTANTS)
+    (folder / CONSTANTS).write_bytes(save({name: tensor.to(dtype).contiguous() for name, tensor in constants.items()}))
     write_graphs(components, folder, model.size_multiple, report)
     manifest = {
         "schema": SCHEMA,

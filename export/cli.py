@@ -14,7 +14,7 @@ from uid.errors import UIDError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
-    """Export UID-Diff checkpoints to bundles that uid-run runs without torch.
+    r"""Export UID-Diff checkpoints to bundles that uid-run runs without torch.
 
     \b
     uid-export random edge checkpoint/           a seeded random checkpoint

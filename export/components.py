@@ -44,7 +44,7 @@ class Encode(nn.Module):
         self.encoder = model.encoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image -> z_y, skip_0, ..."""
+        """Image -> z_y, skip_0, ..."""
         z, skips = self.encoder(image.to(self.encoder.vae.dtype))
         return z, *skips
 
@@ -83,7 +83,7 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
     f_s = tensor("f_s", 1, queries.queries, queries.hidden_size)
     f_b = tensor("f_b", 1, queries.queries, queries.hidden_size)
     z_y = tensor("z_y", *latent_shape)
-    width = model.encoder.refiners[0].conv_in.out_channels
+    width = model.refiner_channels
     skips = [
         tensor(f"skip_{i}", 1, width, divided("height", 2**i), divided("width", 2**i))
         for i in range(len(vae.block_out_channels))
@@ -109,7 +109,7 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
 
 
 def divided(symbol: str, divisor: int) -> str:
-    """ "height" over 8 is "height/8", over 1 "height"."""
+    """The symbol of a size over a divisor: "height/8", or plain "height" over 1."""
     return symbol if divisor == 1 else f"{symbol}/{divisor}"
 
 

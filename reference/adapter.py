@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_d
 from torch import Tensor, nn
 
 
-class Adapter(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class Adapter(ModelMixin, ConfigMixin):
     """A ControlNet whose cross-attention reads f_s and whose input is x_t and the blurry latent z_y side by side.
 
     The down-sampling half and the middle of a U-Net, each output led out through a 1 x 1 convolution. Parameter names
@@ -57,9 +57,7 @@ class Adapter(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixi
             )
             for i in range(levels)
         )
-        self.mid_block = UNetMidBlock2DCrossAttn(
-            in_channels=channels[-1], num_attention_heads=heads[-1], **shared
-        )
+        self.mid_block = UNetMidBlock2DCrossAttn(in_channels=channels[-1], num_attention_heads=heads[-1], **shared)
         led_out = [channels[0]]
         for i in range(levels):
             led_out += [channels[i]] * (layers_per_block + (i < levels - 1))

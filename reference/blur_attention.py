@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 
-class BlurProjections(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class BlurProjections(ModelMixin, ConfigMixin):
     """W'_k and W'_v for every text cross-attention of a U-Net, in the order the U-Net declares them."""
 
     @register_to_config
@@ -56,9 +56,7 @@ class BlurAttentionProcessor:
         query = split_heads(attn.to_q(hidden_states), attn.heads)
 
         def attend(key: Tensor, value: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(
-                query, split_heads(key, attn.heads), split_heads(value, attn.heads)
-            )
+            return F.scaled_dot_product_attention(query, split_heads(key, attn.heads), split_heads(value, attn.heads))
 
         z = attend(attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
         if f_b is not None:

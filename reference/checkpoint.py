@@ -151,7 +151,7 @@ def write_index(folder: Path, name: str, preset: Preset, *, trained: bool) -> No
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def build(preset: Preset) -> dict[str, nn.Module]:
+def build(preset: Preset) -> dict[str, Any]:
     """Every component of a preset, with its library's own initialisation."""
     unet = UNet2DConditionModel(**preset.unet)
     width = preset.q_former["hidden_size"]

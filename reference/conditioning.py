@@ -37,7 +37,7 @@ def clip_pixels(image: Tensor, size: int) -> Tensor:
     return (resized.clamp(0.0, 1.0) - mean) / std
 
 
-class QFormer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class QFormer(ModelMixin, ConfigMixin):
     """Learnable queries that read an image's CLIP tokens under a text ("structure" or "blur"), after BLIP-Diffusion.
 
     Configured by ``InstructBlipQFormerConfig`` fields and the number of queries.
@@ -84,7 +84,7 @@ class QFormer(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixi
 
 
 class Extractor(nn.Module):
-    """Image -> features: the image encoder, then a Q-Former with its text (structure extractor Q_s, blur extractor Q_b)."""
+    """Image -> features: the image encoder, then a Q-Former (structure extractor Q_s or blur extractor Q_b)."""
 
     def __init__(self, image_encoder: CLIPVisionModel, q_former: QFormer, text_ids: Tensor) -> None:
         super().__init__()

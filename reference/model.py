@@ -90,6 +90,7 @@ class UIDDiff(nn.Module):
         self.step = DenoisingStep(adapter, unet, scheduler.config.prediction_type)
         self.decoder = RefinedDecoder(vae, vae_refiner)
         self.scheduler = scheduler
+        self.refiner_config = vae_refiner.config
         self.eval().requires_grad_(False)
 
     @property
@@ -101,6 +102,11 @@ class UIDDiff(nn.Module):
     def size_multiple(self) -> int:
         """Image height and width must be multiples of this: the VAE's factor times the U-Net's."""
         return int(self.latent_factor * 2 ** (len(self.step.unet.config.block_out_channels) - 1))
+
+    @property
+    def refiner_channels(self) -> int:
+        """Width of every skip of the refined VAE."""
+        return int(self.refiner_config.hidden)
 
     def prompts(self, text: str) -> Tensor:
         """Prompt embeddings (2, L, D): the empty prompt's, then ``text``'s."""

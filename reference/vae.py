@@ -28,7 +28,7 @@ class Refiner(nn.Module):
         return h + self.conv_out(u), u
 
 
-class VAERefiner(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' mixins are untyped
+class VAERefiner(ModelMixin, ConfigMixin):
     """The refiners of all levels; ``encoder[i]`` and ``decoder[i]`` are mirrors, i = 0 at full resolution."""
 
     @register_to_config
@@ -69,7 +69,7 @@ class RefinedDecoder(nn.Module):
         self.vae, self.refiners = vae, refiner.decoder
 
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
-        """z (B, 4, H/f, W/f), the encoder's skips -> (B, 3, H, W), clamped to [0, 1]."""
+        """Z (B, 4, H/f, W/f), the encoder's skips -> (B, 3, H, W), clamped to [0, 1]."""
         decoder = self.vae.decoder
         x = z / self.vae.config.scaling_factor
         x = self.vae.post_quant_conv(x) if self.vae.post_quant_conv is not None else x

@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest's JSON object, of a schema this version reads."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST} ({error.strerror})") from error
     except ValueError as error:
@@ -127,7 +127,9 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
         if not path.is_file():
             raise BundleError(f"the bundle lacks {name}: expected at {path}; copy or export it again")
         if sha256(path) != expected:
-            raise BundleError(f"{path} was altered or damaged: its sha256 is not the manifest's; copy or export it again")
+            raise BundleError(
+                f"{path} was altered or damaged: its sha256 is not the manifest's; copy or export it again"
+            )
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +19,9 @@ def written_whole(destination: Path) -> Iterator[Path]:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, destination)
+        temporary.replace(destination)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing to remove, or a parent that is no folder
+            temporary.unlink()

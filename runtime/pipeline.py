@@ -1,8 +1,8 @@
 """Load a bundle, call it on an image array, get a sharp one.
 
-    pipeline = load()
-    result = pipeline(image)                       # (H, W, 3) RGB uint8, uint16 or float
-    result.image                                   # the same shape and dtype
+pipeline = load()
+result = pipeline(image)                       # (H, W, 3) RGB uint8, uint16 or float
+result.image                                   # the same shape and dtype
 """
 
 import math
@@ -105,7 +105,9 @@ class Pipeline:
     def _check(self, options: Options, blur_image: Array | None) -> None:
         """Refuse contradictory options before any work."""
         if options.mode not in self.bundle.modes:
-            raise InputError(f"bundle {self.bundle.name!r} has no mode {options.mode!r}; it has {sorted(self.bundle.modes)}")
+            raise InputError(
+                f"bundle {self.bundle.name!r} has no mode {options.mode!r}; it has {sorted(self.bundle.modes)}"
+            )
         transfers = self._reads(options.mode, "blur_image")
         if transfers and blur_image is None:
             raise InputError(f"mode {options.mode!r} needs the image whose blur is taken (blur_image, --blur-from)")
@@ -181,8 +183,8 @@ class _Run:
         factor = padded.shape[0] // noise.shape[2]
 
         def run_tile(row: slice, column: slice) -> Pixels:
-            latent = (slice(s.start // factor, s.stop // factor) for s in (row, column))
-            return self.tile(padded[row, column], noise[(..., *latent)])
+            top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
+            return self.tile(padded[row, column], noise[:, :, top, left])
 
         output = np.empty_like(pixels)
         top = 0
@@ -218,7 +220,8 @@ class _Run:
         output, seconds = plan.run(images, noise, self.rows, self.guidance, self.count_step)
         for stage, value in seconds.items():
             self.seconds[stage] += value
-        return output[0].transpose(1, 2, 0).astype(np.float32)
+        tile: Pixels = output[0].transpose(1, 2, 0)
+        return tile
 
     def count_step(self) -> None:
         """Tell the caller that a step is done."""
@@ -234,7 +237,7 @@ def to_float(image: Array, name: str) -> Pixels:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
         raise InputError(f"{name} has shape {image.shape}; expected (H, W, 3) RGB or (H, W) grey")
     if image.dtype in (np.uint8, np.uint16):
-        pixels = image.astype(np.float32) / np.iinfo(image.dtype).max
+        pixels = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
     elif np.issubdtype(image.dtype, np.floating):
         pixels = image.astype(np.float32)
         if not (pixels.min() >= 0.0 and pixels.max() <= 1.0):

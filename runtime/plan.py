@@ -117,16 +117,12 @@ class Plan:
     def loop(self, noise: Array, rows: Sequence[StepRow], guidance: float, on_step: Callable[[], None]) -> None:
         """All denoising steps; the result lies in ``states[len(rows) % 2]``."""
         self.states[0].write(noise)
-        self.write_number("guidance_scale", guidance)
         for i, row in enumerate(rows):
-            for name, value in asdict(row).items():
-                self.write_number(name, value)
+            for name, value in {**asdict(row), "guidance_scale": guidance}.items():
+                if name in self.buffers:
+                    self.buffers[name].write(np.array([value], dtype=np.float32))
             self.launch("step", i % 2)
             on_step()
-
-    def write_number(self, name: str, value: float) -> None:
-        """Tell the steps a number."""
-        self.buffers[name].write(np.array([value], dtype=np.float32))
 
     def find_non_finite(self, noise: Array, rows: Sequence[StepRow], guidance: float) -> str:
         """Run again, looking at every step, and say where NaN or infinity first appears.
@@ -137,19 +133,13 @@ class Plan:
         for name in self.prepared:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
-        done = 0
-
-        def look() -> None:
-            nonlocal done
-            done += 1
-            if not np.isfinite(self.states[done % 2].read()).all():
-                raise StopIteration
-
-        try:
-            self.loop(noise, rows, guidance, look)
-        except StopIteration:
-            row = rows[done - 1]
-            return f"the model wrote NaN or infinity in step {done} of {len(rows)} (timestep {row.timestep:g}); {advice}"
+        for count in range(1, len(rows) + 1):
+            self.loop(noise, rows[:count], guidance, lambda: None)
+            if not np.isfinite(self.states[count % 2].read()).all():
+                timestep = rows[count - 1].timestep
+                return (
+                    f"the model wrote NaN or infinity in step {count} of {len(rows)} (timestep {timestep:g}); {advice}"
+                )
         return f"the model wrote NaN or infinity once and not when run again; {advice}"
 
 
@@ -176,5 +166,5 @@ def check_declaration(part: Component, engine: Engine) -> None:
 
 
 def signature(spec: TensorSpec) -> str:
-    """dtype and rank, as text for comparison and messages."""
+    """Dtype and rank, as text for comparison and messages."""
     return f"{spec.dtype}[{len(spec.shape)} dimensions]"

@@ -35,11 +35,11 @@ def alpha_bars(schedule: Mapping[str, Any]) -> npt.NDArray[np.float32]:
 
 def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     """The ``steps`` timesteps visited, descending, by the schedule's ``timestep_spacing``."""
-    count, spacing = schedule["num_train_timesteps"], schedule["timestep_spacing"]
+    count, spacing = int(schedule["num_train_timesteps"]), schedule["timestep_spacing"]
     if not 1 <= steps <= count:
         raise InputError(f"got {steps} steps; expected 1 to {count}")
     if spacing == "leading":
-        return np.arange(steps)[::-1] * (count // steps) + int(schedule["steps_offset"])
+        return np.arange((steps - 1) * (count // steps), -1, -(count // steps)) + int(schedule["steps_offset"])
     if spacing == "linspace":
         return np.linspace(0, count - 1, steps).round()[::-1].astype(np.int64)
     if spacing == "trailing":

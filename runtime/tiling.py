@@ -1,5 +1,6 @@
 """Large images in overlapping tiles, blended linearly where they overlap, row of tiles by row of tiles."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -41,7 +42,7 @@ def rows_of_tiles(run_tile: RunTile, rows: list[slice], columns: list[slice]) ->
     pending: Image | None = None  # the lower part of the row above, still to be faded into the next
     for i, row in enumerate(rows):
         band = run_tile(row, columns[0])
-        for before, column in zip(columns, columns[1:], strict=False):
+        for before, column in itertools.pairwise(columns):
             band = blend(band, run_tile(row, column), before.stop - column.start, axis=1)
         if pending is not None:
             band = blend(pending, band, pending.shape[0], axis=0)

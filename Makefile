@@ -1,0 +1,33 @@
+# make demo   install the lean runtime into .venv and deblur the example photo
+# make test   install everything into .venv, lint, check types and run the tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/lean
+	$(BIN)/uid-run examples/astronaut_blurred.jpg -o out/astronaut_compare.png --compare --overwrite
+	@echo "look at out/astronaut_compare.png: blurred on the left, the result on the right"
+
+test: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "install the venv module first: apt install python3-venv"; exit 1; }
+
+.venv/lean: .venv/bin/pip pyproject.toml
+	$(BIN)/pip install --quiet .
+	@touch $@
+
+.venv/dev: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ .venv/lean
+
+clean:
+	rm -rf .venv out build *.egg-info src/*.egg-info

@@ -1,0 +1,169 @@
+"""The command line ``uid-run``: sharpen pictures and videos, or say what works here."""
+
+import importlib
+import platform
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+from uid import __version__
+from uid.errors import UIDError
+from uid.runtime.batch import Batch, Settings
+from uid.runtime.images import FORMATS, MAX_PIXELS
+from uid.runtime.jobs import Job, plan
+from uid.runtime.progress import reporter
+
+CANNOT_RUN = 2  # as click does for wrong usage
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+EXAMPLES = """\b
+Examples:
+  uid-run blurred.jpg -o sharp.png
+  uid-run photos/ -o sharp/ --skip-existing --keep-going
+  uid-run 'shoot/*.tif' -o sharp/ --suffix _sharp --format png
+  uid-run clip.mp4 -o sharp.mp4
+  uid-run clip.mp4 -o frames/
+  uid-run frames/ -o sharp.mp4 --frame-rate 30000/1001
+  uid-run - -o - <blurred.png >sharp.png
+  uid-run sharp.png -o blurred.png --mode blur-transfer --blur-from shaken.jpg
+"""  # \b: click keeps the lines as they are
+
+
+def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
+    """An exact, positive number of frames per second."""
+    try:
+        rate = None if value is None else Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate is not None and rate <= 0:
+        raise click.BadParameter(f"{value!r} is no frame rate; expected frames per second such as 25 or 30000/1001")
+    return rate
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", required=True, metavar="OUT", help="File, folder, or - for standard output.")
+@click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
+@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
+@click.option("--mode", type=click.Choice(["deblur", "blur-transfer"]), default="deblur", show_default=True)
+@click.option(
+    "--blur-from",
+    type=click.Path(path_type=Path),
+    metavar="IMAGE",
+    help="The picture whose blur is taken; with --mode blur-transfer.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
+@click.option("--tile", type=click.IntRange(min=1), metavar="PIXELS", help="Side of a tile. Default: the bundle's.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
+@click.option("--suffix", default="", metavar="TEXT", help="Add TEXT to the name of each output in a folder.")
+@click.option("--format", type=click.Choice(list(FORMATS)), help="Of written pictures. Default: as the input.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--skip-existing", is_flag=True, help="Leave outputs that exist, and go on.")
+@click.option("--recursive/--no-recursive", default=True, help="Look into subfolders. Default: yes.")
+@click.option("--frame-rate", callback=_frame_rate, metavar="RATE", help="Of a video made from a folder of frames.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="Refuse larger pictures, before they are decoded.",
+)
+@click.option("--compare", is_flag=True, help="Pictures only: write the input to the left of the output.")
+@click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
+@click.option("--json", is_flag=True, help="One JSON object per file on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+@click.version_option(__version__, prog_name="uid-run")
+@click.pass_context
+def run(ctx: click.Context, /, **values: Any) -> None:
+    """Sharpen blurred pictures and videos.
+
+    INPUT is a file, several files, a glob, a folder, or - for one picture from standard input. Pictures are PNG, JPEG,
+    WebP, TIFF or BMP. OUT is a file when one file goes in and OUT has a picture's or video's suffix, else a folder.
+
+    `uid-run doctor` tells which backends work here, and what to install for the others.
+
+    Exit status: 0 all done, 1 a file failed, 2 wrong usage or nothing can run, 130 interrupted.
+    """
+    try:
+        settings = Settings(**values)
+        jobs = plan(settings.inputs, settings.output, settings.naming, keep=settings.other_inputs)
+        _refuse_idle_options(settings, jobs)
+        ctx.exit(_done(settings, jobs))
+    except UIDError as error:
+        raise click.UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted: what was written is whole, no partial file is left", err=True)
+        ctx.exit(INTERRUPTED)
+
+
+def _refuse_idle_options(settings: Settings, jobs: Sequence[Job]) -> None:
+    """Options that the inputs leave nothing to do for."""
+    if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in jobs):
+        raise click.UsageError("--frame-rate is for a folder of frames that becomes a video; leave it out here")
+    if settings.compare and (video := next((job for job in jobs if job.video), None)):
+        raise click.UsageError(f"--compare is for pictures, but {video.input_name} becomes a video; leave it out")
+    if settings.output == "-" and sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
+
+
+def _done(settings: Settings, jobs: Sequence[Job]) -> int:
+    """The exit status after doing ``jobs``."""
+    # JSON lines and bars on one terminal would garble each other.
+    bars = sys.stderr.isatty() and not (settings.json and sys.stdout.isatty())
+    shown = reporter(len(jobs), quiet=settings.quiet, bars=bars)
+    batch = Batch(settings, shown)
+    try:
+        with shown:
+            batch.run(jobs)
+    except UIDError as error:  # nothing is wrong with the usage's form, so its summary would only distract
+        click.echo(f"error: {error}", err=True)
+        return CANNOT_RUN
+    if not batch.failures:
+        return 0
+    if settings.keep_going:
+        click.echo("\n  ".join([f"{len(batch.failures)} of {len(jobs)} files failed:", *batch.failures]), err=True)
+    elif (left := len(jobs) - batch.done - 1) > 0:
+        click.echo(f"stopped with {left} files left to do; --keep-going does them in spite of an error", err=True)
+    return 1
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def doctor() -> None:
+    """Tell which backends work here and, for each that does not, what to install."""
+    # The engines' libraries take seconds to import, which `uid-run --help` should not.
+    from uid import engines
+    from uid.runtime.bundle import built_in, read_bundle
+
+    click.echo(f"uid-runtime {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for backend in engines.report():
+        _tell(f"backend {backend.name}", backend.available, backend.detail)
+    try:
+        video = importlib.import_module("av")
+        _tell("video", True, f"PyAV {video.__version__}")
+    except ImportError as error:
+        _tell("video", False, f"{error}; pip install 'uid-runtime[video]'")
+    try:
+        bundle = read_bundle(built_in())
+        _tell("built-in bundle", True, f"{bundle.name}, {'trained' if bundle.trained else 'random weights'}")
+    except UIDError as error:
+        _tell("built-in bundle", False, str(error))
+
+
+def _tell(what: str, works: bool, detail: str) -> None:
+    click.echo(f"{'works  ' if works else 'missing'}  {what}: {detail}")
+
+
+def main() -> None:
+    """``uid-run doctor``, or else ``uid-run INPUT...``; a file of that name is given as ``./doctor``."""
+    if sys.argv[1:2] == ["doctor"]:
+        doctor.main(sys.argv[2:], prog_name="uid-run doctor")
+    run.main(sys.argv[1:], prog_name="uid-run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The reference's own parts against the libraries they stand in for."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from uid.errors import CheckpointError
+from uid.reference import checkpoint
+from uid.reference.conditioning import resize_matrix
+from uid.reference.ddim import ddim_update
+from uid.reference.model import UIDDiff
+from uid.reference.presets import EDGE, PRESETS, SCHEDULER
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (17, 300), (1, 1), (500, 33)])
+def test_resizing_is_antialiased_bicubic(height: int, width: int) -> None:
+    image = torch.rand(1, 3, height, width)
+    rows, columns = (resize_matrix(n, 32, image.device) for n in (height, width))
+    expected = F.interpolate(image, (32, 32), mode="bicubic", antialias=True)
+    torch.testing.assert_close(rows @ image @ columns.T, expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_ddim_update_is_that_of_diffusers(prediction_type: str) -> None:
+    scheduler = DDIMScheduler(**SCHEDULER | {"prediction_type": prediction_type})
+    scheduler.set_timesteps(30)
+    x_t, output = torch.randn(2, 1, 4, 8, 8)
+    for t in (scheduler.timesteps[0], scheduler.timesteps[17]):
+        expected = scheduler.step(output, t, x_t).prev_sample
+        bars = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[t - 33]
+        torch.testing.assert_close(ddim_update(x_t, output, *bars, prediction_type), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_without_blur_features_the_unet_is_stable_diffusions(tiny_checkpoint: Path, tiny_model: UIDDiff) -> None:
+    plain = UNet2DConditionModel.from_pretrained(tiny_checkpoint / "unet")
+    x, text, f_b = torch.randn(1, 4, 8, 8), torch.randn(1, 24, 32), torch.randn(1, 16, 32)
+    with torch.inference_mode():
+        expected = plain(x, 500, text).sample
+        without = tiny_model.step.unet(x, 500, text).sample
+        given = tiny_model.step.unet(x, 500, text, cross_attention_kwargs={"f_b": f_b}).sample
+    torch.testing.assert_close(without, expected, atol=1e-5, rtol=1e-5)
+    assert (given - expected).abs().max() > 1e-2
+
+
+def test_every_input_matters(tiny_model: UIDDiff) -> None:
+    image, other, noise = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
+    sharp = tiny_model.deblur(image, noise, steps=2)
+    assert sharp.shape == image.shape
+    assert (tiny_model.deblur(other, noise, steps=2) - sharp).abs().max() > 0.1
+    assert (tiny_model.deblur(image, noise, steps=2, guidance=1.0) - sharp).abs().max() > 1e-3
+    transfer = tiny_model.blur_transfer(image, other, noise, steps=2)
+    assert (tiny_model.blur_transfer(image, image, noise, steps=2) - transfer).abs().max() > 1e-3
+
+
+def test_adapter_reads_structure_and_blurry_latent(tiny_model: UIDDiff) -> None:
+    adapter, t = tiny_model.step.adapter, torch.tensor([500.0])
+    x, z_y, f_s = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.randn(1, 16, 32)
+    with torch.inference_mode():
+        base = adapter(x, z_y, t, f_s)[1]
+        assert (adapter(x, z_y, t, f_s + 1.0)[1] - base).abs().max() > 1e-3
+        assert (adapter(x, z_y + 1.0, t, f_s)[1] - base).abs().max() > 1e-3
+
+
+def test_skips_reach_the_decoder(tiny_model: UIDDiff) -> None:
+    with torch.inference_mode():
+        z, skips = tiny_model.encoder(torch.rand(1, 3, 16, 16))
+        whole = tiny_model.decoder(z, skips)
+        for i in range(len(skips)):
+            without = [torch.zeros_like(s) if i == j else s for j, s in enumerate(skips)]
+            assert (tiny_model.decoder(z, without) - whole).abs().max() > 1e-3, f"skip {i} changes nothing"
+
+
+def test_random_weights_are_seeded_and_none_is_left_at_its_initial_value(tmp_path: Path, tiny_model: UIDDiff) -> None:
+    for name, parameter in tiny_model.named_parameters():
+        assert (parameter != 0).any(), f"{name} is all zero"
+        assert (parameter != 1).any(), f"{name} is all one"
+    checkpoint.write_random(tmp_path / "again", "tiny", seed=0)
+    again = checkpoint.load(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in tiny_model.state_dict().items())
+
+
+def test_activations_stay_finite_in_float16(tiny_model: UIDDiff) -> None:
+    latents = []
+    handle = tiny_model.step.register_forward_hook(lambda _m, _i, out: latents.append(out))
+    tiny_model.deblur(torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8))
+    handle.remove()
+    assert len(latents) == 30
+    assert max(float(x.abs().max()) for x in latents) < 1000.0
+
+
+def test_presets_build_at_their_declared_sizes() -> None:
+    edge = checkpoint.build(EDGE)
+    assert sum(p.numel() for module in edge.values() for p in module.parameters()) <= 15_000_000
+    with torch.device("meta"):
+        sd15 = checkpoint.build(PRESETS["sd15"])
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in sd15.items()}
+    assert counts["unet"] == 859_520_964  # Stable Diffusion 1.5's own
+    assert counts["vae"] == 83_653_863
+    assert counts["text_encoder"] == 123_060_480
+    assert counts["image_encoder"] == 303_179_776  # CLIP ViT-L/14
+
+
+def test_a_pickled_checkpoint_is_refused_unless_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    vae = checkpoint.load_module(folder / "vae", checkpoint.MODULES["vae"], allow_pickle=False)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(vae.state_dict(), folder / "vae" / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"vae has only pickled weights.*--allow-pickle"):
+        checkpoint.load(folder)
+    loaded = checkpoint.load(folder, allow_pickle=True)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.encoder.vae.parameters(), vae.parameters(), strict=True))
+
+
+def test_broken_checkpoints_say_what_is_wrong(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        checkpoint.load(tmp_path)
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    weights = folder / "adapter" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="adapter"):
+        checkpoint.load(folder)
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter|unet/config.json"):
+        checkpoint.load(folder)
+
+
+def copy_of(folder: Path, into: Path) -> Path:
+    return Path(shutil.copytree(folder, into / "copy"))

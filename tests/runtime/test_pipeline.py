@@ -1,0 +1,136 @@
+"""The pipeline on a toy family whose result is known, and on the tiny UID-Diff bundle against PyTorch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from uid.engines import Array
+from uid.errors import InputError, ModelError
+from uid.reference.model import UIDDiff
+from uid.runtime.pipeline import Options, load, pad
+
+MakeToy = Callable[..., Path]
+
+
+def toy_reference(image: Array, steps: int, seed: int = 0) -> Array:
+    """What the toy computes, in plain numpy: 4 x 4 means, approached by half from the seed's noise each step."""
+    padded = pad(image, 4)
+    height, width = padded.shape[:2]
+    z = padded.reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)[None]
+    latent = np.random.Generator(np.random.PCG64(seed)).standard_normal(z.shape, dtype=np.float32)
+    for _ in range(steps):
+        latent = (latent + z) / 2
+    large = latent[0].transpose(1, 2, 0).repeat(4, axis=0).repeat(4, axis=1)
+    return large.clip(0, 1)[: image.shape[0], : image.shape[1]]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 30), (1, 1), (2, 70), (75, 90)])
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_result_is_what_the_graphs_say(make_toy: MakeToy, size: tuple[int, int], steps: int) -> None:
+    image = np.random.default_rng(1).random((*size, 3), dtype=np.float32)
+    result = load(make_toy())(image, Options(steps=steps, seed=3))
+    np.testing.assert_allclose(result.image, toy_reference(image, steps, seed=3), atol=1e-5)
+    assert result.tiles == (12 if size == (75, 90) else 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(20, 24, 3), (20, 24)])
+def test_same_kind_out(make_toy: MakeToy, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    top = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+    image = np.full(shape, 0.75 * top, dtype)
+    result = load(make_toy())(image, Options(steps=40))
+    assert (result.image.dtype, result.image.shape) == (image.dtype, image.shape)
+    np.testing.assert_allclose(result.image.astype(np.float64) / top, 0.75, atol=3e-3)
+
+
+def test_same_seed_same_bytes(tiny_bundle: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (33, 21, 3), dtype=np.uint8)
+    first, second = load(tiny_bundle), load(tiny_bundle)
+    a = first(image, Options(seed=5, steps=4)).image
+    assert a.tobytes() == first(image, Options(seed=5, steps=4)).image.tobytes()
+    assert a.tobytes() == second(image, Options(seed=5, steps=4)).image.tobytes()
+    assert a.tobytes() != first(image, Options(seed=6, steps=4)).image.tobytes()
+
+
+def test_two_sizes_in_turn_do_not_mix(tiny_bundle: Path) -> None:
+    generator, shared = np.random.default_rng(0), load(tiny_bundle)
+    images = [generator.random((16 + 4 * i, 16, 3), dtype=np.float32) for i in range(4)]
+    alone = [load(tiny_bundle)(image, Options(steps=2)).image for image in images]
+    for _ in range(2):
+        for image, expected in zip(images, alone, strict=True):
+            np.testing.assert_array_equal(shared(image, Options(steps=2)).image, expected)
+
+
+@pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: UIDDiff, mode: str, guidance: float) -> None:
+    generator = np.random.default_rng(0)
+    image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
+    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(7)).standard_normal((1, 4, 10, 18), np.float32))
+    planar = [torch.from_numpy(x).permute(2, 0, 1)[None] for x in (image, blur)]
+    options = Options(mode=mode, steps=30, guidance=guidance, seed=7)
+    if mode == "deblur":
+        expected = tiny_model.deblur(planar[0], noise, guidance=guidance)
+        result = load(tiny_bundle)(image, options)
+    else:
+        expected = tiny_model.blur_transfer(*planar, noise, guidance=guidance)
+        result = load(tiny_bundle)(image, options, blur_image=blur)
+    difference = np.abs(result.image - expected[0].permute(1, 2, 0).numpy())
+    assert np.quantile(difference, 0.999) <= 1 / 255
+    assert expected.std() > 0.05
+
+
+def test_tiles_join_without_a_seam(tiny_bundle: Path) -> None:
+    ramp = np.linspace(0.2, 0.8, 160, dtype=np.float32)
+    image = np.stack([np.add.outer(ramp, ramp) / 2] * 3, axis=2)
+    result = load(tiny_bundle)(image, Options(steps=3, tile=64))
+    assert result.tiles > 4
+    horizontal = np.abs(np.diff(result.image, axis=1)).mean(axis=(0, 2))
+    assert horizontal.max() < 3 * np.median(horizontal)
+
+
+def test_progress_and_times(make_toy: MakeToy) -> None:
+    seen: list[tuple[int, int]] = []
+    image = np.zeros((64, 64, 3), np.uint8)
+    result = load(make_toy())(image, Options(steps=3), on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(i + 1, 3 * result.tiles) for i in range(3 * result.tiles)]
+    assert result.seconds.keys() == {"prepare", "step", "finish"}
+    assert result.backend == "onnxruntime"
+
+
+def test_nan_is_named_with_its_step(make_toy: MakeToy) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ModelError, match=r"NaN or infinity in step 7 of 10 \(timestep 301\)"):
+        load(make_toy(nan_below=400.0))(image, Options(steps=10))
+
+
+def test_bad_arrays_and_options_are_refused(make_toy: MakeToy, tiny_bundle: Path) -> None:
+    pipeline, image = load(make_toy()), np.zeros((8, 8, 3), np.uint8)
+    nan = np.full((8, 8, 3), np.nan, np.float32)
+    for bad, message in [
+        (image.astype(np.int32), "dtype int32; expected uint8, uint16 or float"),
+        (np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\); expected \(H, W, 3\)"),
+        (np.zeros((0, 8, 3), np.uint8), "expected"),
+        (image.astype(np.float32) + 2.0, r"values from 2.0 to 2.0; expected floats in \[0, 1\]"),
+        (nan, "nan"),
+        ([[0]], "list; expected a numpy array"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            pipeline(bad)
+    for options, message in [
+        (Options(mode="sharpen"), "no mode 'sharpen'; it has"),
+        (Options(mode="blur-transfer"), "no mode 'blur-transfer'"),
+        (Options(steps=0), "got 0 steps"),
+        (Options(guidance=float("nan")), "expected a finite number"),
+        (Options(seed=-1), "expected 0 or more"),
+        (Options(tile=4), "needs at least 8"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            pipeline(image, options)
+    with pytest.raises(InputError, match="takes no blur_image"):
+        pipeline(image, blur_image=image)
+    with pytest.raises(InputError, match="needs the image whose blur is taken"):
+        load(tiny_bundle)(image, Options(mode="blur-transfer"))

@@ -1,0 +1,38 @@
+"""Schedules against diffusers' DDIMScheduler."""
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+
+from uid.errors import InputError
+from uid.reference.presets import SCHEDULER
+from uid.runtime.schedule import ddim
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 1000])
+def test_rows_are_those_of_diffusers(spacing: str, beta_schedule: str, last: bool, steps: int) -> None:
+    if spacing == "leading" and steps == 1000:
+        pytest.skip("with leading spacing and offset 1 diffusers itself runs past the last timestep")
+    schedule = SCHEDULER | {
+        "timestep_spacing": spacing,
+        "beta_schedule": beta_schedule,
+        "set_alpha_to_one": last,
+    }
+    scheduler = DDIMScheduler(**schedule)
+    scheduler.set_timesteps(steps)
+    rows = ddim(schedule, steps)
+    assert [row.timestep for row in rows] == scheduler.timesteps.tolist()
+    for row in rows:
+        previous = int(row.timestep) - 1000 // steps
+        expected = scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod
+        np.testing.assert_allclose(row.alpha_bar, scheduler.alphas_cumprod[int(row.timestep)], rtol=2e-5)
+        np.testing.assert_allclose(row.alpha_bar_prev, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_step_counts_are_refused(steps: int) -> None:
+    with pytest.raises(InputError, match=f"got {steps} steps; expected 1 to"):
+        ddim(SCHEDULER, steps)
