@@ -1,4 +1,4 @@
-"""Make the example photo: scikit-image's astronaut (NASA, public domain), blurred by a shaken camera in linear light."""
+"""Make the example photo: scikit-image's astronaut (NASA, public domain), blurred by camera shake in linear light."""
 
 from pathlib import Path
 

@@ -1,11 +1,8 @@
 """A checkpoint to a bundle: export every component, write the manifest, compare with PyTorch, then put it in place."""
 
-import contextlib
 import gc
 import json
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,13 @@ from safetensors.torch import save
 
 from uid import __version__
 from uid.engines import TensorSpec, create
-from uid.errors import OutputError
 from uid.export import validate
 from uid.export.components import MODES, TORCH_DTYPES, ExportComponent, declare
 from uid.export.onnx import WeightStore, store_weights, to_onnx
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
 from uid.runtime.bundle import MANIFEST, SCHEMA, Component, read_bundle, sha256
+from uid.runtime.files import folder_written_whole
 
 WEIGHTS = "weights.bin"
 CONSTANTS = "constants.safetensors"
@@ -47,7 +44,7 @@ def export_bundle(
     allow_pickle: bool = False,
     report: Report = print,
 ) -> list[validate.Parity]:
-    """Export the checkpoint in ``source`` as a bundle in ``destination``, which must not exist.
+    """Export the checkpoint in ``source`` as a bundle in ``destination``, a new or empty folder.
 
     ``precision`` is "fp32" or "fp16". ``image_steps`` is the number of steps of the whole-image comparison (None: the
     checkpoint's own). PyTorch's results are computed first and its modules freed before the bundle is run, so that
@@ -55,8 +52,6 @@ def export_bundle(
     ``OutputError`` or ``ParityError``.
     """
     index = checkpoint.read_index(source)
-    if destination.exists():
-        raise OutputError(f"{destination} exists: remove it, or choose another output folder")
     with folder_written_whole(destination) as folder:
         report(f"loading {source}")
         model = checkpoint.load(source, allow_pickle=allow_pickle)
@@ -76,20 +71,6 @@ def export_bundle(
 def check_sizes(multiple: int) -> dict[str, int]:
     """Sizes to compare at: none of them a size that is traced at."""
     return {"height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
-
-
-@contextlib.contextmanager
-def folder_written_whole(destination: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``destination``; rename it there at the end, remove it when the block raises."""
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(destination)
-    except OSError as error:
-        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], report: Report) -> list[Component]:

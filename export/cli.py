@@ -31,10 +31,13 @@ def main() -> None:
 def random(preset: str, folder: Path, seed: int, half: bool) -> None:
     """Write a random checkpoint of PRESET to FOLDER, to try the tools without trained weights."""
     from uid.reference.checkpoint import write_random
+    from uid.runtime.files import folder_written_whole
 
-    if folder.exists():
-        raise click.ClickException(f"{folder} exists: remove it, or choose another folder")
-    write_random(folder, preset, seed=seed, half=half)
+    try:
+        with folder_written_whole(folder) as temporary:
+            write_random(temporary, preset, seed=seed, half=half)
+    except UIDError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"wrote {folder}")
 
 

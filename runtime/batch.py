@@ -176,7 +176,7 @@ class Batch:
             job.destination,
             transform,
             on_frame=self.reporter.on_frame,
-            frame_rate=self.settings.frame_rate,
+            frame_rate=self.settings.frame_rate if job.source.is_dir() else None,
         )
         return measured | {"frames": video.frames}
 

@@ -39,7 +39,8 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     if not 1 <= steps <= count:
         raise InputError(f"got {steps} steps; expected 1 to {count}")
     if spacing == "leading":
-        return np.arange((steps - 1) * (count // steps), -1, -(count // steps)) + int(schedule["steps_offset"])
+        stride, offset = count // steps, int(schedule["steps_offset"])
+        return offset + stride * np.arange(steps - 1, -1, -1, dtype=np.int64)
     if spacing == "linspace":
         return np.linspace(0, count - 1, steps).round()[::-1].astype(np.int64)
     if spacing == "trailing":

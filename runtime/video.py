@@ -5,9 +5,6 @@ does not grow with the length of the video.
 """
 
 import contextlib
-import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uid.errors import InputError, OutputError, UIDError
-from uid.runtime.files import written_whole
+from uid.runtime.files import folder_written_whole, written_whole
+from uid.runtime.frames import BT709, DEFAULT_FRAME_RATE, Clip, Color, FolderReader, FolderWriter, Frame, Turn
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -32,11 +30,10 @@ Transform = Callable[[NDArray[Any]], NDArray[Any]]  # (H, W, 3) RGB -> the same 
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
-DEFAULT_FRAME_RATE = Fraction(25)  # of frame folders, frames per second
 
 _ENCODER = {"crf": "16", "preset": "medium"}  # near visual losslessness: a sharpened detail must not be lost again
 _LIMITED, _FULL = 1, 2  # AVColorRange
-_BT709, _BT601 = 1, 6  # AVColorSpace
+_BT601 = 6  # AVColorSpace
 _HDR_TRANSFERS = {16, 18}  # AVColorTransferCharacteristic: PQ and HLG
 _SWSCALE_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # AVColorSpace -> SWS_CS_*
 _UNTAGGED = {0, 2, 3}  # AVColorSpace: RGB, unspecified, reserved
@@ -49,48 +46,6 @@ class VideoResult:
 
     frames: int
     audio_streams: int  # copied; 0 when the output is a folder of frames
-
-
-@dataclass(frozen=True)
-class _Frame:
-    pixels: NDArray[Any]  # (H, W, 3) RGB uint8, upright
-    pts: int  # ticks of the clip's time base
-    duration: int  # ticks; 0 when unknown
-
-
-@dataclass(frozen=True)
-class _Color:
-    matrix: int = _BT709  # AVColorSpace
-    primaries: int = 1  # AVColorPrimaries
-    transfer: int = 1  # AVColorTransferCharacteristic
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """From stored to upright pixels: first transposed, then mirrored."""
-
-    transposed: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    def apply(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        if self.transposed:
-            pixels = pixels.swapaxes(0, 1)
-        return pixels[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """What a source says of itself before its frames are read."""
-
-    size: tuple[int, int]  # (width, height) in pixels, upright
-    time_base: Fraction  # seconds per tick
-    rate: Fraction  # average frames per second
-    total: int | None  # frames, estimated where the container does not count them
-    color: _Color = _Color()
-    turn: _Turn = _Turn()
-    sample_aspect: Fraction = Fraction(1)  # width of a pixel over its height, upright
-    duration: Fraction = Fraction(0)  # seconds declared; 0 when unknown
 
 
 def is_video_path(path: Path) -> bool:
@@ -122,10 +77,10 @@ def process_video(
     done = 0
     with _reader(source, frame_rate) as reader, _writer(destination, reader) as writer:
         for item in reader:
-            if not isinstance(item, _Frame):
+            if not isinstance(item, Frame):
                 writer.copy(item)
                 continue
-            writer.write(_Frame(_transformed(transform, item.pixels), item.pts, item.duration))
+            writer.write(Frame(_transformed(transform, item.pixels), item.pts, item.duration))
             done += 1
             on_frame(done, reader.clip.total)
     return VideoResult(done, writer.audio_streams)
@@ -165,9 +120,9 @@ def _check_paths(source: Path, destination: Path, frame_rate: Fraction | None) -
 
 
 @contextlib.contextmanager
-def _reader(source: Path, frame_rate: Fraction | None) -> "Iterator[_FolderReader | _VideoReader]":
+def _reader(source: Path, frame_rate: Fraction | None) -> "Iterator[FolderReader | _VideoReader]":
     if source.is_dir():
-        yield _FolderReader(source, frame_rate or DEFAULT_FRAME_RATE)
+        yield FolderReader(source, frame_rate or DEFAULT_FRAME_RATE)
         return
     with _opened(source) as container:  # opened again below: the first frame tells what the header does not
         clip = _inspected(container, source)
@@ -176,10 +131,10 @@ def _reader(source: Path, frame_rate: Fraction | None) -> "Iterator[_FolderReade
 
 
 @contextlib.contextmanager
-def _writer(destination: Path, reader: "_FolderReader | _VideoReader") -> "Iterator[_FolderWriter | _VideoWriter]":
+def _writer(destination: Path, reader: "FolderReader | _VideoReader") -> "Iterator[FolderWriter | _VideoWriter]":
     if destination.is_dir() or not destination.suffix:
-        with _whole_folder(destination) as folder:
-            yield _FolderWriter(folder)
+        with folder_written_whole(destination) as folder:
+            yield FolderWriter(folder)
         return
     import av
 
@@ -210,86 +165,6 @@ def _explained(raised: Callable[[str], UIDError]) -> Iterator[None]:
         raise raised(error.strerror or str(error)) from error
 
 
-class _FolderReader:
-    """Numbered pictures as frames, one tick each."""
-
-    def __init__(self, folder: Path, rate: Fraction) -> None:
-        from uid.runtime.images import read_image
-
-        self.audio: list[AudioStream] = []
-        self._paths = _numbered(folder)
-        height, width, _ = read_image(self._paths[0]).pixels.shape
-        self.clip = _Clip((width, height), 1 / rate, rate, len(self._paths))
-
-    def __iter__(self) -> Iterator[_Frame]:
-        for index, path in enumerate(self._paths):
-            yield _Frame(self._read(path), index, 1)
-
-    def _read(self, path: Path) -> NDArray[Any]:
-        from uid.runtime.images import read_image
-
-        picture = read_image(path)
-        height, width, _ = picture.pixels.shape
-        if (width, height) != self.clip.size:
-            expected = "x".join(map(str, self.clip.size))
-            raise InputError(f"{path} is {width}x{height}, but the first frame is {expected}; make all one size")
-        if picture.alpha is not None or picture.pixels.dtype != np.uint8:
-            raise InputError(f"{path} is not an opaque picture of 8 bits a channel; convert the frames first")
-        pixels: NDArray[Any] = picture.pixels
-        return pixels
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """The pictures of a folder by the numbers in their names: 2.png before 10.png."""
-    from uid.runtime.images import is_image_path
-
-    paths = [path for path in folder.iterdir() if is_image_path(path) and not path.name.startswith(".")]
-    if not paths:
-        raise InputError(f"{folder} holds no pictures; expected numbered frames such as 000001.png")
-    for path in paths:
-        if not re.search(r"\d", path.stem):
-            raise InputError(f"{path} has no number in its name, so its place among the frames is unknown; number it")
-    return sorted(paths, key=lambda path: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", path.stem)])
-
-
-class _FolderWriter:
-    """Frames as 000001.png and so on."""
-
-    audio_streams = 0
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._done = 0
-
-    def write(self, frame: _Frame) -> None:
-        from uid.runtime.images import Picture, write_image
-
-        self._done += 1
-        picture = Picture(pixels=frame.pixels, alpha=None, grey=False, exif=None, icc=None, format="png")
-        write_image(picture, self._folder / f"{self._done:06d}.png")
-
-    def copy(self, packet: "Packet[Stream]") -> None:
-        """Pictures carry no sound."""
-
-
-@contextlib.contextmanager
-def _whole_folder(destination: Path) -> Iterator[Path]:
-    """Like ``written_whole``, for a folder that does not exist yet or is empty."""
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
-    try:
-        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-            raise OutputError(f"{destination} is in use; choose an empty or a new folder for the frames")
-        temporary.mkdir(parents=True)
-        yield temporary
-        if destination.exists():
-            destination.rmdir()
-        temporary.replace(destination)
-    except OSError as error:
-        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _opened(source: Path) -> "Iterator[InputContainer]":
     import av
@@ -312,7 +187,7 @@ def _video_stream(container: "InputContainer", source: Path) -> "VideoStream":
     raise InputError(f"{source} has no video stream; expected a video")
 
 
-def _inspected(container: "InputContainer", source: Path) -> _Clip:
+def _inspected(container: "InputContainer", source: Path) -> Clip:
     stream = _video_stream(container, source)
     with _explained(lambda why: InputError(f"{source} is damaged: its first frame cannot be decoded: {why}")):
         first = next(container.decode(stream), None)
@@ -326,12 +201,12 @@ def _inspected(container: "InputContainer", source: Path) -> _Clip:
     duration = Fraction(container.duration or 0, 1_000_000)
     if container.format.name == "avi":  # whose duration FFmpeg shortens to what a cut file holds, but not its count
         duration = max(duration, stream.frames / rate)
-    return _Clip(
+    return Clip(
         size=size,
         time_base=stream.time_base,
         rate=rate,
         total=stream.frames or round(duration * rate) or None,
-        color=_Color(_matrix(first, source), first.color_primaries, first.color_trc),
+        color=Color(_matrix(first, source), first.color_primaries, first.color_trc),
         turn=turn,
         sample_aspect=1 / aspect if turn.transposed else aspect,
         duration=duration,
@@ -349,29 +224,29 @@ def _refuse_deep_or_transparent(frame: "VideoFrame", stream: "VideoStream", sour
 def _matrix(frame: "VideoFrame", source: Path) -> int:
     """The frame's AVColorSpace; where it is not tagged, the one players assume for its size."""
     if frame.colorspace in _UNTAGGED:
-        return _BT709 if frame.width >= 1280 or frame.height > 576 else _BT601
+        return BT709 if frame.width >= 1280 or frame.height > 576 else _BT601
     if frame.colorspace not in _SWSCALE_MATRICES:
         raise InputError(f"{source} has the unusual colour matrix {frame.colorspace}; convert it to BT.709 first")
     return frame.colorspace
 
 
-def _turn(frame: "VideoFrame") -> _Turn:
+def _turn(frame: "VideoFrame") -> Turn:
     """The display matrix, by which (x, y) is shown at (a x + c y, b x + d y); only quarter turns and mirrors are known.
 
     Only asked of one frame: PyAV's ``side_data`` makes a reference cycle that keeps the frame in memory.
     """
     data = cast(Mapping[str, Any], frame.side_data).get("DISPLAYMATRIX")  # PyAV's stub knows another key only
     if data is None:
-        return _Turn()
+        return Turn()
     a, b, _, c, d, *_ = np.frombuffer(data, np.int32).tolist()
     transposed = abs(b) > abs(a)
-    return _Turn(transposed, mirror_x=(c if transposed else a) < 0, mirror_y=(b if transposed else d) < 0)
+    return Turn(transposed, mirror_x=(c if transposed else a) < 0, mirror_y=(b if transposed else d) < 0)
 
 
 class _Scaler:
     """Conversion between RGB and Y'CbCr by one matrix. Kept for all frames, since a new one for each leaks memory."""
 
-    def __init__(self, color: _Color) -> None:
+    def __init__(self, color: Color) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._scaler = VideoReformatter()
@@ -392,7 +267,7 @@ class _Scaler:
 class _VideoReader:
     """Decoded frames and audio packets in the order of the file."""
 
-    def __init__(self, container: "InputContainer", source: Path, clip: _Clip) -> None:
+    def __init__(self, container: "InputContainer", source: Path, clip: Clip) -> None:
         self.clip = clip
         self.audio = list(container.streams.audio)
         self._container = container
@@ -404,7 +279,7 @@ class _VideoReader:
         self._coded_size: tuple[int, int] | None = None
         self._next_pts: int | None = None
 
-    def __iter__(self) -> "Iterator[_Frame | Packet[Stream]]":
+    def __iter__(self) -> "Iterator[Frame | Packet[Stream]]":
         with _explained(self._cut):
             for packet in self._container.demux():
                 if packet.is_corrupt:
@@ -425,7 +300,7 @@ class _VideoReader:
         seconds = f"{float(self._end):.2f} s of {float(self.clip.duration):.2f} s"
         return InputError(f"{self._source} is cut off or damaged ({why}): {frames} read, {seconds}; get the whole file")
 
-    def _frame(self, frame: "VideoFrame") -> _Frame:
+    def _frame(self, frame: "VideoFrame") -> Frame:
         size = (frame.width, frame.height)
         self._coded_size = self._coded_size or size
         if size != self._coded_size:
@@ -438,7 +313,7 @@ class _VideoReader:
         if self._next_pts is not None:
             pts = max(pts, self._next_pts)  # AVI gives H.264 frames in an order of its own
         self._next_pts = pts + 1
-        return _Frame(self._upright(frame), pts, frame.duration)
+        return Frame(self._upright(frame), pts, frame.duration)
 
     def _upright(self, frame: "VideoFrame") -> NDArray[np.uint8]:
         full = frame.color_range == _FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
@@ -449,7 +324,7 @@ class _VideoReader:
 class _VideoWriter:
     """H.264 at the clip's own timestamps, in limited range, beside the reader's audio packets as they are."""
 
-    def __init__(self, container: "OutputContainer", reader: _FolderReader | _VideoReader, destination: Path) -> None:
+    def __init__(self, container: "OutputContainer", reader: FolderReader | _VideoReader, destination: Path) -> None:
         self._container = container
         self._clip = reader.clip
         self._scaler = _Scaler(reader.clip.color)
@@ -461,7 +336,7 @@ class _VideoWriter:
         with _explained(lambda cause: OutputError(f"{why} ({cause})")):
             container.start_encoding()
 
-    def write(self, frame: _Frame) -> None:
+    def write(self, frame: Frame) -> None:
         import av
 
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.pixels), format="rgb24")
