@@ -39,13 +39,16 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     if not 1 <= steps <= count:
         raise InputError(f"got {steps} steps; expected 1 to {count}")
     if spacing == "leading":
-        stride, offset = count // steps, int(schedule["steps_offset"])
-        return offset + stride * np.arange(steps - 1, -1, -1, dtype=np.int64)
-    if spacing == "linspace":
-        return np.linspace(0, count - 1, steps).round()[::-1].astype(np.int64)
-    if spacing == "trailing":
-        return np.round(np.arange(count, 0, -count / steps)).astype(np.int64) - 1
-    raise BundleError(f"timestep_spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+        visited = np.arange(steps)[::-1] * (count // steps) + int(schedule["steps_offset"])
+    elif spacing == "linspace":
+        visited = np.linspace(0, count - 1, steps).round()[::-1]
+    elif spacing == "trailing":
+        visited = np.round(np.arange(count, 0, -count / steps)) - 1
+    else:
+        raise BundleError(f"timestep_spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+    if visited.max() >= count:
+        raise InputError(f"{steps} steps with {spacing} spacing start beyond timestep {count - 1}; use fewer steps")
+    return visited.astype(np.int64)
 
 
 def ddim(schedule: Mapping[str, Any], steps: int) -> list[StepRow]:
