@@ -1,0 +1,103 @@
+"""The engine contract on ONNX Runtime, with graphs that carry their own expected result."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from uid import engines
+from uid.engines.onnxruntime import OrtBackend
+from uid.errors import BackendError, BundleError
+
+HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.fixture
+def doubler(tmp_path: Path) -> Path:
+    """Y = 2 x for x of shape (1, n)."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "n"])
+    proto = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubler", [x], [y])
+    path = tmp_path / "doubler.onnx"
+    onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_bound_once_run_often(doubler: Path) -> None:
+    backend = engines.create("onnxruntime", threads=1)
+    engine = backend.load(doubler)
+    assert engine.inputs["x"] == engines.TensorSpec("x", np.dtype(np.float32), (1, "n"))
+    x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
+    launch, back = engine.bind({"x": x, "y": y}), engine.bind({"x": y, "y": x})
+    x.write(np.arange(5, dtype=np.float32)[None])
+    for _ in range(3):
+        launch()
+        back()
+    np.testing.assert_array_equal(x.read(), 64 * np.arange(5, dtype=np.float32)[None])
+
+
+def test_buffers_that_do_not_fit_are_refused(doubler: Path) -> None:
+    backend = engines.create("onnxruntime")
+    engine, float32 = backend.load(doubler), np.dtype(np.float32)
+    good, flat = backend.allocate((1, 5), float32), backend.allocate((5,), float32)
+    half = backend.allocate((1, 5), np.dtype(np.float16))
+    with pytest.raises(ValueError, match="no buffer for 'y'"):
+        engine.bind({"x": good})
+    with pytest.raises(ValueError, match=r"'y' is float32\[5\]; the engine expects float32\[1, 'n'\]"):
+        engine.bind({"x": good, "y": flat})
+    with pytest.raises(ValueError, match="'y' is float16"):
+        engine.bind({"x": good, "y": half})
+    with pytest.raises(ValueError, match=r"got float64\[1, 5\] for a buffer of float32"):
+        good.write(np.zeros((1, 5)))
+
+
+def test_read_is_a_copy() -> None:
+    buffer = engines.create("onnxruntime").allocate((2,), np.dtype(np.float32))
+    buffer.write(np.ones(2, np.float32))
+    before = buffer.read()
+    buffer.write(np.zeros(2, np.float32))
+    np.testing.assert_array_equal(before, np.ones(2))
+
+
+def test_unknown_backend_names_those_there_are() -> None:
+    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected auto, onnxruntime-cuda, onnxruntime"):
+        engines.create("tpu")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has a CUDA provider")
+def test_cuda_without_cuda_says_what_to_install(doubler: Path) -> None:
+    with pytest.raises(BackendError, match=r"uid-runtime\[cuda\]"):
+        engines.create("onnxruntime-cuda")
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has a CUDA provider")
+def test_a_provider_that_did_not_load_is_never_replaced_in_silence(doubler: Path) -> None:
+    with pytest.raises(BackendError, match=r"loaded \['CPUExecutionProvider'\] where CUDAExecutionProvider"):
+        OrtBackend("onnxruntime-cuda", "cuda", None).load(doubler)
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"broken")
+    with pytest.raises(BundleError, match=r"cannot load .*broken\.onnx"):
+        engines.create("onnxruntime").load(tmp_path / "broken.onnx")
+
+
+def test_report_and_auto_agree() -> None:
+    report = {status.name: status for status in engines.report()}
+    assert list(report) == list(engines.BACKENDS)
+    assert report["onnxruntime"].available
+    assert report["onnxruntime"].detail.startswith("onnxruntime")
+    assert engines.create("auto").name == next(name for name, status in report.items() if status.available)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="needs onnxruntime-gpu and an NVIDIA GPU")
+def test_cuda_computes(doubler: Path) -> None:
+    backend = engines.create("onnxruntime-cuda")
+    x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
+    x.write(np.arange(5, dtype=np.float32)[None])
+    backend.load(doubler).bind({"x": x, "y": y})()
+    np.testing.assert_array_equal(y.read(), 2 * np.arange(5, dtype=np.float32)[None])

@@ -1,0 +1,127 @@
+"""Exports: what a bundle holds, and that a wrong one is caught."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from uid.engines import create
+from uid.errors import OutputError, ParityError
+from uid.export import validate
+from uid.export.bundle import check_sizes, export_bundle
+from uid.export.cli import main
+from uid.export.components import declare
+from uid.export.onnx import WeightStore, store_weights
+from uid.reference.model import UIDDiff
+from uid.runtime.bundle import read_bundle
+from uid.runtime.pipeline import Options, load
+
+
+def test_bundle_holds_what_it_declares(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    assert (bundle.name, bundle.family, bundle.trained, bundle.precision) == ("tiny", "uid-diff", False, "fp32")
+    assert (bundle.steps, bundle.guidance) == (30, 7.5)
+    assert set(bundle.modes) == {"deblur", "blur-transfer"}
+    files = {path.name for path in tiny_bundle.iterdir()} - {"manifest.json"}
+    assert files == set(json.loads((tiny_bundle / "manifest.json").read_text())["files"])
+
+
+def test_graphs_carry_no_local_paths(tiny_bundle: Path) -> None:
+    for path in tiny_bundle.glob("*.onnx"):
+        data = path.read_bytes()
+        assert b"site-packages" not in data, path
+        assert str(Path(__file__).parents[2]).encode() not in data, path
+
+
+def test_shared_weights_are_stored_once(tiny_bundle: Path, tiny_model: UIDDiff) -> None:
+    parameters = sum(p.numel() * 4 for p in tiny_model.parameters() if p.numel() >= 1024)
+    assert (tiny_bundle / "weights.bin").stat().st_size < 1.1 * parameters
+
+
+def test_parity_checks_see_names_shapes_and_values(tiny_bundle: Path, tiny_model: UIDDiff) -> None:
+    component = next(c for c in declare(tiny_model, "fp32") if c.declaration.name == "encoder")
+    declaration = component.declaration
+    case = validate.component_case(component, check_sizes(tiny_model.size_multiple))
+    backend = create("onnxruntime")
+    engine = backend.load(tiny_bundle / declaration.file)
+    parity = validate.check_component(backend, engine, declaration, case, 1e-4)
+    assert parity.error <= 1e-4
+
+    off = case.outputs["z_y"].copy()
+    off.flat[7] += 2e-4 * np.abs(off).max()
+    wrong = dataclasses.replace(case, outputs={**case.outputs, "z_y": off})
+    with pytest.raises(ParityError, match=r"encoder: 'z_y' differs from PyTorch by 2\.\de-04; tolerance 1e-04"):
+        validate.check_component(backend, engine, declaration, wrong, 1e-4)
+    nan = dataclasses.replace(case, outputs={**case.outputs, "z_y": np.full_like(off, np.nan)})
+    with pytest.raises(ParityError, match="by inf"):
+        validate.check_component(backend, engine, declaration, nan, 1e-4)
+    renamed = dataclasses.replace(declaration, outputs=(dataclasses.replace(declaration.outputs[0], name="z"),))
+    with pytest.raises(ParityError, match="the graph's outputs are"):
+        validate.check_component(backend, engine, renamed, case, 1e-4)
+
+
+def test_image_check_sees_a_wrong_image(tiny_bundle: Path, tiny_model: UIDDiff) -> None:
+    case = validate.image_case(tiny_model, {"deblur": "sharp and clean image"}, steps=2, guidance=7.5)
+    bundle, backend = read_bundle(tiny_bundle), create("onnxruntime")
+    assert validate.check_image(bundle, backend, case)[0].error <= 1 / 255
+    wrong = dataclasses.replace(case, results={"deblur": case.results["deblur"] + 0.01})
+    with pytest.raises(ParityError, match="the deblur image differs from PyTorch's by"):
+        validate.check_image(bundle, backend, wrong)
+
+
+def test_half_precision_bundle(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    parities = export_bundle(tiny_checkpoint, folder, precision="fp16", image_steps=4, report=lambda _: None)
+    assert {parity.name for parity in parities} >= {"structure", "blur", "encoder", "step", "step_blur", "decoder"}
+    bundle = read_bundle(folder)
+    assert {str(spec.dtype) for spec in bundle.components["encoder"].outputs} == {"float16"}
+    assert {str(spec.dtype) for spec in bundle.components["step"].outputs} == {"float32"}
+    assert (folder / "weights.bin").stat().st_size < 0.55 * (tiny_bundle / "weights.bin").stat().st_size
+    image = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
+    full, half = (load(path)(image, Options(steps=4)).image for path in (tiny_bundle, folder))
+    assert 10 * np.log10(1 / np.mean((full - half) ** 2)) > 45.0
+
+
+def test_weights_that_float16_holds_are_stored_so_and_come_back(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    exact = generator.random((64, 64), dtype=np.float32).astype(np.float16).astype(np.float32)
+    inexact = generator.random((64, 64), dtype=np.float32)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 64]) for name in "xy")
+    nodes = [helper.make_node("MatMul", ["x", "exact"], ["h"]), helper.make_node("MatMul", ["h", "inexact"], ["y"])]
+    weights = [numpy_helper.from_array(exact, "exact"), numpy_helper.from_array(inexact, "inexact")]
+    proto = helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights), ir_version=10)
+    with WeightStore(tmp_path / "weights.bin") as store:
+        for name in ("first", "second"):
+            model = ir.serde.deserialize_model(proto)
+            store_weights(model, store)
+            ir.save(model, tmp_path / f"{name}.onnx")
+    assert (tmp_path / "weights.bin").stat().st_size == exact.nbytes // 2 + inexact.nbytes
+    backend = create("onnxruntime")
+    value = generator.random((1, 64), dtype=np.float32)
+    case = validate.Case({"x": value}, {"y": np.zeros((1, 64), np.float32)})
+    for name in ("first", "second"):
+        result = validate.run_engine(backend, backend.load(tmp_path / f"{name}.onnx"), case)["y"]
+        np.testing.assert_allclose(result, value @ exact @ inexact, rtol=1e-5)
+
+
+def test_an_existing_output_is_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "kept").write_text("kept")
+    with pytest.raises(OutputError, match="is in use"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "kept").read_text() == "kept"
+
+
+def test_command_line_names_errors_without_a_traceback(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["bundle", str(tmp_path), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "is not a checkpoint: cannot read model_index.json" in result.output
+    assert not (tmp_path / "out").exists()
+    result = CliRunner().invoke(main, ["random", "tiny", str(tmp_path / "tiny")])
+    assert result.exit_code == 0
+    assert (tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
