@@ -1,8 +1,8 @@
 """Run a bundle on images and video, without torch.
 
-    from uid.runtime import load
+from uid.runtime import load
 
-    sharp = load()(image).image
+sharp = load()(image).image
 """
 
 from uid.runtime.pipeline import Options, Pipeline, Result, load

@@ -1,7 +1,7 @@
 """Image files to arrays and back: PNG, JPEG, WebP, TIFF and BMP, 8 and 16 bit, with alpha, EXIF and ICC kept.
 
-Pillow reads and writes, except where it holds no 16-bit colour: ``_sixteen_bit`` has it decode the two bytes of a
-sample in turn, and 16-bit PNG and all TIFF are written here, as uncompressed TIFF and plain PNG are simple formats.
+Pillow reads and writes 8 bits and all metadata; OpenCV, the only one of the two that holds 16-bit colour, reads and
+writes 16-bit pixels. A 16-bit file goes through both: Pillow checks it and tells what it is, OpenCV has its samples.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import io
 import os
 import re
 import struct
-import sys
 import threading
 import warnings
 import zlib
@@ -18,20 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ExifTags import IFD, Base
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import ICCPROFILE, ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from uid.errors import InputError, OutputError
+from uid.runtime.exif import EXIF_PREFIX, descriptive_tags, upright_exif
 from uid.runtime.files import written_whole
 
 MAX_PIXELS = 200_000_000
-EXIF_PREFIX = b"Exif\0\0"
 Pixels = NDArray[Any]  # uint8 or uint16
 
 
@@ -45,25 +45,6 @@ class Picture:
     exif: bytes | None  # raw EXIF, orientation reset to 1, without its thumbnail
     icc: bytes | None  # ICC profile
     format: str  # a key of FORMATS
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader, taught 16-bit grey with alpha: the pixel's four bytes pass for 8-bit RGBA."""
-
-    def _setup(self) -> None:
-        tags, grey_alpha = self.tag_v2, (1, (16, 16), (2,), 1)
-        if tags.get(277, 1) > 4:
-            raise SyntaxError(f"{tags[277]} samples a pixel, expected 1 to 4")
-        if (tags.get(262), tags.get(258), tags.get(338), tags.get(284, 1)) != grey_alpha:
-            return super()._setup()
-        tags[262], tags[258], tags[277], tags[339] = 2, (8, 8, 8, 8), 4, (1, 1, 1, 1)
-        super()._setup()
-        order = "N" if self.use_load_libtiff else {b"II": "L", b"MM": "B"}[tags.prefix]
-        self.tile = _with_raw_mode(self.tile, f"LA;16{order}")
-
-    def load(self) -> Any:
-        with _stderr_muted() if self.tile and self.use_load_libtiff else contextlib.nullcontext():
-            return super().load()
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ FORMATS = {
         longest=16_383,
         options={"lossless": True, "exact": True},  # exact: colours under full transparency are kept too
     ),
-    "tiff": ImageFormat((".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", _Tiff, sixteen_bit=True, alpha=True),
+    "tiff": ImageFormat((".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", TiffImageFile, sixteen_bit=True, alpha=True),
     "bmp": ImageFormat((".bmp", ".dib"), rb"BM", BmpImageFile, sixteen_bit=False, alpha=False),
 }
 SUFFIXES = {suffix: name for name, kind in FORMATS.items() for suffix in kind.suffixes}
@@ -130,14 +111,16 @@ def read_image(source: Path | bytes, *, name: str | None = None, max_pixels: int
     with _pillow(label, max_pixels):
         image = FORMATS[format].opener(io.BytesIO(data))
         _refuse(image, label, max_pixels)
-        grey = image.mode in ("1", "L", "LA", "La", "I;16", "I;16B") or _raw_mode(image).startswith("LA")
-        colour, alpha = _decoded(image, data)
-        exif, orientation = _exif(image)
+        deep = _bits(image, data) == 16
+        with _stderr_muted():
+            image.load()  # damage shows here
+        colour, alpha = _split(_sixteen_bit(image, data, label) if deep else _eight_bit(image))
+        exif, orientation = upright_exif(image)
         icc = image.info.get("icc_profile")
     return Picture(
         pixels=_upright(np.broadcast_to(colour, (*colour.shape[:2], 3)), orientation),
         alpha=None if alpha is None else _upright(alpha, orientation),
-        grey=grey,
+        grey=colour.shape[2] == 1,
         exif=exif,
         icc=icc if icc and isinstance(icc, bytes) else None,  # a garbled TIFF tag may be a number
         format=format,
@@ -231,7 +214,7 @@ def _pillow(label: str, max_pixels: int) -> Iterator[None]:
             yield
         except Image.DecompressionBombError as error:
             raise InputError(f"{label} has more than {max_pixels} pixels; shrink it or raise --max-pixels") from error
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:  # garbled fields too
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise InputError(f"{label} is damaged, cut short or of an unusual kind ({error}); save it anew") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
@@ -250,35 +233,31 @@ def _refuse(image: ImageFile.ImageFile, label: str, max_pixels: int) -> None:
         raise InputError(
             f"{label} holds {kind}, not RGB; convert it first, e.g. magick IN -colorspace sRGB -depth 16 OUT"
         )
-    if isinstance(image, _Tiff):
+    if isinstance(image, TiffImageFile):
         _refuse_tiff(image.tag_v2, label)
 
 
-def _refuse_tiff(tags: TiffImagePlugin.ImageFileDirectory_v2, label: str) -> None:
-    """Refuse what Pillow opens but would not decode to the full range of 16 bit."""
-    bits = tags.get(258, (1,))[0]
+def _refuse_tiff(tags: ImageFileDirectory_v2, label: str) -> None:
+    """Refuse 16-bit layouts that OpenCV would decode to something else than what is meant."""
+    bits, samples = tags.get(258, (1,))[0], tags.get(277, 1)
     if 8 < bits < 16:
         raise InputError(f"{label} has {bits} bit a channel, expected 8 or 16; convert it: magick IN -depth 16 OUT")
-    if bits == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1:
-        raise InputError(f"{label} stores 16-bit channels as separate planes; convert it: tiffcp -p contig IN OUT")
+    if samples > 4:
+        raise InputError(f"{label} has {samples} channels, expected 1 to 4; convert it first")
+    unusual = {
+        "channels in separate planes": tags.get(284) == 2 and samples > 1,
+        "white as zero": tags.get(262) == 0,
+        "colours multiplied by alpha": 1 in tags.get(338, ()),
+    }
+    for what in (name for name, found in unusual.items() if bits == 16 and found):
+        raise InputError(f"{label} stores 16 bit with {what}; convert it: magick IN -depth 16 OUT.png")
 
 
-def _decoded(image: ImageFile.ImageFile, data: bytes) -> tuple[Pixels, Pixels | None]:
-    """Colour (H, W, 1 or 3) and alpha (H, W)."""
-    raw_mode, transparent = _raw_mode(image), image.info.get("transparency")
-    deep = re.fullmatch("(LA|RGB[AaX]?);16[BLN]", raw_mode)
-    if not deep and not image.mode.startswith("I;16"):
-        return _split(_eight_bit(image))
-    samples = _sixteen_bit(image, data, raw_mode) if deep else np.asarray(image).astype(np.uint16)[..., None]
-    if isinstance(image, _Tiff) and image.tag_v2.get(262) == 0:
-        samples = 65535 - samples  # white is zero, which Pillow heeds for 8 bit only
-    if transparent is not None:  # the one colour of a PNG that stands for "see through"
-        return samples, np.where((samples == transparent).all(axis=-1), 0, 65535).astype(np.uint16)
-    colour, alpha = _split(samples)
-    if alpha is not None and raw_mode.startswith("RGBa"):
-        shown = np.maximum(alpha, 1)[..., None].astype(np.float64)
-        colour = np.minimum(colour * 65535.0 / shown + 0.5, 65535).astype(np.uint16)
-    return colour, alpha
+def _bits(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Bits a sample, as the file stores them."""
+    if isinstance(image, PngImageFile):
+        return data[24]
+    return int(image.tag_v2.get(258, (1,))[0]) if isinstance(image, TiffImageFile) else 8
 
 
 def _eight_bit(image: Image.Image) -> Pixels:
@@ -293,34 +272,16 @@ def _split(samples: Pixels) -> tuple[Pixels, Pixels | None]:
     return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
 
 
-def _raw_mode(image: ImageFile.ImageFile) -> str:
-    """Pillow's name of the layout of the stored samples, as "RGB;16B"; empty for a decoder that has none."""
-    args = image.tile[0].args if image.tile else None
-    return args if isinstance(args, str) else str(args[0]) if args else ""
-
-
-def _with_raw_mode(tiles: list[ImageFile._Tile], mode: str) -> list[ImageFile._Tile]:
-    return [tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in tiles]
-
-
-def _sixteen_bit(image: ImageFile.ImageFile, data: bytes, raw_mode: str) -> Pixels:
-    """16-bit samples (H, W, 2 to 4) by Pillow, which keeps a sample's high byte only.
-
-    Told the opposite byte order it keeps the low one. Grey with alpha is four bytes, so it passes for 8-bit RGBA.
-    """
-    layout, order = raw_mode[:-4].replace("a", "A"), raw_mode[-1]
-    if order == "N":
-        order = "L" if sys.byteorder == "little" else "B"
-    if layout == "LA":
-        return _loaded(image, "RGBA").view({"B": ">u2", "L": "<u2"}[order]).astype(np.uint16)
-    high = _loaded(image, f"{layout};16{order}").astype(np.uint16)
-    opposite = "L" if order == "B" else "B"
-    return high << 8 | _loaded(type(image)(io.BytesIO(data)), f"{layout};16{opposite}")
-
-
-def _loaded(image: ImageFile.ImageFile, raw_mode: str) -> Pixels:
-    image.tile = _with_raw_mode(image.tile, raw_mode)
-    return np.ascontiguousarray(image)
+def _sixteen_bit(image: ImageFile.ImageFile, data: bytes, label: str) -> Pixels:
+    """16-bit samples (H, W, 1 to 4), upright where Pillow has made ``image`` so (TIFF)."""
+    with _stderr_muted():
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16:
+        raise InputError(f"{label} holds 16-bit samples of an unusual kind; save it anew")
+    samples = samples[..., None] if samples.ndim == 2 else samples[..., [2, 1, 0, 3][: samples.shape[2]]]
+    if isinstance(image, PngImageFile) and data[25] in (0, 4):  # grey, which OpenCV expands when there is alpha
+        samples = samples[..., [0, -1]] if samples.shape[2] == 4 else samples[..., :1]
+    return samples
 
 
 def _upright(array: Pixels, orientation: int) -> Pixels:
@@ -332,72 +293,16 @@ def _upright(array: Pixels, orientation: int) -> Pixels:
     return np.array(array[rows, columns], order="C")
 
 
-# Metadata
-
-# What a TIFF says of the picture rather than of its own layout: description, camera, resolution, author, rights.
-EXIF_DIRECTORIES = {IFD.Exif, IFD.GPSInfo}
-DESCRIPTIVE = {270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, *range(40091, 40096)} | EXIF_DIRECTORIES
-
-
-def _exif(image: Image.Image) -> tuple[bytes | None, int]:
-    """EXIF with orientation 1, and the orientation that the decoded pixels still have. EXIF that is garbled is dropped.
-
-    Pillow turns TIFF upright itself, and rewrites EXIF from TIFF tags and from PNG text.
-    """
-    raw = image.info.get("exif") or _rewritten(image.getexif())
-    try:
-        return _reset(bytearray(raw.removeprefix(EXIF_PREFIX))) if raw else (None, 1)
-    except (struct.error, KeyError):
-        return None, 1
-
-
-def _rewritten(exif: Image.Exif) -> bytes:
-    fresh = Image.Exif()
-    fresh.update(_descriptive(exif))
-    return fresh.tobytes() if fresh else b""
-
-
-def _descriptive(exif: Image.Exif) -> dict[int, Any]:
-    """The sound ones of the descriptive tags, with an orientation; those of EXIF's own directories as dictionaries."""
-    tags = {tag: exif.get_ifd(tag) if tag in EXIF_DIRECTORIES else exif[tag] for tag in DESCRIPTIVE & set(exif)}
-    sound = {tag: value for tag, value in tags.items() if _packable(tag, value)}
-    return {Base.Orientation: 1, **sound} if sound else {}
-
-
-def _packable(tag: int, value: Any) -> bool:
-    """Whether the value is of its tag's type; cameras and editors write some that are not."""
-    alone = TiffImagePlugin.ImageFileDirectory_v2()
-    try:
-        alone[tag] = value
-        alone.tobytes()
-    except (TypeError, ValueError, AttributeError, struct.error):
-        return False
-    return True
-
-
-def _reset(exif: bytearray) -> tuple[bytes, int]:
-    """Orientation set to 1 in place, so that maker notes keep their offsets; returned with what it was."""
-    order, orientation = {b"II*\0": "<", b"MM\0*": ">"}[bytes(exif[:4])], 1
-    (start,) = struct.unpack_from(f"{order}I", exif, 4)
-    (count,) = struct.unpack_from(f"{order}H", exif, start)
-    end = start + 2 + 12 * count
-    for entry in range(start + 2, end, 12):
-        tag, value = struct.unpack_from(f"{order}H6xH", exif, entry)
-        if tag == Base.Orientation:
-            orientation = value
-            struct.pack_into(f"{order}H", exif, entry + 8, 1)
-    if end + 4 <= len(exif):
-        struct.pack_into(f"{order}I", exif, end, 0)  # unlinks the thumbnail, which shows the old picture
-    return EXIF_PREFIX + bytes(exif), orientation if orientation in range(1, 9) else 1
-
-
 # Writing
 
 
 def _samples(picture: Picture) -> Pixels:
-    """(H, W, 1 to 4), as the file holds them; a picture that was grey is weighed to grey as Pillow does (BT.601)."""
+    """(H, W, 1 to 4), as the file holds them; a picture that was grey is weighed to grey as Pillow does (BT.601).
+
+    16-bit grey with alpha is written as colour, since OpenCV would not read it back.
+    """
     colour = picture.pixels
-    if picture.grey:
+    if picture.grey and (picture.alpha is None or colour.dtype == np.uint8):
         red, green, blue = np.moveaxis(colour.astype(np.uint32), -1, 0)
         colour = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(colour.dtype)[..., None]
     return colour if picture.alpha is None else np.dstack([colour, picture.alpha])
@@ -427,39 +332,37 @@ def _saved(samples: Pixels, picture: Picture, format: str) -> bytes:
 
 
 def _sixteen_bit_png(samples: Pixels, exif: bytes | None, icc: bytes | None) -> bytes:
-    """PNG (W3C, third edition): each row stored as its difference to the row above, filter type 2."""
-    height, width, channels = samples.shape
-    rows = np.ascontiguousarray(samples, dtype=">u2").view(np.uint8).reshape(height, -1)
-    filtered = np.full((height, rows.shape[1] + 1), 2, np.uint8)
-    filtered[0, 1:], filtered[1:, 1:] = rows[0], rows[1:] - rows[:-1]
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))]
-    if icc:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
-    if exif:
-        chunks.append((b"eXIf", exif.removeprefix(EXIF_PREFIX)))
-    # Level 1: the low bytes are noise, which no level makes much smaller.
-    chunks += [(b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b"")]
-    framed = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+    """OpenCV's PNG, with the metadata that it does not write put in before the pixels."""
+    bgr = samples[..., [0] if samples.shape[2] == 1 else [2, 1, 0, 3][: samples.shape[2]]]
+    written, png = cv2.imencode(".png", bgr)
+    if not written:
+        raise ValueError("OpenCV cannot write it")
+    data = png.tobytes()
+    first = data.index(b"IDAT") - 4
+    profile = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)) if icc else b""
+    tags = _chunk(b"eXIf", exif.removeprefix(EXIF_PREFIX)) if exif else b""
+    return data[:first] + profile + tags + data[first:]
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    """A PNG chunk: length, type, data, checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def _tiff(samples: Pixels, exif: bytes | None, icc: bytes | None) -> bytes:
     """Little-endian TIFF 6.0, uncompressed in one strip."""
     height, width, channels = samples.shape
     pixels = np.ascontiguousarray(samples, dtype=samples.dtype.newbyteorder("<")).tobytes()
-    tags, parsed = TiffImagePlugin.ImageFileDirectory_v2(), Image.Exif()
+    tags, parsed = ImageFileDirectory_v2(), Image.Exif()
     parsed.load(exif or b"")
-    tags.update(_descriptive(parsed))
+    tags.update(descriptive_tags(parsed))
     tags[256], tags[257], tags[277], tags[278] = width, height, channels, height
     tags[258] = (samples.itemsize * 8,) * channels
     tags[259], tags[262], tags[284] = 1, 1 if channels < 3 else 2, 1
     if channels % 2 == 0:
         tags[338] = 2  # the extra sample is alpha, not multiplied into the colours
     if icc:
-        tags[TiffImagePlugin.ICCPROFILE] = icc
+        tags[ICCPROFILE] = icc
     tags[273], tags[279] = 0, len(pixels)  # Pillow adds the directory's end to the strip's offset
     buffer = io.BytesIO()
     tags.save(buffer)
