@@ -214,7 +214,7 @@ def _pillow(label: str, max_pixels: int) -> Iterator[None]:
             yield
         except Image.DecompressionBombError as error:
             raise InputError(f"{label} has more than {max_pixels} pixels; shrink it or raise --max-pixels") from error
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
             raise InputError(f"{label} is damaged, cut short or of an unusual kind ({error}); save it anew") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
