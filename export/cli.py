@@ -1,14 +1,17 @@
 """``uid-export``: checkpoints to bundles."""
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from uid import __version__
 from uid.errors import UIDError
+from uid.runtime.files import folder_written_whole
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -30,14 +33,11 @@ def main() -> None:
 @click.option("--half", is_flag=True, help="Store float16 weights.")
 def random(preset: str, folder: Path, seed: int, half: bool) -> None:
     """Write a random checkpoint of PRESET to FOLDER, to try the tools without trained weights."""
-    from uid.reference.checkpoint import write_random
-    from uid.runtime.files import folder_written_whole
+    with plain_errors():
+        from uid.reference.checkpoint import write_random
 
-    try:
         with folder_written_whole(folder) as temporary:
             write_random(temporary, preset, seed=seed, half=half)
-    except UIDError as error:
-        raise click.ClickException(str(error)) from error
     click.echo(f"wrote {folder}")
 
 
@@ -49,9 +49,9 @@ def random(preset: str, folder: Path, seed: int, half: bool) -> None:
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with weights_only=True.")
 def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | None, allow_pickle: bool) -> None:
     """Export CHECKPOINT, a folder in the diffusers layout, and compare every component with PyTorch."""
-    from uid.export.bundle import export_bundle
+    with plain_errors():
+        from uid.export.bundle import export_bundle
 
-    try:
         export_bundle(
             checkpoint,
             output,
@@ -60,9 +60,18 @@ def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | No
             allow_pickle=allow_pickle,
             report=click.echo,
         )
+    click.echo(f"wrote {output}")
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors that a user can mend, and libraries that are not installed, as one line without a traceback."""
+    try:
+        yield
     except UIDError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"wrote {output}")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'uid-runtime[export]'") from error
 
 
 def quieten_libraries() -> None:

@@ -177,6 +177,7 @@ class Batch:
             transform,
             on_frame=self.reporter.on_frame,
             frame_rate=self.settings.frame_rate if job.source.is_dir() else None,
+            columns=2 if self.settings.compare else 1,
         )
         return measured | {"frames": video.frames}
 

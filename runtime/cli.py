@@ -73,7 +73,7 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
     show_default=True,
     help="Refuse larger pictures, before they are decoded.",
 )
-@click.option("--compare", is_flag=True, help="Pictures only: write the input to the left of the output.")
+@click.option("--compare", is_flag=True, help="Write the input to the left of the output.")
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
 @click.option("--json", is_flag=True, help="One JSON object per file on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
@@ -105,8 +105,6 @@ def _refuse_idle_options(settings: Settings, jobs: Sequence[Job]) -> None:
     """Options that the inputs leave nothing to do for."""
     if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in jobs):
         raise click.UsageError("--frame-rate is for a folder of frames that becomes a video; leave it out here")
-    if settings.compare and (video := next((job for job in jobs if job.video), None)):
-        raise click.UsageError(f"--compare is for pictures, but {video.input_name} becomes a video; leave it out")
     if settings.output == "-" and sys.stdout.isatty():
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
 

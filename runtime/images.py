@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
@@ -274,6 +273,8 @@ def _split(samples: Pixels) -> tuple[Pixels, Pixels | None]:
 
 def _sixteen_bit(image: ImageFile.ImageFile, data: bytes, label: str) -> Pixels:
     """16-bit samples (H, W, 1 to 4), upright where Pillow has made ``image`` so (TIFF)."""
+    import cv2  # takes 0.3 s, and only 16-bit pictures need it
+
     with _stderr_muted():
         samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
@@ -333,6 +334,8 @@ def _saved(samples: Pixels, picture: Picture, format: str) -> bytes:
 
 def _sixteen_bit_png(samples: Pixels, exif: bytes | None, icc: bytes | None) -> bytes:
     """OpenCV's PNG, with the metadata that it does not write put in before the pixels."""
+    import cv2  # as above
+
     bgr = samples[..., [0] if samples.shape[2] == 1 else [2, 1, 0, 3][: samples.shape[2]]]
     written, png = cv2.imencode(".png", bgr)
     if not written:

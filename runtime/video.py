@@ -5,6 +5,7 @@ does not grow with the length of the video.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -60,6 +61,7 @@ def process_video(
     *,
     on_frame: Callable[[int, int | None], None] = lambda done, total: None,
     frame_rate: Fraction | None = None,
+    columns: int = 1,
 ) -> VideoResult:
     """Write ``source`` to ``destination`` with ``transform`` applied to each frame, (H, W, 3) RGB uint8, upright.
 
@@ -67,7 +69,8 @@ def process_video(
     ``destination`` is a video file (.mp4, .m4v, .mov, .mkv), encoded as H.264, or a folder, which gets 000001.png and
     so on. A video keeps its timestamps (Matroska rounds them to milliseconds), pixel aspect ratio, colours and audio;
     its rotation is applied to the pixels; its subtitles are left out. ``on_frame`` is told the frames done and the
-    total, where it is known. The destination appears whole or not at all.
+    total, where it is known. ``columns`` is how many frames' width the transform returns: 2 for a comparison side by
+    side. The destination appears whole or not at all.
 
     Raises ``InputError`` when the source is missing, damaged, cut off, not an 8-bit opaque video, or changes size, and
     when the transform changes a frame's shape or dtype; ``OutputError`` when the destination cannot be written.
@@ -75,22 +78,23 @@ def process_video(
     _require_av()
     _check_paths(source, destination, frame_rate)
     done = 0
-    with _reader(source, frame_rate) as reader, _writer(destination, reader) as writer:
+    with _reader(source, frame_rate) as reader, _writer(destination, reader, columns) as writer:
         for item in reader:
             if not isinstance(item, Frame):
                 writer.copy(item)
                 continue
-            writer.write(Frame(_transformed(transform, item.pixels), item.pts, item.duration))
+            writer.write(Frame(_transformed(transform, item.pixels, columns), item.pts, item.duration))
             done += 1
             on_frame(done, reader.clip.total)
     return VideoResult(done, writer.audio_streams)
 
 
-def _transformed(transform: Transform, pixels: NDArray[Any]) -> NDArray[Any]:
-    shape, dtype = pixels.shape, pixels.dtype
+def _transformed(transform: Transform, pixels: NDArray[Any], columns: int) -> NDArray[Any]:
+    shape, dtype = (pixels.shape[0], columns * pixels.shape[1], 3), pixels.dtype
     result = transform(pixels)
     if result.shape != shape or result.dtype != dtype:
-        raise InputError(f"the transform made {result.shape} {result.dtype} of a frame {shape} {dtype}; keep both")
+        made, of = f"{result.shape} {result.dtype}", f"{pixels.shape} {dtype}"
+        raise InputError(f"the transform made {made} of a frame {of}; expected {shape} and the same dtype")
     return result
 
 
@@ -131,7 +135,9 @@ def _reader(source: Path, frame_rate: Fraction | None) -> "Iterator[FolderReader
 
 
 @contextlib.contextmanager
-def _writer(destination: Path, reader: "FolderReader | _VideoReader") -> "Iterator[FolderWriter | _VideoWriter]":
+def _writer(
+    destination: Path, reader: "FolderReader | _VideoReader", columns: int
+) -> "Iterator[FolderWriter | _VideoWriter]":
     if destination.is_dir() or not destination.suffix:
         with folder_written_whole(destination) as folder:
             yield FolderWriter(folder)
@@ -149,7 +155,9 @@ def _writer(destination: Path, reader: "FolderReader | _VideoReader") -> "Iterat
         _explained(lambda why: OutputError(f"cannot write {destination}: {why}")),
         av.open(f"file:{temporary}", "w", format=muxer, container_options=options) as container,
     ):
-        writer = _VideoWriter(container, reader, destination)
+        width, height = reader.clip.size
+        clip = dataclasses.replace(reader.clip, size=(columns * width, height))
+        writer = _VideoWriter(container, clip, reader.audio, destination)
         yield writer
         writer.finish()
 
@@ -324,15 +332,15 @@ class _VideoReader:
 class _VideoWriter:
     """H.264 at the clip's own timestamps, in limited range, beside the reader's audio packets as they are."""
 
-    def __init__(self, container: "OutputContainer", reader: FolderReader | _VideoReader, destination: Path) -> None:
+    def __init__(self, container: "OutputContainer", clip: Clip, audio: "list[AudioStream]", destination: Path) -> None:
         self._container = container
-        self._clip = reader.clip
-        self._scaler = _Scaler(reader.clip.color)
+        self._clip = clip
+        self._scaler = _Scaler(clip.color)
         self._stream = self._video_stream()
-        self._audio = {stream.index: self._audio_stream(stream, destination) for stream in reader.audio}
+        self._audio = {stream.index: self._audio_stream(stream, destination) for stream in audio}
         self.audio_streams = len(self._audio)
-        codecs = ", ".join(stream.codec_context.name for stream in reader.audio) or "no"
-        why = f"cannot start {destination} with H.264 of {reader.clip.size} pixels and {codecs} audio; choose .mkv"
+        codecs = ", ".join(stream.codec_context.name for stream in audio) or "no"
+        why = f"cannot start {destination} with H.264 of {clip.size} pixels and {codecs} audio; choose .mkv"
         with _explained(lambda cause: OutputError(f"{why} ({cause})")):
             container.start_encoding()
 

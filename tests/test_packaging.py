@@ -44,6 +44,13 @@ def test_every_top_level_folder_is_packaged() -> None:
         assert all(list(folder.glob(pattern)) for pattern in patterns), package
 
 
+def test_export_without_torch_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from uid.export.cli import main; main()"
+    words = [sys.executable, "-c", code, "random", "tiny", str(tmp_path / "tiny")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "Error: torch is not installed: pip install 'uid-runtime[export]'\n")
+
+
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
 def test_readme_code_runs(block: str) -> None:
     subprocess.run([sys.executable, "-c", block], check=True, capture_output=True)

@@ -223,7 +223,6 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         ("a.png -o out.mp4", "is a picture"),
         ("v.mp4 -o out.png", "is a video"),
         ("v.mp4 -o out.avi", "cannot write out.avi"),
-        ("v.mp4 -o out.mp4 --compare", "--compare"),
         ("a.png -o out.png --format jpeg", "contradicts"),
         ("a.png -o out.png --suffix _s", "--suffix"),
         ("a.png -o out.png --overwrite --skip-existing", "contradict each other"),

@@ -29,6 +29,11 @@ def photo(path: Path, size: tuple[int, int] = (20, 28), seed: int = 0, dtype: ty
     return path
 
 
+def blocks(pixels: np.ndarray) -> np.ndarray:
+    """Means of 8 x 8 pixels, which a video's halved chroma keeps."""
+    return pixels.reshape(pixels.shape[0] // 8, 8, -1, 8, 3).mean(axis=(1, 3))
+
+
 def uid_run(*words: object) -> Result:
     return CliRunner().invoke(cli.run, [str(word) for word in words])
 
@@ -127,14 +132,13 @@ def test_full_disk_and_unwritable_output(tmp_path: Path, make_toy: MakeToy) -> N
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
-    words = [*UID_RUN, str(source), "-m", str(bundle), "--steps", "1"]
-    done = subprocess.run(
-        [*words, "-o", str(tmp_path / "out" / "b.png")], capture_output=True, text=True, preexec_fn=limit
-    )
+    words = [*UID_RUN, str(source), "-m", str(bundle), "--steps", "1", "-o"]
+    full = [*words, str(tmp_path / "out" / "b.png")]
+    done = subprocess.run(full, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1, done.stderr
     assert "cannot write" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
-    done = subprocess.run([*words, "-o", str(source / "b.png")], capture_output=True, text=True)
+    done = subprocess.run([*words, str(source / "b.png")], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
@@ -176,6 +180,20 @@ def test_video_frames_are_the_pipelines(tmp_path: Path, make_toy: MakeToy) -> No
         expected = load(bundle)(read_image(frames / f"{i}.png").pixels, Options(steps=30)).image
         assert np.abs(frame[:, :, ::-1].astype(int) - expected).mean() < 6
     assert not capture.read()[0]
+
+
+def test_video_compared(tmp_path: Path, make_toy: MakeToy) -> None:
+    for i in range(3):
+        photo(tmp_path / "frames" / f"{i}.png", (32, 48), seed=i)
+    words = [tmp_path / "frames", "-m", make_toy(), "--steps", 2, "--compare"]
+    result = uid_run(*words, "-o", tmp_path / "clip.mp4")
+    assert result.exit_code == 0, result.output
+    read, frame = cv2.VideoCapture(str(tmp_path / "clip.mp4")).read()
+    assert read
+    assert frame.shape == (32, 96, 3)
+    blurred = read_image(tmp_path / "frames" / "0.png").pixels
+    np.testing.assert_allclose(blocks(frame[:, :48, ::-1]), blocks(blurred), atol=8)
+    assert np.abs(blocks(frame[:, 48:, ::-1]) - blocks(blurred)).mean() > 8
 
 
 def test_doctor_tells_of_backends_and_the_built_in_bundle() -> None:
