@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
 from uid.errors import CheckpointError
 from uid.reference import checkpoint
@@ -102,6 +104,37 @@ def test_presets_build_at_their_declared_sizes() -> None:
     assert counts["vae"] == 83_653_863
     assert counts["text_encoder"] == 123_060_480
     assert counts["image_encoder"] == 303_179_776  # CLIP ViT-L/14
+
+
+def test_a_whole_clip_checkpoint_drops_in_as_image_encoder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    vision = {**PRESETS["tiny"].image_encoder, "projection_dim": 16}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=PRESETS["tiny"].text_encoder, projection_dim=16))
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    shutil.rmtree(folder / "image_encoder")
+    clip.save_pretrained(folder / "image_encoder")
+    loaded = checkpoint.load(folder).structure.image_encoder
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = clip.eval().vision_model(pixels).last_hidden_state
+        torch.testing.assert_close(loaded(pixels).last_hidden_state, expected)
+
+
+def test_stable_diffusion_vae_weights_under_their_first_names_drop_in(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 1.5's VAE file still calls its attention's projections query, key, value and proj_attn."""
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    first = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for key, value in weights.items():
+        for new, old in first.items():
+            key = key.replace(f".{new}.", f".{old}.")
+        renamed[key] = value
+    assert renamed.keys() != weights.keys()
+    path.unlink()
+    save_file(renamed, path, metadata={"format": "pt"})
+    loaded = checkpoint.load(folder).encoder.vae.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in weights.items())
 
 
 def test_a_pickled_checkpoint_is_refused_unless_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
