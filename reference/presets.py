@@ -132,7 +132,7 @@ EDGE = Preset(
         "mid_block_add_attention": False,
     },
     refiner_channels=16,
-    tile=768,
+    tile=512,
 )
 
 TINY = Preset(
