@@ -1,0 +1,1 @@
+"""Training: synthetic data, the stages, and the checkpoints they make."""
