@@ -73,7 +73,9 @@ class RefinedDecoder(nn.Module):
         decoder = self.vae.decoder
         x = z / self.vae.config.scaling_factor
         x = self.vae.post_quant_conv(x) if self.vae.post_quant_conv is not None else x
-        x = decoder.mid_block(decoder.conv_in(x))
+        # The attention leaves channels-last strides, on which torch 2.13's GroupNorm crashes in the CPU's backward pass
+        # where its own weights are frozen.
+        x = decoder.mid_block(decoder.conv_in(x)).contiguous()
         for block, refiner, skip in zip(decoder.up_blocks, reversed(self.refiners), reversed(skips), strict=True):
             for resnet in block.resnets:
                 x = resnet(x, temb=None)
