@@ -1,16 +1,11 @@
 """``uid-export``: checkpoints to bundles."""
 
-import contextlib
-import logging
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from uid import __version__
-from uid.errors import UIDError
+from uid.command import plain_errors, quieten_libraries
 from uid.runtime.files import folder_written_whole
 
 
@@ -33,7 +28,7 @@ def main() -> None:
 @click.option("--half", is_flag=True, help="Store float16 weights.")
 def random(preset: str, folder: Path, seed: int, half: bool) -> None:
     """Write a random checkpoint of PRESET to FOLDER, to try the tools without trained weights."""
-    with plain_errors():
+    with plain_errors("export"):
         from uid.reference.checkpoint import write_random
 
         with folder_written_whole(folder) as temporary:
@@ -49,7 +44,7 @@ def random(preset: str, folder: Path, seed: int, half: bool) -> None:
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with weights_only=True.")
 def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | None, allow_pickle: bool) -> None:
     """Export CHECKPOINT, a folder in the diffusers layout, and compare every component with PyTorch."""
-    with plain_errors():
+    with plain_errors("export"):
         from uid.export.bundle import export_bundle
 
         export_bundle(
@@ -61,23 +56,3 @@ def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | No
             report=click.echo,
         )
     click.echo(f"wrote {output}")
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors that a user can mend, and libraries that are not installed, as one line without a traceback."""
-    try:
-        yield
-    except UIDError as error:
-        raise click.ClickException(str(error)) from error
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is not installed: pip install 'uid-runtime[export]'") from error
-
-
-def quieten_libraries() -> None:
-    """Keep the libraries' progress bars and notes off the terminal; errors still show."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch")

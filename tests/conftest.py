@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from uid.command import quieten_libraries
 from uid.export.bundle import export_bundle
-from uid.export.cli import quieten_libraries
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
 

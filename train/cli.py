@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from uid import __version__
-from uid.export.cli import plain_errors, quieten_libraries
+from uid.command import plain_errors, quieten_libraries
 
 STAGES = ("vae", "encoder-refiner", "decoder-refiner")
 
@@ -34,7 +34,7 @@ def main(stage: str, checkpoint: Path, sharp: Path | None, size: int, **settings
     is started again.
     """
     quieten_libraries()
-    with plain_errors():
+    with plain_errors("train"):
         from uid.reference.checkpoint import MODULES, load_module
         from uid.train.data import Pairs, PictureFolder
         from uid.train.loop import Settings, train

@@ -1,0 +1,180 @@
+"""``uid-bench``: measurements of a bundle. Each row written says what ran, with which settings, on which versions."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from uid import __version__
+from uid.command import plain_errors
+from uid.runtime.files import written_whole
+
+if TYPE_CHECKING:
+    from uid.bench.quality import Row
+    from uid.runtime.pipeline import Options, Pipeline
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="uid-bench")
+def main() -> None:
+    r"""Measure what a bundle does.
+
+    \b
+    uid-bench quality -m bundle/ -o rows.jsonl --sheet sheet.png
+    """
+
+
+@main.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
+@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
+@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
+@click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
+@click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0),
+    default=0.003,
+    show_default=True,
+    help="Of the camera: standard deviation at white, in linear light.",
+)
+@click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Compress the blurred pictures so.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Pictures side by side.")
+def quality(
+    model: Path | None,
+    backend: str,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    names: Sequence[str],
+    noise: float,
+    jpeg: int | None,
+    output: Path | None,
+    sheet: Path | None,
+) -> None:
+    """Compare a bundle's output on held-out photos, blurred in ways that training never shows, with the sharp photos.
+
+    Beside it stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
+    """
+    with plain_errors("bench"):
+        from uid.bench.quality import CASE_SEED, contact_sheet, held_out, measure
+        from uid.runtime.pipeline import Options, load
+
+        photos = held_out(names)
+        pipeline = load(model, backend=backend)
+        options = Options(
+            steps=pipeline.bundle.steps if steps is None else steps,
+            guidance=pipeline.bundle.guidance if guidance is None else guidance,
+            seed=seed,
+        )
+        comparisons = []
+        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg):
+            comparisons.append(comparison)
+            for row in comparison.rows:
+                click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
+        rows = [row for comparison in comparisons for row in comparison.rows]
+        if output is not None:
+            common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
+            write_rows(output, rows, common)
+        if sheet is not None:
+            write_png(sheet, contact_sheet(comparisons))
+        show_summary(rows, pipeline)
+
+
+def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
+    """What every row of a measurement states beside its figures."""
+    import numpy as np
+    import onnxruntime
+
+    versions = {
+        "uid": __version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    return {
+        "bundle": pipeline.bundle.name,
+        "trained": pipeline.bundle.trained,
+        "precision": pipeline.bundle.precision,
+        "backend": pipeline.backend,
+        "device": device(),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "versions": versions,
+    }
+
+
+def device() -> str:
+    """The machine's processor and NVIDIA GPUs by name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = match[1] if match else platform.processor() or platform.machine()
+    return "; ".join([f"{name}, {os.cpu_count()} cores", *gpus()])
+
+
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that the driver reports; none without a driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+def write_rows(path: Path, rows: Iterable["Row"], common: Mapping[str, Any]) -> None:
+    """JSON Lines: each row with what is common to all. The file appears whole, or ``OutputError`` is raised."""
+    lines = [json.dumps({**asdict(row), **common}, allow_nan=False) + "\n" for row in rows]
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def write_png(path: Path, pixels: Any) -> None:
+    """(H, W, 3) RGB uint8 to a PNG, whatever the suffix. Raises ``OutputError`` when it cannot be written."""
+    import cv2
+
+    _, data = cv2.imencode(".png", pixels[:, :, ::-1])
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def show_summary(rows: Sequence["Row"], pipeline: "Pipeline") -> None:
+    """A table of the methods on standard output, and what becomes of a picture that was sharp already."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from uid.bench.quality import UID_ON_SHARP, summarise
+
+    weights = "trained" if pipeline.bundle.trained else "random weights"
+    photos = len({row.photo for row in rows})
+    table = Table(title=f"bundle {pipeline.bundle.name} ({weights}), {photos} held-out photos", box=SIMPLE)
+    for column in ("method", "PSNR dB", "SSIM", "sharp", "gain dB", "worst dB", "beats usm", "s"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
+    for line in summarise(rows):
+        figures = f"{line.psnr:.2f}", f"{line.ssim:.3f}", f"{line.sharpness:.2f}"
+        compared = _or_dash(line.gain, "+.2f"), _or_dash(line.worst, "+.2f"), _or_dash(line.beats_unsharp, ".0%")
+        table.add_row(line.method, *figures, *compared, f"{line.seconds:.2f}")
+    Console().print(table)
+    sharp = [row.psnr for row in rows if row.method == UID_ON_SHARP]
+    click.echo("gain, worst: PSNR over the blurred input; beats usm: share of cases better than the unsharp mask")
+    click.echo(f"what was sharp comes back at {fmean(sharp):.2f} dB, {min(sharp):.2f} dB at worst")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main()
