@@ -13,7 +13,7 @@ from uid.errors import UIDError
 
 @contextlib.contextmanager
 def plain_errors(extra: str) -> Iterator[None]:
-    """Errors that a user can mend, and libraries of an extra that are not installed, as one line without a traceback."""
+    """Errors that a user can mend, and libraries of an extra that are missing, as one line without a traceback."""
     try:
         yield
     except UIDError as error:
