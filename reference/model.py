@@ -90,7 +90,7 @@ class UIDDiff(nn.Module):
         self.step = DenoisingStep(adapter, unet, scheduler.config.prediction_type)
         self.decoder = RefinedDecoder(vae, vae_refiner)
         self.scheduler = scheduler
-        self.refiner_config = vae_refiner.config
+        self.refiner = vae_refiner
         self.eval().requires_grad_(False)
 
     @property
@@ -106,7 +106,7 @@ class UIDDiff(nn.Module):
     @property
     def refiner_channels(self) -> int:
         """Width of every skip of the refined VAE."""
-        return int(self.refiner_config.hidden)
+        return int(self.refiner.config.hidden)
 
     def prompts(self, text: str) -> Tensor:
         """Prompt embeddings (2, L, D): the empty prompt's, then ``text``'s."""
@@ -117,7 +117,7 @@ class UIDDiff(nn.Module):
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return self.text_encoder(ids).last_hidden_state
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
 
     @torch.inference_mode()
     def sample(

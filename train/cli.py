@@ -1,16 +1,18 @@
 """``uid-train``: one stage of training on one checkpoint folder, resumable."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from uid import __version__
 from uid.command import plain_errors, quieten_libraries
 
-STAGES = ("vae", "encoder-refiner", "decoder-refiner")
+if TYPE_CHECKING:
+    from uid.reference.model import UIDDiff
+
+STAGES = ("vae", "encoder-refiner", "decoder-refiner", "base", "deblur")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -24,10 +26,11 @@ STAGES = ("vae", "encoder-refiner", "decoder-refiner")
 @click.option("--seed", default=0, type=click.IntRange(0), help="Of examples and noise.")
 @click.option("--save-every", default=250, type=click.IntRange(1), help="Steps between checkpoints.")
 @click.option("--sheet-every", default=1000, type=click.IntRange(1), help="Steps between sample sheets.")
+@click.option("--backbone", is_flag=True, help="Stage deblur: train U-Net and image encoder too, as edge needs.")
 @click.option("--workers", default=1, type=click.IntRange(0), help="Processes that make examples.")
 @click.option("--mixed-precision", default="no", type=click.Choice(["no", "bf16", "fp16"]))
 @click.version_option(__version__, prog_name="uid-train")
-def main(stage: str, checkpoint: Path, sharp: Path | None, size: int, **settings: Any) -> None:
+def main(stage: str, checkpoint: Path, sharp: Path | None, size: int, backbone: bool, **settings: Any) -> None:
     """Train STAGE of CHECKPOINT, a folder in the diffusers layout, and write what it trained back into it.
 
     Without --sharp, procedural pictures are used. A run that was stopped goes on from CHECKPOINT/training/STAGE when it
@@ -35,16 +38,13 @@ def main(stage: str, checkpoint: Path, sharp: Path | None, size: int, **settings
     """
     quieten_libraries()
     with plain_errors("train"):
-        from uid.reference.checkpoint import MODULES, load_module
+        from uid.reference import checkpoint as checkpoints
         from uid.train.data import Pairs, PictureFolder
         from uid.train.loop import Settings, train
         from uid.train.pictures import picture
 
-        def component(name: str) -> Any:
-            return load_module(checkpoint / name, MODULES[name], allow_pickle=False)
-
         source = PictureFolder(sharp) if sharp else picture
-        made, saved = build(stage, component)
+        made, saved = build(stage, checkpoints.load(checkpoint), backbone)
         examples = Pairs(source, size, settings["seed"])
         train(made, examples, Settings(**settings), checkpoint / "training" / stage, report=click.echo)
         if stage == "vae":
@@ -54,15 +54,24 @@ def main(stage: str, checkpoint: Path, sharp: Path | None, size: int, **settings
             click.echo(f"wrote {checkpoint / name}")
 
 
-def build(stage: str, component: Callable[[str], Any]) -> tuple[Any, dict[str, Any]]:
+def build(stage: str, model: "UIDDiff", backbone: bool) -> tuple[Any, dict[str, Any]]:
     """The stage's module, and the components that it trains by name."""
+    from uid.train.diffusion import BaseDiffusion, Deblurring
     from uid.train.vae import BaseVAE, DecoderRefiner, EncoderRefiner
 
-    vae = component("vae")
+    vae, refiner = model.encoder.vae, model.refiner
     if stage == "vae":
         return BaseVAE(vae), {"vae": vae}
-    refiner = component("vae_refiner")
-    return (EncoderRefiner if stage == "encoder-refiner" else DecoderRefiner)(vae, refiner), {"vae_refiner": refiner}
+    if stage in ("encoder-refiner", "decoder-refiner"):
+        refined = EncoderRefiner if stage == "encoder-refiner" else DecoderRefiner
+        return refined(vae, refiner), {"vae_refiner": refiner}
+    base = {"unet": model.step.unet, "text_encoder": model.text_encoder}
+    if stage == "base":
+        return BaseDiffusion(model), base
+    saved = {"structure_extractor": model.structure.q_former, "adapter": model.step.adapter}
+    if backbone:
+        saved |= {"unet": model.step.unet, "image_encoder": model.structure.image_encoder}
+    return Deblurring(model, backbone=backbone), saved
 
 
 def replace_component(folder: Path, module: Any) -> None:

@@ -31,7 +31,7 @@ class BaseVAE(Stage):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae = vae.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and KL losses."""
@@ -65,6 +65,7 @@ class EncoderRefiner(Stage):
         super().__init__()
         self.vae = vae.requires_grad_(False)
         self.encoder = RefinedEncoder(vae, refiner)
+        refiner.encoder.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error between latents."""

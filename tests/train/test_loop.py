@@ -1,19 +1,23 @@
 """The training loop on real stages at tiny size."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from uid.errors import InputError
 from uid.reference import checkpoint
 from uid.reference.presets import TINY
 from uid.runtime.images import Picture, write_image
 from uid.train.blur import Pixels, Random
+from uid.train.cli import main
 from uid.train.data import Pairs, PictureFolder
+from uid.train.diffusion import BaseDiffusion, Deblurring
 from uid.train.loop import Settings, Stage, train
 from uid.train.vae import BaseVAE, DecoderRefiner, EncoderRefiner
 
@@ -89,6 +93,43 @@ def test_each_stage_learns_and_leaves_the_frozen_alone(tmp_path: Path, name: str
     sheet = cv2.imread(str(tmp_path / "sheet-000060.png"))
     assert sheet is not None
     assert sheet.shape[0] in (2 * 16, 3 * 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"),
+    [
+        ("base", {"step.unet", "text_encoder"}),
+        ("deblur", {"structure.q_former", "step.adapter"}),
+        ("deblur with backbone", {"structure.q_former", "step.adapter", "step.unet", "structure.image_encoder"}),
+    ],
+)
+def test_diffusion_stages_train_what_they_say_and_nothing_else(
+    tmp_path: Path, tiny_checkpoint: Path, name: str, learns: set[str]
+) -> None:
+    model = checkpoint.load(tiny_checkpoint)
+    stage = BaseDiffusion(model) if name == "base" else Deblurring(model, backbone="backbone" in name)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    train(stage, Pairs(smooth, 16, seed=1), settings(40), tmp_path)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {n for n in before if n.startswith(tuple(learns))} >= changed
+    assert all(any(n.startswith(part) for n in changed) for part in learns)
+    history = [float(x) for x in losses(tmp_path)]
+    assert np.mean(history[-10:]) < 0.9 * np.mean(history[:10])
+    assert (tmp_path / "sheet-000040.png").is_file()
+
+
+def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    before = checkpoint.load(folder).encoder.vae.state_dict()
+    words = ["vae", str(folder), "--steps", "3", "--size", "16", "--batch", "2", "--workers", "0"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    loaded = checkpoint.load(folder)
+    assert any(not torch.equal(before[key], value) for key, value in loaded.encoder.vae.state_dict().items())
+    z = torch.cat([loaded.encoder(torch.rand(1, 3, 16, 16))[0].flatten() for _ in range(4)])
+    assert 0.01 < z.std() < 100.0
+    assert loaded.encoder.vae.config.scaling_factor != 0.18215
+    assert {path.name for path in folder.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"training"}
 
 
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
