@@ -67,7 +67,7 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
     Pixels, latents and the step's numbers are float32 in both precisions.
     """
     half = np.dtype(np.float16 if precision == "fp16" else np.float32)
-    unet, vae, factor = model.step.unet.config, model.encoder.vae.config, model.latent_factor
+    unet, factor = model.step.unet.config, model.latent_factor
     queries = model.structure.q_former.config
     text = model.text_encoder.config
     latent_shape = (1, unet.in_channels, f"height/{factor}", f"width/{factor}")
@@ -83,10 +83,9 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
     f_s = tensor("f_s", 1, queries.queries, queries.hidden_size)
     f_b = tensor("f_b", 1, queries.queries, queries.hidden_size)
     z_y = tensor("z_y", *latent_shape)
-    width = model.refiner_channels
     skips = [
-        tensor(f"skip_{i}", 1, width, divided("height", 2**i), divided("width", 2**i))
-        for i in range(len(vae.block_out_channels))
+        tensor(f"skip_{i}", 1, width, divided("height", divisor), divided("width", divisor))
+        for i, (width, divisor) in enumerate(model.skips)
     ]
     latent, latent_next = full("latent", *latent_shape), full("latent_next", *latent_shape)
     prompt = tensor("prompt", 2, text.max_position_embeddings, text.hidden_size)

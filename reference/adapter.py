@@ -9,6 +9,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2DCrossAttn, get_down_block
 from torch import Tensor, nn
 
+from uid.reference.vae import zeroed
+
 
 class Adapter(ModelMixin, ConfigMixin):
     """A ControlNet whose cross-attention reads f_s and whose input is x_t and the blurry latent z_y side by side.
@@ -61,8 +63,8 @@ class Adapter(ModelMixin, ConfigMixin):
         led_out = [channels[0]]
         for i in range(levels):
             led_out += [channels[i]] * (layers_per_block + (i < levels - 1))
-        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(c, c, 1) for c in led_out)
-        self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
+        self.controlnet_down_blocks = nn.ModuleList(zeroed(nn.Conv2d(c, c, 1)) for c in led_out)
+        self.controlnet_mid_block = zeroed(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def forward(self, x_t: Tensor, z_y: Tensor, timestep: Tensor, f_s: Tensor) -> tuple[list[Tensor], Tensor]:
         """x_t, z_y (B, 4, h, w), timestep (B,), f_s (B, 16, D) -> residuals of the down blocks and of the middle."""

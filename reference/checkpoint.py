@@ -10,6 +10,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,20 +120,35 @@ def load_tokenizer(folder: Path, cls: type[Any]) -> Any:
         raise CheckpointError(f"cannot load {folder}: {error}") from error
 
 
-# -- a seeded random checkpoint ---------------------------------------------------------------------------------------
+# -- new checkpoints --------------------------------------------------------------------------------------------------
 
 
 def write_random(folder: Path, preset_name: str, *, seed: int = 0, half: bool = False) -> None:
-    """Write a random checkpoint of a preset; the same seed gives the same weights.
+    """Write a random checkpoint of a preset to test with; the same seed gives the same weights.
 
     No parameter is left at zero or at one, and activations keep unit scale, finite in float16 over 30 steps. ``half``
     stores float16 weights.
     """
-    preset = PRESETS[preset_name]
+    modules = build(PRESETS[preset_name])
     generator = torch.Generator().manual_seed(seed)
-    for name, module in build(preset).items():
+    for module in modules.values():
         randomise(module, generator)
-        (module.half() if half else module).save_pretrained(folder / name)
+        if half:
+            module.half()
+    write(folder, preset_name, modules)
+
+
+def write_untrained(folder: Path, preset_name: str, *, seed: int = 0) -> None:
+    """Write a checkpoint of a preset to start training from, as its libraries initialise it."""
+    torch.manual_seed(seed)
+    write(folder, preset_name, build(PRESETS[preset_name]))
+
+
+def write(folder: Path, preset_name: str, modules: Mapping[str, Any]) -> None:
+    """Write the components, tokenizers, scheduler and index of an untrained checkpoint."""
+    for name, module in modules.items():
+        module.save_pretrained(folder / name)
+    preset = PRESETS[preset_name]
     write_tokenizers(folder)
     DDIMScheduler(**preset.scheduler).save_pretrained(folder / "scheduler")
     write_index(folder, preset_name, preset, trained=False)
@@ -177,7 +193,7 @@ def build(preset: Preset) -> dict[str, Any]:
         "blur_projections": BlurProjections.for_unet(unet, blur_dim=width),
         "vae": vae,
         "vae_refiner": VAERefiner(
-            vae.config.block_out_channels, hidden=preset.refiner_channels, norm_num_groups=vae.config.norm_num_groups
+            vae.config.block_out_channels, norm_num_groups=vae.config.norm_num_groups, **preset.refiner
         ),
     }
 

@@ -9,7 +9,7 @@ from uid.reference import blur_attention
 from uid.reference.adapter import Adapter
 from uid.reference.conditioning import Extractor, QFormer
 from uid.reference.ddim import ddim_update, guide
-from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner
+from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner, patch_size
 
 SHARP_PROMPT = "sharp and clean image"  # deblurring
 BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
@@ -96,7 +96,8 @@ class UIDDiff(nn.Module):
     @property
     def latent_factor(self) -> int:
         """Image pixels per latent pixel, along each side."""
-        return int(2 ** (len(self.encoder.vae.config.block_out_channels) - 1))
+        vae = self.encoder.vae
+        return patch_size(vae) * int(2 ** (len(vae.config.block_out_channels) - 1))
 
     @property
     def size_multiple(self) -> int:
@@ -104,9 +105,11 @@ class UIDDiff(nn.Module):
         return int(self.latent_factor * 2 ** (len(self.step.unet.config.block_out_channels) - 1))
 
     @property
-    def refiner_channels(self) -> int:
-        """Width of every skip of the refined VAE."""
-        return int(self.refiner.config.hidden)
+    def skips(self) -> list[tuple[int, int]]:
+        """Each skip of the refined VAE: its channels, and image pixels per pixel along each side."""
+        patch, config = patch_size(self.encoder.vae), self.refiner.config
+        levels = [(width, patch * 2**i) for i, width in enumerate(config.hidden)]
+        return [*levels, (config.pixel_channels, patch)] if config.pixel_channels else levels
 
     def prompts(self, text: str) -> Tensor:
         """Prompt embeddings (2, L, D): the empty prompt's, then ``text``'s."""
@@ -123,11 +126,23 @@ class UIDDiff(nn.Module):
     def sample(
         self, image: Tensor, noise: Tensor, prompt: str, steps: int, guidance: float, blur_image: Tensor | None = None
     ) -> Tensor:
-        """DDIM from ``noise`` (B, 4, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1]."""
+        """DDIM from ``noise`` (B, C, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1]."""
         z_y, skips = self.encoder(image)
-        f_s = self.structure(image)
         f_b = None if blur_image is None else self.blur(blur_image)
-        prompts = self.prompts(prompt)
+        z = self.denoise(noise, z_y, self.structure(image), self.prompts(prompt), steps, guidance, f_b)
+        return self.decoder(z.to(z_y.dtype), skips)
+
+    def denoise(
+        self,
+        noise: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompts: Tensor,
+        steps: int,
+        guidance: float,
+        f_b: Tensor | None = None,
+    ) -> Tensor:
+        """The loop alone: every DDIM step from ``noise`` to the latent, (B, C, h, w) float32."""
         self.scheduler.set_timesteps(steps)
         alpha_bars = self.scheduler.alphas_cumprod
         stride = self.scheduler.config.num_train_timesteps // steps
@@ -136,7 +151,7 @@ class UIDDiff(nn.Module):
             previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
             row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None], torch.tensor([guidance]))
             x = self.step(x, z_y, f_s, prompts, *row, f_b=f_b)
-        return self.decoder(x.to(z_y.dtype), skips)
+        return x
 
     def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:
         """Sharpen ``image`` (T_1 of the paper). (B, 3, H, W) in [0, 1] -> the same."""

@@ -31,7 +31,7 @@ class Preset:
     q_former: dict[str, Any]
     unet: dict[str, Any]
     vae: dict[str, Any]
-    refiner_channels: int  # width of the refiners and so of their skips
+    refiner: dict[str, Any]  # VAERefiner's: for each VAE level the width of its refiners and the blocks in them
     tile: int  # an image of more than tile * tile pixels is run in tiles of this side
     queries: int = 16  # learnable queries of each Q-Former
     steps: int = 30  # DDIM steps (paper: 30)
@@ -79,7 +79,7 @@ SD15 = Preset(
         "layers_per_block": 2,
         "sample_size": 512,
     },
-    refiner_channels=64,
+    refiner={"hidden": (64,) * 4, "blocks": (0,) * 4},
     tile=1024,
 )
 
@@ -114,25 +114,32 @@ EDGE = Preset(
     },
     unet={
         "sample_size": 64,
-        "block_out_channels": (32, 64, 96, 128),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "in_channels": 8,
+        "out_channels": 8,
+        "block_out_channels": (32, 64, 96),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "layers_per_block": 1,
-        "attention_head_dim": (2, 2, 3, 4),
+        "attention_head_dim": (1, 2, 3),
         "cross_attention_dim": 128,
         "norm_num_groups": 16,
     },
     vae={
-        "block_out_channels": (16, 32, 64, 64),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "in_channels": 48,  # patches of 4 x 4 pixels: two cores have no time for convolutions at full resolution
+        "out_channels": 48,
+        "latent_channels": 8,
+        "block_out_channels": (48, 96),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
         "layers_per_block": 1,
         "norm_num_groups": 8,
-        "sample_size": 512,
+        "sample_size": 128,
         "mid_block_add_attention": False,
     },
-    refiner_channels=16,
+    refiner={"hidden": (48, 96), "blocks": (4, 8), "pixel_channels": 48},
     tile=512,
+    scheduler=SCHEDULER
+    | {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0},
 )
 
 TINY = Preset(
@@ -182,7 +189,7 @@ TINY = Preset(
         "norm_num_groups": 4,
         "sample_size": 32,
     },
-    refiner_channels=4,
+    refiner={"hidden": (4, 4), "blocks": (0, 0)},
     tile=64,
 )
 

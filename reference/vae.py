@@ -1,9 +1,15 @@
 """The refined VAE (appendix A, fig. 8): refiners beside a frozen Stable Diffusion VAE, joined by skips.
 
 A refiner stands after the residual layers of each encoder level and of each decoder level, before the resolution
-changes there, so that level i of the encoder (H / 2^i) meets its mirror in the decoder at the same resolution and
-width. What travels over the skip is the encoder refiner's hidden map, kept narrow.
+changes there, so that level i of the encoder meets its mirror in the decoder at the same resolution and width. What
+travels over the skip is the encoder refiner's hidden map.
+
+Two things that ``edge`` adds, both off at ``sd15``: the VAE works on patches (its ``in_channels`` are 3 patch^2), which
+leaves nothing to compute at full resolution; and the pixels themselves are one more skip, so that the decoder refiners
+say how the picture should differ from the one that came in.
 """
+
+from math import isqrt
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
@@ -12,30 +18,81 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Refiner(nn.Module):
-    """Residual refinement of one level: h + conv(u), u = silu(conv([norm(h), skip])); u is the skip to the mirror."""
+def patch_size(vae: AutoencoderKL) -> int:
+    """Side of the patches that the VAE takes for pixels: 1 for Stable Diffusion's."""
+    return isqrt(vae.config.in_channels // 3)
 
-    def __init__(self, channels: int, hidden: int, groups: int, skip: bool) -> None:
+
+def to_patches(image: Tensor, vae: AutoencoderKL) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, 3 p^2, H/p, W/p) in [-1, 1], as the VAE's encoder takes it."""
+    return F.pixel_unshuffle(image * 2.0 - 1.0, patch_size(vae))
+
+
+def from_patches(patches: Tensor, vae: AutoencoderKL) -> Tensor:
+    """What the VAE's decoder gives, (B, 3 p^2, H/p, W/p) in [-1, 1] -> float32 (B, 3, H, W) in [0, 1], not clamped."""
+    return F.pixel_shuffle(patches.float() / 2.0 + 0.5, patch_size(vae))
+
+
+def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution that gives nothing yet, so that what it is added to starts out unchanged."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x)))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return x + self.conv_2(F.relu(self.conv_1(x)))
+
+
+class Refiner(nn.Module):
+    """Residual refinement of one level: h + conv(u), u = blocks(silu(conv([norm(h), skip]))); u is the skip."""
+
+    def __init__(self, channels: int, hidden: int, blocks: int, groups: int, skip: bool) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.conv_in = nn.Conv2d(channels + (hidden if skip else 0), hidden, 3, padding=1)
-        self.conv_out = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(hidden) for _ in range(blocks)))
+        self.conv_out = zeroed(nn.Conv2d(hidden, channels, 3, padding=1))
 
     def forward(self, h: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), skip (B, hidden, H, W) or None -> refined (B, C, H, W), u (B, hidden, H, W)."""
         x = self.norm(h)
-        u = F.silu(self.conv_in(x if skip is None else torch.cat([x, skip], dim=1)))
+        u = self.blocks(F.silu(self.conv_in(x if skip is None else torch.cat([x, skip], dim=1))))
         return h + self.conv_out(u), u
 
 
 class VAERefiner(ModelMixin, ConfigMixin):
-    """The refiners of all levels; ``encoder[i]`` and ``decoder[i]`` are mirrors, i = 0 at full resolution."""
+    """The refiners of all levels; ``encoder[i]`` and ``decoder[i]`` are mirrors, i = 0 at the highest resolution.
+
+    ``hidden`` and ``blocks`` give each level's width and depth. With ``pixel_channels`` (the VAE's ``in_channels``) the
+    picture is a skip too, and ``pixels`` finishes the decoder.
+    """
 
     @register_to_config
-    def __init__(self, block_out_channels: tuple[int, ...], hidden: int = 64, norm_num_groups: int = 32) -> None:
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...],
+        hidden: tuple[int, ...],
+        blocks: tuple[int, ...],
+        pixel_channels: int = 0,
+        norm_num_groups: int = 32,
+    ) -> None:
         super().__init__()
-        self.encoder = nn.ModuleList(Refiner(c, hidden, norm_num_groups, skip=False) for c in block_out_channels)
-        self.decoder = nn.ModuleList(Refiner(c, hidden, norm_num_groups, skip=True) for c in block_out_channels)
+        levels = list(zip(block_out_channels, hidden, blocks, strict=True))
+        self.encoder = nn.ModuleList(Refiner(c, h, n, norm_num_groups, skip=False) for c, h, n in levels)
+        self.decoder = nn.ModuleList(Refiner(c, h, n, norm_num_groups, skip=True) for c, h, n in levels)
+        if pixel_channels:
+            self.pixels = zeroed(nn.Conv2d(2 * pixel_channels + hidden[0], pixel_channels, 3, padding=1))
 
 
 class RefinedEncoder(nn.Module):
@@ -43,12 +100,13 @@ class RefinedEncoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, refiner: VAERefiner) -> None:
         super().__init__()
-        self.vae, self.refiners = vae, refiner.encoder
+        self.vae, self.refiners, self.pixel_skip = vae, refiner.encoder, hasattr(refiner, "pixels")
 
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, 3, H, W) in [0, 1] -> z (B, 4, H/f, W/f), the posterior's mean times the scaling factor; skips."""
+        """(B, 3, H, W) in [0, 1] -> z (B, C, H/f, W/f), the posterior's mean times the scaling factor; skips."""
         encoder, skips = self.vae.encoder, []
-        x = encoder.conv_in(image * 2.0 - 1.0)
+        patches = to_patches(image, self.vae)
+        x = encoder.conv_in(patches)
         for block, refiner in zip(encoder.down_blocks, self.refiners, strict=True):
             for resnet in block.resnets:
                 x = resnet(x, temb=None)
@@ -58,7 +116,7 @@ class RefinedEncoder(nn.Module):
                 x = downsample(x)
         x = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(x))))
         mean = (self.vae.quant_conv(x) if self.vae.quant_conv is not None else x).chunk(2, dim=1)[0]
-        return mean * self.vae.config.scaling_factor, skips
+        return mean * self.vae.config.scaling_factor, [*skips, patches] if self.pixel_skip else skips
 
 
 class RefinedDecoder(nn.Module):
@@ -66,21 +124,28 @@ class RefinedDecoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, refiner: VAERefiner) -> None:
         super().__init__()
-        self.vae, self.refiners = vae, refiner.decoder
+        self.vae, self.refiners, self.pixels = vae, refiner.decoder, getattr(refiner, "pixels", None)
 
     def forward(self, z: Tensor, skips: list[Tensor]) -> Tensor:
-        """Z (B, 4, H/f, W/f), the encoder's skips -> (B, 3, H, W), clamped to [0, 1]."""
+        """Z (B, C, H/f, W/f), the encoder's skips -> float32 (B, 3, H, W), clamped to [0, 1]."""
+        return self.unclamped(z, skips).clamp(0.0, 1.0)
+
+    def unclamped(self, z: Tensor, skips: list[Tensor]) -> Tensor:
+        """The same without the last step, through which no gradient would come back."""
         decoder = self.vae.decoder
         x = z / self.vae.config.scaling_factor
         x = self.vae.post_quant_conv(x) if self.vae.post_quant_conv is not None else x
         # The attention leaves channels-last strides, on which torch 2.13's GroupNorm crashes in the CPU's backward pass
         # where its own weights are frozen.
         x = decoder.mid_block(decoder.conv_in(x)).contiguous()
-        for block, refiner, skip in zip(decoder.up_blocks, reversed(self.refiners), reversed(skips), strict=True):
+        levels = zip(decoder.up_blocks, reversed(self.refiners), reversed(skips[: len(self.refiners)]), strict=True)
+        for block, refiner, skip in levels:
             for resnet in block.resnets:
                 x = resnet(x, temb=None)
-            x, _ = refiner(x, skip)
+            x, u = refiner(x, skip)
             for upsample in block.upsamplers or ():
                 x = upsample(x)
         x = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
-        return (x.float() / 2.0 + 0.5).clamp(0.0, 1.0)
+        if self.pixels is not None:
+            x = skips[-1] + self.pixels(torch.cat([x, skips[-1], u], dim=1))
+        return from_patches(x, self.vae)

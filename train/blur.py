@@ -6,6 +6,7 @@ never seen, for evaluation only.
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import cv2
@@ -192,14 +193,16 @@ def through_jpeg(picture: Pixels, quality: int) -> Pixels:
     return result
 
 
-def random_pair(rng: Random, sharp: Pixels) -> Pixels:
-    """The blurred half of a training pair: any training kernel, and any mix of what follows the blur."""
+def random_exposure(rng: Random) -> Callable[[Pixels], Pixels]:
+    """What blurs the training pictures: any training kernel, and any mix of what follows the blur.
+
+    The same exposure may blur several pictures, which then share a blur pattern; only the noise differs.
+    """
     names = list(KERNELS)
-    kernel = KERNELS[names[rng.integers(len(names))]](rng)
-    return degrade(
+    return partial(
+        degrade,
         rng,
-        sharp,
-        kernel,
+        kernel=KERNELS[names[rng.integers(len(names))]](rng),
         highlights=float(rng.choice([1.0, rng.uniform(1.0, 6.0)])),
         noise=float(rng.choice([0.0, rng.uniform(0.0, 0.01)])),
         tone=float(rng.choice([1.0, rng.uniform(0.9, 1.1)])),

@@ -1,16 +1,23 @@
 """Training examples: sharp pictures, procedural or a user's own, and their synthetic blur."""
 
 from collections.abc import Callable
+from multiprocessing import Pool
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from uid.errors import InputError
+from uid.runtime.files import written_whole
 from uid.runtime.images import is_image_path, read_image
-from uid.train.blur import Pixels, Random, random_pair
+from uid.train.blur import Pixels, Random, random_exposure
+from uid.train.pictures import picture
+
+MADE_SIDE = 256  # of a procedural picture, in pixels
 
 Source = Callable[[Random, int, int], Pixels]  # (generator, height, width) -> (H, W, 3) sRGB float32 in [0, 1]
 
@@ -25,13 +32,58 @@ class PictureFolder:
 
     def __call__(self, rng: Random, height: int, width: int) -> Pixels:
         """A crop of (height, width); raises ``InputError`` for a picture smaller than that."""
+        return self.crops(rng, height, width, 1)[0]
+
+    def crops(self, rng: Random, height: int, width: int, count: int) -> list[Pixels]:
+        """Crops of one picture, which share its blur."""
         path = self.paths[rng.integers(len(self.paths))]
         pixels = read_image(path).pixels
         if pixels.shape[0] < height or pixels.shape[1] < width:
             raise InputError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}; expected at least {width} x {height}")
-        top, left = (int(rng.integers(pixels.shape[i] - size + 1)) for i, size in enumerate((height, width)))
-        crop = pixels[top : top + height, left : left + width][:, :: rng.choice([1, -1])]
-        return crop.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+        pixels = pixels[:, :: rng.choice([1, -1])]
+
+        def crop() -> Pixels:
+            top, left = (int(rng.integers(pixels.shape[i] - size + 1)) for i, size in enumerate((height, width)))
+            part = pixels[top : top + height, left : left + width]
+            return part.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+        return [crop() for _ in range(count)]
+
+
+class MadePictures:
+    """Random crops of procedural pictures, made once and kept in a file: half of their making is a crop's whole time.
+
+    Crops are turned and mirrored, eight ways.
+    """
+
+    def __init__(self, path: Path, count: int, seed: int, report: Callable[[str], None]) -> None:
+        if not path.is_file():
+            report(f"making {count} pictures: {path}")
+            make_pictures(path, count, seed)
+        self.pictures = np.load(path, mmap_mode="r")
+
+    def __call__(self, rng: Random, height: int, width: int) -> Pixels:
+        """A crop of (height, width), each at most ``MADE_SIDE``."""
+        made = self.pictures[rng.integers(len(self.pictures))]
+        made = np.rot90(made[:, :: rng.choice([1, -1])], int(rng.integers(4)))
+        top, left = (int(rng.integers(MADE_SIDE - size + 1)) for size in (height, width))
+        crop = made[top : top + height, left : left + width]
+        return crop.astype(np.float32) / np.float32(255.0)
+
+
+def make_pictures(path: Path, count: int, seed: int) -> None:
+    """Write ``count`` procedural pictures as one array, (count, S, S, 3) uint8, on every core."""
+    with written_whole(path) as temporary, Pool(initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, MADE_SIDE, MADE_SIDE, 3))
+        for i, made in enumerate(pool.imap(made_picture, [(seed, i) for i in range(count)], chunksize=16)):
+            pictures[i] = made
+        pictures.flush()
+
+
+def made_picture(key: tuple[int, int]) -> NDArray[np.uint8]:
+    """The picture of a seed and a number, (S, S, 3) uint8."""
+    made = picture(np.random.default_rng(key), MADE_SIDE, MADE_SIDE)
+    return np.rint(255.0 * made).astype(np.uint8)
 
 
 class Pairs(Dataset[dict[str, Tensor]]):
@@ -42,11 +94,35 @@ class Pairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """``sharp`` and ``blurred``, (3, size, size) float32 in [0, 1]."""
-        rng = np.random.default_rng([self.seed, index])
+        return tensors(self.pictures(np.random.default_rng([self.seed, index])))
+
+    def pictures(self, rng: Random) -> dict[str, Pixels]:
+        """The example as (size, size, 3)."""
         sharp = self.source(rng, self.size, self.size)
-        return {"sharp": planar(sharp), "blurred": planar(random_pair(rng, sharp))}
+        return {"sharp": sharp, "blurred": random_exposure(rng)(sharp)}
 
 
-def planar(pixels: Pixels) -> Tensor:
-    """(H, W, 3) -> (3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+class Domains(Pairs):
+    """Pairs, and beside them ``y_2`` and ``y_3``: two blurred pictures of one domain, which no sharp ones go with.
+
+    Of a user's ``blurry`` folder they are two crops of one picture, since a domain may hold many blurs; otherwise two
+    sharp pictures blurred by one synthetic exposure.
+    """
+
+    def __init__(self, source: Source, size: int, seed: int, blurry: PictureFolder | None = None) -> None:
+        super().__init__(source, size, seed)
+        self.blurry = blurry
+
+    def pictures(self, rng: Random) -> dict[str, Pixels]:
+        """The example as (size, size, 3)."""
+        if self.blurry:
+            y_2, y_3 = self.blurry.crops(rng, self.size, self.size, 2)
+        else:
+            exposure = random_exposure(rng)
+            y_2, y_3 = (exposure(self.source(rng, self.size, self.size)) for _ in range(2))
+        return {**super().pictures(rng), "y_2": y_2, "y_3": y_3}
+
+
+def tensors(example: dict[str, Pixels]) -> dict[str, Tensor]:
+    """(H, W, 3) -> (3, H, W), of every picture."""
+    return {name: torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for name, p in example.items()}

@@ -1,8 +1,11 @@
-"""Stages that train the diffusion: the small text-conditional base of ``edge``, and deblurring (T_1, eq. 4).
+"""Stages that train the diffusion: the small text-conditional base of ``edge``, then the paper's three tasks.
 
-Both predict the noise of a latent. Prompts are dropped now and then, so that the empty prompt means something and
-guidance has two branches to compare.
+T_1 deblurs (eq. 4), T_2 transfers blur (eq. 6), T_3 reconstructs (eq. 7); T_1 and T_2 are warmed up alone, then all
+three are trained together (eq. 8). All predict the noise of a latent. Prompts are dropped now and then, so that the
+empty prompt means something and guidance has two branches to compare.
 """
+
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
@@ -10,24 +13,75 @@ from torch import Tensor, nn
 
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.train.loop import Batch, Stage
+from uid.train.vae import base_latents, base_pictures, image_loss, psnr
 
 PROMPT_DROPOUT = 0.1  # share of examples that see the empty prompt
+SHEET_STEPS = 8  # of DDIM, unguided, for the pictures of a sheet
+
+
+def structure_side(model: UIDDiff) -> dict[str, nn.Module]:
+    """What T_1 trains in the paper, by component name."""
+    return {"structure_extractor": model.structure.q_former, "adapter": model.step.adapter}
+
+
+def blur_side(model: UIDDiff) -> dict[str, nn.Module]:
+    """What T_2 trains in the paper, by component name."""
+    return {"blur_extractor": model.blur.q_former, "blur_projections": model.blur_projections}
+
+
+def pretrained_side(model: UIDDiff) -> dict[str, nn.Module]:
+    """What the paper takes from Stable Diffusion and CLIP and leaves frozen; ``edge`` has to learn it."""
+    return {"unet": model.step.unet, "image_encoder": model.structure.image_encoder}
+
+
+def unused(without: Collection[str]) -> set[str]:
+    """Components that no task trains once those in ``without`` are left out."""
+    blur = {"blur_extractor", "blur_projections"} if {"T_2", "T_3"} <= set(without) else set()
+    return blur | ({"structure_extractor"} if "Q_s" in without else set())
 
 
 class DiffusionStage(Stage):
-    """What both stages share: latents, noise, prompts and the loss. All of ``model`` is frozen but ``trained``."""
+    """What these stages share: latents, noise, prompts and the loss. All of ``model`` is frozen but ``trained``."""
 
     def __init__(self, model: UIDDiff, trained: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.model, self.trained = model.requires_grad_(False), trained
         for module in trained.values():
             module.requires_grad_(True)
 
+    def structure(self, pictures: Tensor) -> Tensor:
+        """f_s of (B, 3, H, W) in [0, 1]."""
+        return self.model.structure(pictures)
+
+    def condition(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """z_y and f_s of pictures; the refined encoder is frozen."""
+        with torch.no_grad():
+            z_y = self.model.encoder(pictures)[0]
+        return z_y, self.structure(pictures)
+
+    def deblurring_loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
+        """T_1 (eq. 4): ``sharp`` under the sharp prompt, given its blurred picture."""
+        text = self.text([SHARP_PROMPT] * len(sharp))
+        return self.noise_loss(self.latents(sharp), text, self.condition(blurred))
+
+    def blurring_loss(self, blurred: Tensor, f_b: Tensor) -> Tensor:
+        """T_2 and T_3 (eqs. 6 and 7): ``blurred`` under the blurry prompt, given its own structure and a blur's f_b.
+
+        z_y is no shortcut: the refined encoder was trained to give the latent of the sharp picture.
+        """
+        text = self.text([BLURRY_PROMPT] * len(blurred))
+        return self.noise_loss(self.latents(blurred), text, self.condition(blurred), f_b)
+
+    def sampled(self, pictures: Tensor, blur: Tensor | None = None) -> Tensor:
+        """What the model makes of pictures: sharp, or with the blur of ``blur``."""
+        prompt = SHARP_PROMPT if blur is None else BLURRY_PROMPT
+        side = pictures.shape[-1] // self.model.latent_factor
+        noise = torch.randn(len(pictures), self.model.step.unet.config.in_channels, side, side, device=pictures.device)
+        return self.model.sample(pictures, noise, prompt, SHEET_STEPS, 1.0, blur)
+
     def latents(self, pictures: Tensor) -> Tensor:
         """The base VAE's latents of (B, 3, H, W) in [0, 1], a posterior sample with unit variance."""
-        vae = self.model.encoder.vae
-        with torch.no_grad():
-            return vae.encode(pictures * 2.0 - 1.0).latent_dist.sample() * vae.config.scaling_factor
+        return base_latents(self.model.encoder.vae, pictures, sample=True)
 
     def text(self, prompts: list[str]) -> Tensor:
         """Embeddings (B, L, D) of prompts, some of which are dropped while training."""
@@ -36,7 +90,9 @@ class DiffusionStage(Stage):
         embeddings = {prompt: self.model.prompts(prompt)[1] for prompt in dict.fromkeys(kept)}
         return torch.stack([embeddings[prompt] for prompt in kept])
 
-    def noise_loss(self, z: Tensor, text: Tensor, condition: tuple[Tensor, Tensor] | None) -> Tensor:
+    def noise_loss(
+        self, z: Tensor, text: Tensor, condition: tuple[Tensor, Tensor] | None, f_b: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error of the predicted noise (or velocity) at a random timestep of each latent."""
         scheduler = self.model.scheduler
         t = torch.randint(0, scheduler.config.num_train_timesteps, (len(z),), device=z.device)
@@ -48,7 +104,8 @@ class DiffusionStage(Stage):
         if condition is not None:
             down, middle = self.model.step.adapter(x_t, condition[0], t, condition[1])
             residuals = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
-        return F.mse_loss(self.model.step.unet(x_t, t, text, **residuals).sample, target)
+        blur = None if f_b is None else {"f_b": f_b}
+        return F.mse_loss(self.model.step.unet(x_t, t, text, cross_attention_kwargs=blur, **residuals).sample, target)
 
 
 class BaseDiffusion(DiffusionStage):
@@ -80,8 +137,7 @@ class BaseDiffusion(DiffusionStage):
             z_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
         else:
             z_0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        vae = self.model.encoder.vae
-        return vae.decode(z_0 / vae.config.scaling_factor).sample / 2.0 + 0.5
+        return base_pictures(self.model.encoder.vae, z_0)
 
 
 class Deblurring(DiffusionStage):
@@ -94,23 +150,106 @@ class Deblurring(DiffusionStage):
     name = "deblur"
 
     def __init__(self, model: UIDDiff, *, backbone: bool) -> None:
-        trained: dict[str, nn.Module] = {"structure_extractor": model.structure.q_former, "adapter": model.step.adapter}
-        if backbone:
-            trained |= {"unet": model.step.unet, "image_encoder": model.structure.image_encoder}
-        super().__init__(model, trained)
+        super().__init__(model, structure_side(model) | (pretrained_side(model) if backbone else {}))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The noise loss of the sharp pictures under the sharp prompt."""
-        with torch.no_grad():
-            z_y = self.model.encoder(batch["blurred"])[0]
-        condition = (z_y, self.model.structure(batch["blurred"]))
-        text = self.text([SHARP_PROMPT] * len(z_y))
-        return {"loss": self.noise_loss(self.latents(batch["sharp"]), text, condition)}
+        return {"loss": self.deblurring_loss(batch["blurred"], batch["sharp"])}
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, what ten guided steps make of them, and the sharp ones."""
+        """Blurred pictures, what the model makes of them, and the sharp ones."""
         blurred = batch["blurred"][:4]
-        side = blurred.shape[-1] // self.model.latent_factor
-        noise = torch.randn(len(blurred), self.model.step.unet.config.in_channels, side, side, device=blurred.device)
-        deblurred = [self.model.deblur(y[None], n[None], steps=10)[0] for y, n in zip(blurred, noise, strict=True)]
-        return torch.stack([blurred, torch.stack(deblurred), batch["sharp"][:4]])
+        return torch.stack([blurred, self.sampled(blurred), batch["sharp"][:4]])
+
+
+class BlurTransfer(DiffusionStage):
+    """Stage "blur-transfer", T_2 (eq. 6): y_3 from its own structure and the blur of y_2, under the blurry prompt.
+
+    The warm-up of the blur extractor and of its projections W'_k, W'_v; the rest of the model stays as T_1 left it.
+    """
+
+    name = "blur-transfer"
+
+    def __init__(self, model: UIDDiff) -> None:
+        super().__init__(model, blur_side(model))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The noise loss of the blurred pictures y_3."""
+        return {"loss": self.blurring_loss(batch["y_3"], self.model.blur(batch["y_2"]))}
+
+    def sheet(self, batch: Batch) -> Tensor:
+        """Pictures that give the blur, sharp pictures that take it, and what comes of them."""
+        y_2, sharp = batch["y_2"][:4], batch["sharp"][:4]
+        return torch.stack([y_2, sharp, self.sampled(sharp, y_2)])
+
+
+class Joint(DiffusionStage):
+    """Stage "joint" (eq. 8): T_1, T_2 and T_3 at 1 : 1 : 1.
+
+    T_3 (eq. 7) gives y_4 back from its own structure and its own blur. A task in ``without`` is left out, and with
+    "Q_s" the structure features are zeros: the paper's ablations.
+    """
+
+    name = "joint"
+
+    def __init__(self, model: UIDDiff, *, backbone: bool, without: Collection[str] = ()) -> None:
+        trained = structure_side(model) | blur_side(model) | (pretrained_side(model) if backbone else {})
+        super().__init__(model, {name: module for name, module in trained.items() if name not in unused(without)})
+        self.without = frozenset(without)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each task's noise loss, and their sum."""
+        losses = {"T_1": self.deblurring_loss(batch["blurred"], batch["sharp"])}
+        if not {"T_2", "T_3"} <= self.without:
+            f_b = self.model.blur(batch["y_2"])
+            if "T_2" not in self.without:
+                losses["T_2"] = self.blurring_loss(batch["y_3"], f_b)
+            if "T_3" not in self.without:
+                losses["T_3"] = self.blurring_loss(batch["y_2"], f_b)  # y_4 is y_2: one pass of Q_b serves both
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def structure(self, pictures: Tensor) -> Tensor:
+        """f_s, or zeros without Q_s."""
+        f_s = super().structure(pictures)
+        return torch.zeros_like(f_s) if "Q_s" in self.without else f_s
+
+    def sheet(self, batch: Batch) -> Tensor:
+        """Blurred, deblurred, sharp; then the pictures that give a blur, and the sharp ones with it."""
+        blurred, sharp, y_2 = batch["blurred"][:4], batch["sharp"][:4], batch["y_2"][:4]
+        return torch.stack([blurred, self.sampled(blurred), sharp, y_2, self.sampled(sharp, y_2)])
+
+
+class Delivery(DiffusionStage):
+    """Stage "delivery": the decoder refiner, from latents as the diffusion delivers them rather than as they should be.
+
+    A quarter of each batch is blur transfer: a sharp picture's skips with the latent of its blurred picture give the
+    blurred picture. So the decoder follows the latent, where skips alone would tell it enough to deblur.
+    """
+
+    name = "delivery"
+
+    def __init__(self, model: UIDDiff, steps: int) -> None:
+        super().__init__(model, {"vae_refiner": model.refiner})
+        model.refiner.encoder.requires_grad_(False)
+        self.steps = steps
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Image loss of both tasks; how much sharper the deblurred pictures came out, in dB."""
+        count = len(batch["sharp"]) * 3 // 4
+        blurred, sharp = batch["blurred"], batch["sharp"]
+        with torch.no_grad():
+            z_y, skips = self.model.encoder(torch.cat([blurred[:count], sharp[count:]]))
+            z = torch.cat([self.delivered(blurred[:count], z_y[:count]), self.latents(blurred[count:])])
+        output = self.model.decoder.unclamped(z, skips)
+        gain = psnr(output[:count], sharp[:count]) - psnr(blurred[:count], sharp[:count])
+        return {"loss": image_loss(output, torch.cat([sharp[:count], blurred[count:]])), "gain": gain}
+
+    def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
+        """The diffusion's latents of blurred pictures, unguided."""
+        prompts = self.model.prompts(SHARP_PROMPT)
+        return self.model.denoise(torch.randn_like(z_y), z_y, self.structure(blurred), prompts, self.steps, 1.0)
+
+    def sheet(self, batch: Batch) -> Tensor:
+        """Blurred pictures, what the model makes of them, and the sharp ones."""
+        blurred = batch["blurred"][:8]
+        return torch.stack([blurred, self.sampled(blurred), batch["sharp"][:8]])

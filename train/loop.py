@@ -45,6 +45,7 @@ class Stage(nn.Module):
     """What one stage trains and how it is judged; parameters that are frozen have ``requires_grad`` False."""
 
     name: str
+    trained: dict[str, nn.Module]  # the checkpoint's components that change, by name
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """Stages that train the VAE: the small base VAE of ``edge``, then the refined VAE's two phases (appendix A).
 
 The base VAE learns sharp and blurred pictures alike, as Stable Diffusion's did; for ``sd15`` it is given and frozen.
+``edge`` trains the refiners of both halves together (``JointRefiner``): its encoder refiner serves the skips as much as
+the latent, and the skips are only as good as what the decoder makes of them.
 """
 
 from collections.abc import Iterable
@@ -10,18 +12,34 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner
+from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner, from_patches, to_patches
 from uid.train.loop import Batch, Stage
 
 KL_WEIGHT = 1e-6  # Stable Diffusion's: just enough to keep the latents in bounds
+LATENT_WEIGHT = 0.1  # of eq. 9 beside the image loss
 
 
 def image_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute error, of the pixels and of their differences to the neighbours (where sharpness lies)."""
-    loss = F.l1_loss(output, target)
-    for dim in (-1, -2):
-        loss = loss + F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
-    return loss
+    """Mean absolute error of the pixels and of their spectrum, where one blurred edge touches many frequencies."""
+    spectrum = torch.view_as_real(torch.fft.rfft2(output - target, norm="ortho"))
+    return F.l1_loss(output, target) + spectrum.abs().mean()
+
+
+def psnr(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the pictures, in dB."""
+    return -10.0 * torch.log10((output.detach().clamp(0.0, 1.0) - target).square().mean(dim=(1, 2, 3))).mean()
+
+
+def base_latents(vae: AutoencoderKL, pictures: Tensor, *, sample: bool = False) -> Tensor:
+    """The base VAE's latents of (B, 3, H, W) in [0, 1], with unit variance: the posterior's mean, or a sample of it."""
+    with torch.no_grad():
+        posterior = vae.encode(to_patches(pictures, vae)).latent_dist
+        return (posterior.sample() if sample else posterior.mode()) * vae.config.scaling_factor
+
+
+def base_pictures(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """What the base VAE's decoder makes of latents with unit variance, (B, 3, H, W), not clamped."""
+    return from_patches(vae.decode(z / vae.config.scaling_factor).sample, vae)
 
 
 class BaseVAE(Stage):
@@ -31,29 +49,54 @@ class BaseVAE(Stage):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.vae = vae.requires_grad_(True)
+        self.vae, self.trained = vae.requires_grad_(True), {"vae": vae}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and KL losses."""
         pictures = torch.cat([batch["sharp"], batch["blurred"]])
-        posterior = self.vae.encode(pictures * 2.0 - 1.0).latent_dist
-        output = self.vae.decode(posterior.sample()).sample / 2.0 + 0.5
+        posterior = self.vae.encode(to_patches(pictures, self.vae)).latent_dist
+        output = from_patches(self.vae.decode(posterior.sample()).sample, self.vae)
         reconstruction, kl = image_loss(output, pictures), posterior.kl().mean()
-        psnr = -10.0 * torch.log10(F.mse_loss(output.detach().clamp(0, 1), pictures))
-        return {"loss": reconstruction + KL_WEIGHT * kl, "reconstruction": reconstruction, "kl": kl, "psnr": psnr}
+        loss = reconstruction + KL_WEIGHT * kl
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl, "psnr": psnr(output, pictures)}
 
     @torch.inference_mode()
     def set_scaling_factor(self, examples: Iterable[Batch]) -> None:
         """Give the latents unit variance, as the diffusion expects: 1 / their deviation over ``examples``."""
-        encode = self.vae.encode
-        latents = [encode(x["sharp"][None] * 2.0 - 1.0).latent_dist.mode().flatten() for x in examples]
+        self.vae.register_to_config(scaling_factor=1.0)
+        latents = [base_latents(self.vae, x["sharp"][None]).flatten() for x in examples]
         self.vae.register_to_config(scaling_factor=round(1.0 / float(torch.cat(latents).std()), 5))
 
     def sheet(self, batch: Batch) -> Tensor:
         """Pictures above their reconstructions."""
         pictures = batch["sharp"][:8]
-        output = self.vae.decode(self.vae.encode(pictures * 2.0 - 1.0).latent_dist.mode()).sample / 2.0 + 0.5
-        return torch.stack([pictures, output])
+        z = base_latents(self.vae, pictures)
+        return torch.stack([pictures, base_pictures(self.vae, z)])
+
+
+class JointRefiner(Stage):
+    """Stage "refiner", both phases at once: the blurred picture through the refined VAE, without the diffusion."""
+
+    name = "refiner"
+
+    def __init__(self, vae: AutoencoderKL, refiner: VAERefiner) -> None:
+        super().__init__()
+        self.vae, self.trained = vae.requires_grad_(False), {"vae_refiner": refiner}
+        self.encoder, self.decoder = RefinedEncoder(vae, refiner), RefinedDecoder(vae, refiner)
+        refiner.requires_grad_(True)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Image loss against the sharp picture, and eq. 9."""
+        z_y, skips = self.encoder(batch["blurred"])
+        output = self.decoder.unclamped(z_y, skips)
+        latent, image = F.mse_loss(z_y, base_latents(self.vae, batch["sharp"])), image_loss(output, batch["sharp"])
+        before, after = psnr(batch["blurred"], batch["sharp"]), psnr(output, batch["sharp"])
+        return {"loss": image + LATENT_WEIGHT * latent, "image": image, "latent": latent, "gain": after - before}
+
+    def sheet(self, batch: Batch) -> Tensor:
+        """Blurred pictures, what comes back, and the sharp ones."""
+        blurred, sharp = batch["blurred"][:8], batch["sharp"][:8]
+        return torch.stack([blurred, self.decoder(*self.encoder(blurred)), sharp])
 
 
 class EncoderRefiner(Stage):
@@ -63,21 +106,18 @@ class EncoderRefiner(Stage):
 
     def __init__(self, vae: AutoencoderKL, refiner: VAERefiner) -> None:
         super().__init__()
-        self.vae = vae.requires_grad_(False)
+        self.vae, self.trained = vae.requires_grad_(False), {"vae_refiner": refiner}
         self.encoder = RefinedEncoder(vae, refiner)
         refiner.encoder.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean squared error between latents."""
-        with torch.no_grad():
-            posterior = self.vae.encode(batch["sharp"] * 2.0 - 1.0).latent_dist
-            target = posterior.mode() * self.vae.config.scaling_factor
-        return {"loss": F.mse_loss(self.encoder(batch["blurred"])[0], target)}
+        return {"loss": F.mse_loss(self.encoder(batch["blurred"])[0], base_latents(self.vae, batch["sharp"]))}
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, their refined latents decoded by the base decoder, and the sharp ones."""
-        z = self.encoder(batch["blurred"][:8])[0] / self.vae.config.scaling_factor
-        return torch.stack([batch["blurred"][:8], self.vae.decode(z).sample / 2.0 + 0.5, batch["sharp"][:8]])
+        blurred, sharp = batch["blurred"][:8], batch["sharp"][:8]
+        return torch.stack([blurred, base_pictures(self.vae, self.encoder(blurred)[0]), sharp])
 
 
 class DecoderRefiner(Stage):
@@ -91,22 +131,20 @@ class DecoderRefiner(Stage):
 
     def __init__(self, vae: AutoencoderKL, refiner: VAERefiner) -> None:
         super().__init__()
-        self.vae = vae.requires_grad_(False)
+        self.vae, self.trained = vae.requires_grad_(False), {"vae_refiner": refiner}
         self.encoder, self.decoder = RefinedEncoder(vae, refiner).requires_grad_(False), RefinedDecoder(vae, refiner)
         refiner.decoder.requires_grad_(True)
 
     def restored(self, batch: Batch) -> Tensor:
-        """Sharp latents and blurred skips through the refined decoder, (B, 3, H, W) in [0, 1]."""
+        """Sharp latents and blurred skips through the refined decoder, (B, 3, H, W), not clamped."""
         with torch.no_grad():
-            posterior = self.vae.encode(batch["sharp"] * 2.0 - 1.0).latent_dist
             skips = self.encoder(batch["blurred"])[1]
-        return self.decoder(posterior.mode() * self.vae.config.scaling_factor, skips)
+        return self.decoder.unclamped(base_latents(self.vae, batch["sharp"]), skips)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Image loss against the sharp picture."""
         output = self.restored(batch)
-        psnr = -10.0 * torch.log10(F.mse_loss(output.detach(), batch["sharp"]))
-        return {"loss": image_loss(output, batch["sharp"]), "psnr": psnr}
+        return {"loss": image_loss(output, batch["sharp"]), "psnr": psnr(output, batch["sharp"])}
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what comes back, and the sharp ones."""

@@ -10,7 +10,7 @@ from uid.train.blur import (
     UNKNOWN_KERNELS,
     blur,
     degrade,
-    random_pair,
+    random_exposure,
     through_jpeg,
     to_linear,
     to_srgb,
@@ -97,7 +97,7 @@ def test_jpeg_is_near_and_ordered_by_quality() -> None:
 
 def test_pairs_are_deterministic_and_in_range() -> None:
     for seed in range(20):
-        first, second = (random_pair(np.random.default_rng(seed), picture()) for _ in range(2))
+        first, second = (random_exposure(np.random.default_rng(seed))(picture()) for _ in range(2))
         np.testing.assert_array_equal(first, second)
         assert first.dtype == np.float32
         assert first.min() >= 0.0
