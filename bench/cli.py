@@ -91,6 +91,44 @@ def quality(
         show_summary(rows, pipeline)
 
 
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of each variant.")
+@click.option("--learning-rate", default=2e-4, show_default=True, type=click.FloatRange(0.0, min_open=True))
+@click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Side of the training pictures.")
+@click.option("--pictures", default=6000, show_default=True, type=click.IntRange(1), help="Pictures to train on.")
+@click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
+def ablation(
+    checkpoint: Path,
+    steps: int,
+    learning_rate: float,
+    size: int,
+    pictures: int,
+    names: Sequence[str],
+    output: Path | None,
+) -> None:
+    """Train CHECKPOINT's diffusion without each part of the method in turn, and compare them on held-out photos.
+
+    Runs in CHECKPOINT/training/ablation, and goes on from there when started again. CHECKPOINT itself stays as it is.
+    """
+    with plain_errors("train"):
+        from uid.bench.ablation import ablate
+        from uid.bench.quality import held_out
+        from uid.train.data import Domains, MadePictures
+        from uid.train.loop import Settings
+
+        work = checkpoint / "training"
+        made = MadePictures(work / f"pictures-0-{pictures}.npy", pictures, 0, click.echo)
+        settings = Settings(steps=steps, learning_rate=learning_rate)
+        rows = list(ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings, held_out(names)))
+        if output is not None:
+            write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})
+        click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
+        for row in rows:
+            click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
+
+
 def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
     """What every row of a measurement states beside its figures."""
     import numpy as np
@@ -133,7 +171,7 @@ def gpus() -> list[str]:
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
-def write_rows(path: Path, rows: Iterable["Row"], common: Mapping[str, Any]) -> None:
+def write_rows(path: Path, rows: Iterable[Any], common: Mapping[str, Any]) -> None:
     """JSON Lines: each row with what is common to all. The file appears whole, or ``OutputError`` is raised."""
     lines = [json.dumps({**asdict(row), **common}, allow_nan=False) + "\n" for row in rows]
     with written_whole(path) as temporary:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from uid.bench.methods import BLURRED, UID, UNSHARP, Case, Method, methods
 from uid.errors import InputError
 from uid.runtime.pipeline import Options, Pipeline
-from uid.train.blur import UNKNOWN_KERNELS, Kernel, Pixels, blur, degrade, to_linear, to_srgb
+from uid.train.blur import UNKNOWN_KERNELS, Pixels, degrade
 
 CASE_SEED = 2024  # of kernels and noise: the same cases in every run, whatever the seed of the pipeline
 KERNELS_A_PHOTO = 2
@@ -29,27 +30,11 @@ REDUCTION = 1.15  # at least: pixels as a camera interpolates them are not sharp
 BORDER = 16  # pixels that no metric looks at: what lies beyond the frame is a guess for every method
 PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
 
-# Chosen by mean PSNR over the cases themselves: a bar set in favour of the classical methods.
-UNSHARP_SIGMA, UNSHARP_AMOUNT = 3.0, 0.5
-RICHARDSON_LUCY_ITERATIONS = 50
-
-BLURRED, UNSHARP, RICHARDSON_LUCY, UID = "blurred", "unsharp mask", "richardson-lucy", "uid"
 UID_ON_SHARP = "uid on sharp"
 NO_KERNEL = "none"
 
 
 # -- cases ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """A photo and what blur made of it; both (H, W, 3) float32 sRGB in [0, 1]."""
-
-    photo: str
-    kernel: str  # family
-    sharp: Pixels
-    psf: Kernel  # the kernel itself
-    blurred: Pixels
 
 
 def _sample(name: str) -> NDArray[Any]:
@@ -104,40 +89,6 @@ def cases(photo: str, sharp: Pixels, *, noise: float, jpeg: int | None) -> Itera
         rng = np.random.default_rng([CASE_SEED, number])
         psf = UNKNOWN_KERNELS[family](rng)
         yield Case(photo, family, sharp, psf, degrade(rng, sharp, psf, noise=noise, jpeg=jpeg))
-
-
-# -- methods ----------------------------------------------------------------------------------------------------------
-
-Method = Callable[[Case], Pixels]
-
-
-def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:
-    """What is compared. Only Richardson-Lucy is told the kernel."""
-    return {
-        BLURRED: lambda case: case.blurred,
-        UNSHARP: lambda case: unsharp_mask(case.blurred),
-        RICHARDSON_LUCY: lambda case: richardson_lucy(case.blurred, case.psf),
-        UID: lambda case: pipeline(case.blurred, options).image,
-    }
-
-
-def unsharp_mask(blurred: Pixels, sigma: float = UNSHARP_SIGMA, amount: float = UNSHARP_AMOUNT) -> Pixels:
-    """Add ``amount`` times what a Gaussian of ``sigma`` pixels takes away; sRGB in [0, 1]."""
-    sharpened: Pixels = blurred + amount * (blurred - cv2.GaussianBlur(blurred, (0, 0), sigma))
-    return sharpened.clip(0.0, 1.0)
-
-
-def richardson_lucy(blurred: Pixels, psf: Kernel, iterations: int = RICHARDSON_LUCY_ITERATIONS) -> Pixels:
-    """Richardson-Lucy deconvolution (Richardson 1972, Lucy 1974) in linear light; sRGB in [0, 1] in and out.
-
-    Unlike in scikit-image's, the picture goes on beyond its border as ``blur`` has it: no dark frame grows inwards.
-    """
-    light = to_linear(blurred)
-    mirrored = psf[::-1, ::-1]
-    estimate = light
-    for _ in range(iterations):
-        estimate = estimate * blur(light / np.maximum(blur(estimate, psf), 1e-6), mirrored)
-    return to_srgb(estimate)
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
@@ -213,7 +164,7 @@ def measure(
     """Every case of every photo; then the sharp photo itself through the pipeline, which must come back near."""
     tried = methods(pipeline, options)
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
-        pipeline(sharp, replace(options, steps=1))  # engines load and plans are made outside of the seconds
+        pipeline(sharp, options)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
             yield compare(case, tried)

@@ -5,10 +5,22 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from uid.engines.contract import Array, Backend, Buffer, Engine, TensorSpec
+from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, Progress, TensorSpec
 from uid.errors import BackendError, BundleError
 
-__all__ = ["BACKENDS", "Array", "Backend", "BackendStatus", "Buffer", "Engine", "TensorSpec", "create", "report"]
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Backend",
+    "BackendStatus",
+    "Buffer",
+    "Engine",
+    "Launch",
+    "Progress",
+    "TensorSpec",
+    "create",
+    "report",
+]
 
 
 PROBE = Path(__file__).with_name("probe.onnx")  # y = Identity(x), float32[1]

@@ -1,11 +1,13 @@
 """The engine contract: read the tensor specs, bind buffers by name, run.
 
 A backend owns the memory it computes in: it allocates buffers, loads components as engines, and binds the one to the
-other. What is bound stays bound, so that a loop of many steps neither allocates nor copies.
+other. What is bound stays bound, so that a loop of many steps neither allocates nor copies, and a backend may capture
+a list of launches once and replay it.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Launch = Callable[[], None]
+Progress = Callable[[int], None]
+"""Told how many launches of a list are done."""
+Replay = Callable[[Progress], None]
+"""Runs a list of launches, and returns when they are done."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,11 @@ class Buffer(ABC):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     @abstractmethod
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
@@ -47,22 +59,41 @@ class Engine(ABC):
     outputs: Mapping[str, TensorSpec]
 
     @abstractmethod
-    def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
-        """Bind a buffer to every input and output by name; returns the launch, to be called any number of times."""
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+        """Bind a buffer to every input and output by name; returns the launch, to be called any number of times.
+
+        The launch may return before the work is done: a buffer's ``read`` waits for it.
+        """
 
 
 class Backend(ABC):
     """One way to compute: allocates its buffers and loads its engines. Made by ``uid.engines.create``."""
 
     name: str
+    uint8_pixels: bool = False  # whether uint8 pictures go in and out as they are, to be converted beside the engines
+    memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
 
     @abstractmethod
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
-        """A new buffer."""
+        """A new buffer; raises ``OutOfMemoryError`` when there is no room for it."""
 
     @abstractmethod
     def load(self, path: Path) -> Engine:
         """Load the ONNX component at ``path``; its external data lies beside it."""
+
+    def capture(self, launches: Sequence[Launch]) -> Replay:
+        """Make one call of launches that always run in this order.
+
+        Here they run one by one and each is reported. A backend that records them into a graph may run them once when
+        it is asked to, whatever their buffers hold, and reports once, at the end.
+        """
+
+        def run(progress: Progress) -> None:
+            for done, launch in enumerate(launches, 1):
+                launch()
+                progress(done)
+
+        return run
 
 
 def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:

@@ -1,14 +1,15 @@
 """ONNX Runtime, on the CPU or on CUDA through onnxruntime-gpu."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from uid.engines.contract import Array, Backend, Buffer, Engine, TensorSpec, check_bindings
-from uid.errors import BackendError, BundleError
+from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
+from uid.errors import BackendError, BundleError, OutOfMemoryError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {
@@ -17,6 +18,8 @@ DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(uint8)": np.uint8,
 }
+# ONNX Runtime's errors have no class for it: its own, the C++ library's and CUDA's words tell.
+NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory")
 
 
 class OrtBuffer(Buffer):
@@ -24,7 +27,8 @@ class OrtBuffer(Buffer):
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> None:
         self.shape, self.dtype = shape, dtype
-        self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, device, 0)
+        with memory_errors(f"a buffer of {dtype}{list(shape)}"):
+            self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, device, 0)
 
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
@@ -45,7 +49,7 @@ class OrtEngine(Engine):
         self.inputs = {node.name: spec_of(node) for node in session.get_inputs()}
         self.outputs = {node.name: spec_of(node) for node in session.get_outputs()}
 
-    def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """Bind a buffer to every input and output by name; returns the launch."""
         check_bindings(self, buffers)
         binding = self.session.io_binding()
@@ -55,7 +59,8 @@ class OrtEngine(Engine):
             binding.bind_ortvalue_output(name, value_of(buffers[name]))
 
         def launch() -> None:
-            self.session.run_with_iobinding(binding)
+            with memory_errors("the model at this size"):
+                self.session.run_with_iobinding(binding)
 
         return launch
 
@@ -65,6 +70,7 @@ class OrtBackend(Backend):
 
     def __init__(self, name: str, device: str, threads: int | None) -> None:
         self.name, self.device = name, device
+        self.uint8_pixels = device != "cpu"  # a quarter of the bytes over the bus
         self.options = ort.SessionOptions()
         self.options.log_severity_level = 3
         # Denormals cost hundreds of cycles each and carry nothing at float32.
@@ -104,6 +110,17 @@ def create_cuda(threads: int | None) -> OrtBackend:
         )
     ort.preload_dlls()
     return OrtBackend("onnxruntime-cuda", "cuda", threads)
+
+
+@contextmanager
+def memory_errors(wanted: str) -> Iterator[None]:
+    """Raise ``OutOfMemoryError`` where ONNX Runtime says, in its own ways, that memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        raise OutOfMemoryError(f"ONNX Runtime has no memory for {wanted}") from error
 
 
 def value_of(buffer: Buffer) -> ort.OrtValue:

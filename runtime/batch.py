@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import numpy as np
@@ -43,7 +43,7 @@ class Settings:
     steps: int | None = None  # None: the bundle's own
     guidance: float | None = None  # None: the bundle's own
     seed: int = 0
-    tile: int | None = None  # pixels; None: the bundle's own
+    tile: int | Literal["auto"] | None = None  # pixels; None: the bundle's own
     threads: int | None = None  # None: the backend's choice
     suffix: str = ""  # added to each output's stem
     format: str | None = None  # of written pictures; None: as the input

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -43,6 +43,17 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
     return rate
 
 
+def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["auto"] | None:
+    """A side in pixels, or "auto"."""
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
+    if not (value.isdecimal() and int(value) > 0):
+        raise click.BadParameter(f"{value!r} is no tile; expected a number of pixels, or auto")
+    return int(value)
+
+
 @click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, metavar="OUT", help="File, folder, or - for standard output.")
@@ -58,7 +69,7 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
-@click.option("--tile", type=click.IntRange(min=1), metavar="PIXELS", help="Side of a tile. Default: the bundle's.")
+@click.option("--tile", callback=_tile, metavar="PIXELS|auto", help="Side of a tile; auto: what memory holds.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
 @click.option("--suffix", default="", metavar="TEXT", help="Add TEXT to the name of each output in a folder.")
 @click.option("--format", type=click.Choice(list(FORMATS)), help="Of written pictures. Default: as the input.")

@@ -6,24 +6,21 @@ result.image                                   # the same shape and dtype
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from uid.engines import Array, Backend, Engine, create
-from uid.errors import InputError
+from uid.engines import Array, Backend, create
+from uid.errors import InputError, OutOfMemoryError
 from uid.runtime.bundle import Bundle, built_in, read_bundle
-from uid.runtime.plan import STATE, Plan, resolve
+from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
+from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import StepRow, ddim
 from uid.runtime.tiling import rows_of_tiles, spans
 
-Pixels = npt.NDArray[np.float32]
-
-PLANS_KEPT = 2  # a picture's own size and its tiles', or two sizes in turn
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
 
 
@@ -35,7 +32,9 @@ class Options:
     steps: int | None = None  # denoising steps
     guidance: float | None = None  # classifier-free guidance scale
     seed: int = 0  # of the initial noise; the same seed gives the same image on the same backend
-    tile: int | None = None  # side of a tile in pixels; an image of more than tile * tile pixels is run in tiles
+    # Side of a tile in pixels; an image of more than tile * tile pixels is run in tiles. "auto" takes the bundle's own,
+    # and half as much when the backend's memory runs out; what fits is kept for the pipeline's next images.
+    tile: int | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class Result:
     width: int
     tiles: int
     seconds: dict[str, float]  # per stage: prepare, step, finish
+    tile: int | None = None  # side of a tile in pixels; None: the image was run whole
 
 
 class Pipeline:
@@ -60,8 +60,8 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self._backend = backend
-        self._engines: dict[str, Engine] = {}
-        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+        self._plans = Plans(bundle, backend)
+        self._auto_tile = bundle.tile  # what "auto" starts with: less, once memory ran out
 
     @property
     def backend(self) -> str:
@@ -79,18 +79,18 @@ class Pipeline:
         """Deblur ``image``, or give it the blur of ``blur_image`` in mode "blur-transfer".
 
         ``image`` and ``blur_image`` are (H, W, 3) RGB or (H, W) grey; uint8, uint16, or float in [0, 1]. ``on_step``
-        is told (steps done, steps in all) after each. Raises ``InputError`` for an image or option that does not
-        fit, ``ModelError`` when the model writes NaN or infinity.
+        is told (steps done, steps in all) after each step, or after a tile's last where the backend runs all steps in
+        one piece. Raises ``InputError`` for an image or option that does not fit, ``ModelError`` when the model writes
+        NaN or infinity, ``OutOfMemoryError`` when the backend's memory does not hold the image or tile.
         """
         options = options or Options()
         self._check(options, blur_image)
         steps = self.bundle.steps if options.steps is None else options.steps
         guidance = self.bundle.guidance if options.guidance is None else options.guidance
+        check_image(image, "image")
         run = _Run(self, options, ddim(self.bundle.schedule, steps), guidance, blur_image, on_step)
-        pixels = to_float(image, "image")
-        output = run.whole(pixels)
         return Result(
-            image=like(output, image),
+            image=self._sharpened(run, image),
             backend=self.backend,
             mode=options.mode,
             steps=steps,
@@ -100,6 +100,7 @@ class Pipeline:
             width=image.shape[1],
             tiles=run.tiles,
             seconds=run.seconds,
+            tile=run.side if run.tiles > 1 else None,
         )
 
     def _check(self, options: Options, blur_image: Array | None) -> None:
@@ -117,34 +118,33 @@ class Pipeline:
             raise InputError(f"guidance is {options.guidance}; expected a finite number")
         if options.seed < 0:
             raise InputError(f"seed is {options.seed}; expected 0 or more")
-        if options.tile is not None and options.tile < 2 * self.bundle.size_multiple:
+        if isinstance(options.tile, int) and options.tile < self._smallest_tile:
             raise InputError(
-                f"tile is {options.tile}; bundle {self.bundle.name!r} needs at least {2 * self.bundle.size_multiple}"
+                f"tile is {options.tile}; bundle {self.bundle.name!r} needs at least {self._smallest_tile}"
             )
+        if isinstance(options.tile, str) and options.tile != "auto":
+            raise InputError(f"tile is {options.tile!r}; expected a number of pixels, 'auto' or None")
 
     def _reads(self, mode: str, tensor: str) -> bool:
         """Whether any component of a mode reads a tensor."""
         parts = (self.bundle.components[name] for name in self.bundle.modes[mode].components)
         return any(spec.name == tensor for part in parts for spec in part.inputs)
 
-    def _plan(self, mode: str, sizes: Mapping[str, int]) -> Plan:
-        """The plan for a mode at these sizes; the most recent ones are kept."""
-        key = (mode, *sorted(sizes.items()))
-        if key not in self._plans:
-            task = self.bundle.modes[mode]
-            parts = [(self.bundle.components[name], self._engine(name)) for name in task.components]
-            constants = {tensor: self.bundle.constants[k] for tensor, k in task.constants.items()}
-            while len(self._plans) >= PLANS_KEPT:
-                self._plans.popitem(last=False)
-            self._plans[key] = Plan(self._backend, parts, sizes, constants)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+    @property
+    def _smallest_tile(self) -> int:
+        """Side of the smallest tile: two are needed to overlap."""
+        return 2 * self.bundle.size_multiple
 
-    def _engine(self, name: str) -> Engine:
-        """A component's engine, loaded once."""
-        if name not in self._engines:
-            self._engines[name] = self._backend.load(self.bundle.folder / self.bundle.components[name].file)
-        return self._engines[name]
+    def _sharpened(self, run: "_Run", image: Array) -> Array:
+        """The output of a run; where memory runs out and the options leave it open, in ever smaller tiles."""
+        while True:
+            try:
+                return run.picture(image)
+            except OutOfMemoryError as error:
+                if not run.halve_tiles(image):
+                    raise OutOfMemoryError(f"{error}. {run.advice(image)}") from error
+            # Not in the handler, where the error still holds the frames that hold the plan.
+            self._plans.clear()
 
 
 def load(bundle: Path | None = None, *, backend: str = "auto", threads: int | None = None) -> Pipeline:
@@ -169,34 +169,58 @@ class _Run:
     ) -> None:
         self.pipeline, self.bundle, self.options = pipeline, pipeline.bundle, options
         self.rows, self.guidance, self.on_step = rows, guidance, on_step
-        self.blur = None if blur_image is None else planar(to_float(blur_image, "blur_image"))
+        self.blur: Pixels | None = None
+        if blur_image is not None:
+            check_image(blur_image, "blur_image")
+            self.blur = planar(to_float(blur_image))
+        default = pipeline._auto_tile if options.tile == "auto" else self.bundle.tile
+        self.side = self.whole_multiple(options.tile if isinstance(options.tile, int) else default)
+        self.start()
+
+    def start(self) -> None:
+        """Set to zero what adds up over the tiles."""
         self.seconds = dict.fromkeys(("prepare", "step", "finish"), 0.0)
-        self.tiles, self.steps_done = 1, 0
+        self.tiles_done = 0
 
-    def whole(self, pixels: Pixels) -> Pixels:
-        """The picture (H, W, 3), padded by reflection to the size multiple, run whole or in tiles, and cropped."""
-        height, width = pixels.shape[:2]
-        padded = pad(pixels, self.bundle.size_multiple)
-        noise = self.noise(*padded.shape[:2])
-        rows, columns = self.layout(*padded.shape[:2])
+    def whole_multiple(self, size: int) -> int:
+        """A size, rounded down to the bundle's multiple."""
+        return size // self.bundle.size_multiple * self.bundle.size_multiple
+
+    def halve_tiles(self, image: Array) -> bool:
+        """Start again with tiles of half the side, if the options leave it open and they are not the smallest yet."""
+        smallest = self.pipeline._smallest_tile
+        if self.options.tile != "auto" or self.side <= smallest:
+            return False
+        # The side at which this picture is one tile may be less than the limit.
+        side = min(self.side, math.isqrt(image.shape[0] * image.shape[1]))
+        self.side = self.pipeline._auto_tile = max(smallest, self.whole_multiple(side // 2))
+        self.start()
+        return True
+
+    def advice(self, image: Array) -> str:
+        """What to do where memory ran out."""
+        height, width = image.shape[:2]
+        what = f"{height} x {width} pixels" if self.tiles == 1 else f"Tiles of {self.side} x {self.side} pixels"
+        remedy = "the smallest there are" if self.side <= self.pipeline._smallest_tile else "give --tile auto, or less"
+        return f"{what} in mode {self.options.mode!r} are too much for backend {self.pipeline.backend}: {remedy}"
+
+    def picture(self, image: Array) -> Array:
+        """A checked image, padded by reflection to the size multiple, run whole or in tiles, and cropped."""
+        padded = pad(image, self.bundle.size_multiple)
+        height, width = padded.shape[:2]
+        rows, columns = self.layout(height, width)
         self.tiles = len(rows) * len(columns)
-        factor = padded.shape[0] // noise.shape[2]
-
-        def run_tile(row: slice, column: slice) -> Pixels:
-            top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
-            return self.tile(padded[row, column], noise[:, :, top, left])
-
-        output = np.empty_like(pixels)
-        top = 0
-        for band in rows_of_tiles(run_tile, rows, columns):
-            output[top : top + len(band)] = band[: height - top, :width]
-            top += len(band)
-        return output
+        noise = self.noise(height, width)
+        # Tiles are blended as floats, and a grey picture is the mean of floats: both on the host.
+        whole_rgb = self.tiles == 1 and image.ndim == 3
+        if whole_rgb and image.dtype == np.uint8 and self.pipeline._backend.uint8_pixels:
+            output = self.run({IMAGE_PIXELS: padded[None]}, (height, width), noise, OUTPUT_PIXELS)[0]
+            return np.array(output[: image.shape[0], : image.shape[1]])
+        return like(self.joined(to_float(padded), rows, columns, noise)[: image.shape[0], : image.shape[1]], image)
 
     def layout(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
         """Rows and columns of tiles; one of each when the picture is within the limit."""
-        multiple = self.bundle.size_multiple
-        tile = (self.options.tile or self.bundle.tile) // multiple * multiple
+        multiple, tile = self.bundle.size_multiple, self.side
         if height * width <= tile * tile:
             return [slice(0, height)], [slice(0, width)]
         overlap = max(1, tile // TILE_OVERLAP // multiple) * multiple
@@ -209,59 +233,38 @@ class _Run:
         shape = resolve(state.shape, {"height": height, "width": width})
         return np.random.Generator(np.random.PCG64(self.options.seed)).standard_normal(shape, dtype=np.float32)
 
-    def tile(self, pixels: Pixels, noise: Pixels) -> Pixels:
-        """Run one tile, (h, w, 3) in [0, 1] -> the same."""
-        images = {"image": planar(pixels)}
-        sizes = {"height": pixels.shape[0], "width": pixels.shape[1]}
+    def joined(self, pixels: Pixels, rows: list[slice], columns: list[slice], noise: Pixels) -> Pixels:
+        """Run every tile of (H, W, 3) in [0, 1], and join the outputs to the same."""
+        factor = pixels.shape[0] // noise.shape[2]
+
+        def run_tile(row: slice, column: slice) -> Pixels:
+            top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
+            tile = pixels[row, column]
+            done = self.run({"image": planar(tile)}, tile.shape[:2], noise[:, :, top, left], OUTPUT)
+            output: Pixels = done[0].transpose(1, 2, 0)
+            return output
+
+        output = np.empty_like(pixels)
+        top = 0
+        for band in rows_of_tiles(run_tile, rows, columns):
+            output[top : top + len(band)] = band
+            top += len(band)
+        return output
+
+    def run(self, inputs: Mapping[str, Array], size: tuple[int, ...], noise: Pixels, output: str) -> Array:
+        """Run the plan for one tile of (height, width); returns the tensor ``output``."""
+        sizes = dict(zip(("height", "width"), size, strict=True))
         if self.blur is not None:
-            images["blur_image"] = self.blur
+            inputs = {**inputs, "blur_image": self.blur}
             sizes |= {"blur_height": self.blur.shape[2], "blur_width": self.blur.shape[3]}
-        plan = self.pipeline._plan(self.options.mode, sizes)
-        output, seconds = plan.run(images, noise, self.rows, self.guidance, self.count_step)
+        plan = self.pipeline._plans.get(self.options.mode, sizes, self.rows, output)
+        result, seconds = plan.run(inputs, noise, self.guidance, self.count_steps, output)
+        self.tiles_done += 1
         for stage, value in seconds.items():
             self.seconds[stage] += value
-        tile: Pixels = output[0].transpose(1, 2, 0)
-        return tile
+        return result
 
-    def count_step(self) -> None:
-        """Tell the caller that a step is done."""
-        self.steps_done += 1
+    def count_steps(self, done: int) -> None:
+        """Tell the caller that this many steps of a tile are done."""
         if self.on_step is not None:
-            self.on_step(self.steps_done, len(self.rows) * self.tiles)
-
-
-def to_float(image: Array, name: str) -> Pixels:
-    """An image array as (H, W, 3) float32 in [0, 1]; raises ``InputError`` for other shapes, dtypes or ranges."""
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"{name} is a {type(image).__name__}; expected a numpy array")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
-        raise InputError(f"{name} has shape {image.shape}; expected (H, W, 3) RGB or (H, W) grey")
-    if image.dtype in (np.uint8, np.uint16):
-        pixels = image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-    elif np.issubdtype(image.dtype, np.floating):
-        pixels = image.astype(np.float32)
-        if not (pixels.min() >= 0.0 and pixels.max() <= 1.0):
-            raise InputError(f"{name} has values from {pixels.min()} to {pixels.max()}; expected floats in [0, 1]")
-    else:
-        raise InputError(f"{name} has dtype {image.dtype}; expected uint8, uint16 or float in [0, 1]")
-    return np.repeat(pixels[:, :, None], 3, axis=2) if image.ndim == 2 else pixels
-
-
-def like(pixels: Pixels, image: Array) -> Array:
-    """(H, W, 3) float32 in [0, 1] in the shape and dtype of ``image``; integers are rounded, grey is the mean."""
-    if image.ndim == 2:
-        pixels = pixels.mean(axis=2)
-    if np.issubdtype(image.dtype, np.floating):
-        return pixels.astype(image.dtype)
-    return np.rint(pixels * np.iinfo(image.dtype).max).astype(image.dtype)
-
-
-def planar(pixels: Pixels) -> Pixels:
-    """(H, W, 3) -> (1, 3, H, W), contiguous."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
-
-
-def pad(pixels: Pixels, multiple: int) -> Pixels:
-    """Extend the lower and right edges by reflection to multiples of ``multiple``."""
-    height, width = (-size % multiple for size in pixels.shape[:2])
-    return np.pad(pixels, ((0, height), (0, width), (0, 0)), mode="reflect") if height or width else pixels
+            self.on_step(self.tiles_done * len(self.rows) + done, len(self.rows) * self.tiles)

@@ -1,32 +1,43 @@
-"""A plan: one mode of a bundle at one size, every buffer allocated and every launch bound.
+"""Plans: a plan is one mode of a bundle at one size and number of steps, with every buffer allocated and every launch
+bound.
 
 Components are wired by tensor name: what one writes, a later one reads. A few names are the host's:
 
     image, blur_image   pictures in, (1, 3, H, W) float32 in [0, 1]
     latent              the loop's state: noise at first, and the result when the loop ends
     latent_next         what a step writes; it is the next step's ``latent``
-    timestep, alpha_bar, alpha_bar_prev, guidance_scale   a step's numbers, (1,) float32
+    timestep, alpha_bar, alpha_bar_prev   a step's numbers, (1,) float32; a step graph need not take them all
+    guidance_scale      (1,) float32
     output              the picture out, (1, 3, H, W) float32 in [0, 1]
 
-The two latent buffers take turns, so that a step copies nothing: even steps read the first and write the second, odd
-steps the other way round.
+and of ``runtime/pixels.py``, which some backends have in front and at the end: ``image_pixels``, ``output_pixels``,
+``output_mean``.
+
+The loop neither allocates, nor copies, nor writes from the host, so that a backend can capture it as it is: every step
+has its launches bound to numbers of its own, which are written when the plan is made, and two latent buffers take
+turns: even steps read the first and write the second, odd steps the other way round.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 
-from uid.engines import Array, Backend, Buffer, Engine, TensorSpec
-from uid.errors import ModelError
-from uid.runtime.bundle import Component
+from uid.engines import Array, Backend, Buffer, Engine, Launch, Progress, TensorSpec
+from uid.errors import ModelError, OutOfMemoryError
+from uid.runtime.bundle import Bundle, Component
+from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, OUTPUT_PIXELS, PIXELS_IN, PIXELS_OUT
 from uid.runtime.schedule import StepRow
 
-Launch = Callable[[], None]
+Part = tuple[Component, Engine]
+Tensors = Mapping[str, Buffer]
 
-STATE, NEXT, OUTPUT = "latent", "latent_next", "output"
-STEP_NUMBERS = ("timestep", "alpha_bar", "alpha_bar_prev", "guidance_scale")
+STATE, NEXT, OUTPUT, GUIDANCE = "latent", "latent_next", "output", "guidance_scale"
+PLANS_KEPT = 2  # a picture's own size and its tiles', or two sizes in turn
+ROW_NUMBERS = tuple(field.name for field in fields(StepRow))
 
 
 def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -49,83 +60,96 @@ class Plan:
     def __init__(
         self,
         backend: Backend,
-        parts: Sequence[tuple[Component, Engine]],
+        parts: Sequence[Part],
         sizes: Mapping[str, int],
         constants: Mapping[str, Array],
+        rows: Sequence[StepRow],
     ) -> None:
-        """Allocate a buffer for every tensor name, write the constants, and bind every engine.
+        """Allocate a buffer for every tensor, write constants and the steps' numbers, bind and capture every launch.
 
-        Raises ``ModelError`` when a component reads what no earlier one writes, or a graph differs from its
-        declaration.
+        ``rows`` are the steps, first one first. Raises ``ModelError`` when a component reads what no earlier one
+        writes, or a graph differs from its declaration; ``OutOfMemoryError`` when the backend has no room.
         """
         check_wiring([part for part, _ in parts], set(constants))
-        self.buffers: dict[str, Buffer] = {}
         for part, engine in parts:
             check_declaration(part, engine)
-            for spec in (*part.inputs, *part.outputs):
-                if spec.name not in self.buffers:
-                    self.buffers[spec.name] = backend.allocate(resolve(spec.shape, sizes), spec.dtype)
+        self.backend, self.rows = backend, rows
+        self.buffers = {
+            name: backend.allocate(resolve(spec.shape, sizes), spec.dtype)
+            for name, spec in {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs)}.items()
+            if name not in ROW_NUMBERS
+        }
         for name, value in constants.items():
             self.buffers[name].write(value)
-        swapped = {**self.buffers, STATE: self.buffers[NEXT], NEXT: self.buffers[STATE]}
-        self.launches = {
-            stage: [[engine.bind(buffers) for part, engine in parts if part.stage == stage] for buffers in turns]
-            for stage, turns in {
-                "prepare": [self.buffers],
-                "step": [self.buffers, swapped],
-                "finish": [self.buffers, swapped],
-            }.items()
-        }
         self.states = (self.buffers[STATE], self.buffers[NEXT])
+        self.numbers = [dict(self.write_row(row, parts)) for row in rows]
+        self.steps = [in_order(bind(parts, "step", turn)) for turn in self.turns()]
+        self.prepare = backend.capture(bind(parts, "prepare", self.buffers))
+        self.loop = backend.capture(self.steps)
+        self.finish = backend.capture(bind(parts, "finish", {**self.buffers, STATE: self.result}))
         self.prepared = [spec.name for part, _ in parts if part.stage == "prepare" for spec in part.outputs]
+
+    @property
+    def result(self) -> Buffer:
+        """The latent that the last step writes."""
+        return self.states[len(self.rows) % 2]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the buffers in bytes; the steps' few numbers are not counted."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    def write_row(self, row: StepRow, parts: Sequence[Part]) -> Iterator[tuple[str, Buffer]]:
+        """Buffers of their own, written, for those of a step's numbers that its components read."""
+        declared = {spec.name for part, _ in parts for spec in part.inputs}
+        for name in ROW_NUMBERS:
+            if name in declared:
+                buffer = self.backend.allocate((1,), np.dtype(np.float32))
+                buffer.write(number(getattr(row, name)))
+                yield name, buffer
+
+    def turns(self) -> Iterator[Tensors]:
+        """What each step's names stand for."""
+        for i, numbers in enumerate(self.numbers):
+            here, there = self.states[i % 2], self.states[(i + 1) % 2]
+            yield {**self.buffers, **numbers, STATE: here, NEXT: there}
 
     def run(
         self,
-        images: Mapping[str, Array],
+        inputs: Mapping[str, Array],
         noise: Array,
-        rows: Sequence[StepRow],
         guidance: float,
-        on_step: Callable[[], None],
+        progress: Progress,
+        output: str = OUTPUT,
     ) -> tuple[Array, dict[str, float]]:
-        """Prepare, all steps, finish. Returns the output picture and the seconds spent in each stage.
+        """Prepare, all steps, finish. Returns the tensor called ``output`` and the seconds spent in each stage.
 
-        ``on_step`` is called after every step. Raises ``ModelError``, naming the step, when the result is not finite.
+        ``progress`` is told how many steps are done: after each, or only after the last where the backend runs the
+        loop in one piece. Raises ``ModelError``, naming the step, when the result is not finite.
         """
-        for name, image in images.items():
-            self.buffers[name].write(image)
+        for name, array in inputs.items():
+            self.buffers[name].write(array)
+        if GUIDANCE in self.buffers:
+            self.buffers[GUIDANCE].write(number(guidance))
+        self.states[0].write(noise)
         marks = [time.perf_counter()]
-        self.launch("prepare", 0)
+        self.prepare(ignore)
         marks.append(time.perf_counter())
-        self.loop(noise, rows, guidance, on_step)
-        latent = self.states[len(rows) % 2].read()
+        self.loop(progress)
+        latent = self.result.read()
         marks.append(time.perf_counter())
         if not np.isfinite(latent).all():
-            raise ModelError(self.find_non_finite(noise, rows, guidance))
-        self.launch("finish", len(rows) % 2)
-        output = self.buffers[OUTPUT].read()
+            raise ModelError(self.find_non_finite(noise))
+        self.finish(ignore)
+        picture = self.buffers[output].read()
+        telling = picture if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
         marks.append(time.perf_counter())
-        if not np.isfinite(output).all():
+        if not np.isfinite(telling).all():
             raise ModelError("the model wrote NaN or infinity in its finish stage; try an fp32 bundle")
-        seconds = dict(zip(("prepare", "step", "finish"), np.diff(marks).tolist(), strict=True))
-        return output, seconds
+        return picture, dict(zip(("prepare", "step", "finish"), np.diff(marks).tolist(), strict=True))
 
-    def launch(self, stage: str, turn: int) -> None:
-        """Run the components of a stage in order."""
-        for run in self.launches[stage][turn]:
-            run()
-
-    def loop(self, noise: Array, rows: Sequence[StepRow], guidance: float, on_step: Callable[[], None]) -> None:
-        """All denoising steps; the result lies in ``states[len(rows) % 2]``."""
-        self.states[0].write(noise)
-        for i, row in enumerate(rows):
-            for name, value in {**asdict(row), "guidance_scale": guidance}.items():
-                if name in self.buffers:
-                    self.buffers[name].write(np.array([value], dtype=np.float32))
-            self.launch("step", i % 2)
-            on_step()
-
-    def find_non_finite(self, noise: Array, rows: Sequence[StepRow], guidance: float) -> str:
-        """Run again, looking at every step, and say where NaN or infinity first appears.
+    def find_non_finite(self, noise: Array) -> str:
+        """Run the steps again one by one, and say where NaN or infinity first appears.
 
         The loop itself never looks, since looking costs a synchronisation per step on a device.
         """
@@ -133,22 +157,98 @@ class Plan:
         for name in self.prepared:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
-        for count in range(1, len(rows) + 1):
-            self.loop(noise, rows[:count], guidance, lambda: None)
-            if not np.isfinite(self.states[count % 2].read()).all():
-                timestep = rows[count - 1].timestep
-                return (
-                    f"the model wrote NaN or infinity in step {count} of {len(rows)} (timestep {timestep:g}); {advice}"
-                )
+        self.states[0].write(noise)
+        for i, (row, step) in enumerate(zip(self.rows, self.steps, strict=True), 1):
+            step()
+            if not np.isfinite(self.states[i % 2].read()).all():
+                where = f"step {i} of {len(self.rows)} (timestep {row.timestep:g})"
+                return f"the model wrote NaN or infinity in {where}; {advice}"
         return f"the model wrote NaN or infinity once and not when run again; {advice}"
+
+
+class Plans:
+    """The plans of a bundle on a backend: made when first needed, and the most recent ones kept."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend
+        self.engines: dict[Path, Engine] = {}
+        self.kept: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+
+    def get(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
+        """The plan for a mode at these sizes and steps that ends in the tensor ``output``."""
+        key = (mode, *sorted(sizes.items()), *rows, output)
+        if key not in self.kept:
+            while len(self.kept) >= PLANS_KEPT:
+                self.kept.popitem(last=False)
+            try:
+                self.kept[key] = self.make(mode, sizes, rows, output)
+            except OutOfMemoryError:
+                if not self.kept:
+                    raise
+            if key not in self.kept:  # the others stood in its way
+                self.clear()
+                self.kept[key] = self.make(mode, sizes, rows, output)
+        self.kept.move_to_end(key)
+        limit = self.backend.memory_limit
+        while limit and len(self.kept) > 1 and sum(plan.nbytes for plan in self.kept.values()) > limit:
+            self.kept.popitem(last=False)
+        return self.kept[key]
+
+    def make(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
+        """A new plan; loads the engines that it needs."""
+        task = self.bundle.modes[mode]
+        parts = [self.part(self.bundle.components[name], self.bundle.folder) for name in task.components]
+        if output == OUTPUT_PIXELS:
+            parts = [self.part(PIXELS_IN, GRAPHS), *parts, self.part(PIXELS_OUT, GRAPHS)]
+        constants = {tensor: self.bundle.constants[key] for tensor, key in task.constants.items()}
+        return Plan(self.backend, parts, sizes, constants, rows)
+
+    def part(self, component: Component, folder: Path) -> Part:
+        """A component with its engine, loaded once."""
+        path = folder / component.file
+        if path not in self.engines:
+            self.engines[path] = self.backend.load(path)
+        return component, self.engines[path]
+
+    def clear(self) -> None:
+        """Forget all plans, and so free their buffers; engines stay."""
+        self.kept.clear()
+
+
+def ignore(done: int) -> None:
+    """Progress of a stage that nobody follows."""
+
+
+def number(value: float) -> Array:
+    """A step's number as its tensor, (1,) float32."""
+    return np.array([value], np.float32)
+
+
+def bind(parts: Sequence[Part], stage: str, buffers: Tensors) -> list[Launch]:
+    """The launches of a stage's components, in order."""
+    return [engine.bind(buffers) for part, engine in parts if part.stage == stage]
+
+
+def in_order(launches: Sequence[Launch]) -> Launch:
+    """One launch of several."""
+    if len(launches) == 1:
+        return launches[0]
+
+    def launch() -> None:
+        for one in launches:
+            one()
+
+    return launch
 
 
 def check_wiring(parts: Sequence[Component], constants: set[str]) -> None:
     """Every input must be a host's name, a constant, or written before; the loop and the output must be there."""
-    known = {"image", "blur_image", STATE, *STEP_NUMBERS} | constants
+    known = {"image", "blur_image", IMAGE_PIXELS, STATE, GUIDANCE} | constants
     for part in parts:
         for spec in part.inputs:
-            if spec.name not in known:
+            if spec.name in ROW_NUMBERS and part.stage != "step":
+                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is told")
+            if spec.name not in known and spec.name not in ROW_NUMBERS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
         known |= {spec.name for spec in part.outputs}
     for name in (NEXT, OUTPUT):

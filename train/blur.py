@@ -164,10 +164,11 @@ def degrade(
     """What a camera makes of a sharp picture (H, W, 3) sRGB in [0, 1] while its light is spread by ``kernel``.
 
     In this order: highlights brighter than white (a factor at white, so that lights draw streaks when the sensor clips
-    after the blur), blur, shot and read noise (``noise``: standard deviation at white, in linear light), clipping, sRGB
-    curve, a tone curve (``tone``: exponent on sRGB values), JPEG (quality, 4:4:4; None for none). float32 in [0, 1].
+    after the blur), blur, shot and read noise (``noise``: standard deviation at white, in linear light), clipping, the
+    camera's curve (sRGB's, then the exponent ``tone``), JPEG (quality, 4:4:4; None for none). float32 in [0, 1]. The
+    sharp picture is taken to have come through the same curve: without blur it comes back as it is.
     """
-    linear = to_linear(sharp)
+    linear = to_linear(sharp ** np.float32(1.0 / tone))
     if highlights > 1.0:
         linear = linear * (1.0 + (highlights - 1.0) * linear.min(axis=2, keepdims=True) ** 8)
     light = np.clip(blur(linear, kernel), 0.0, None)
@@ -204,7 +205,7 @@ def random_exposure(rng: Random) -> Callable[[Pixels], Pixels]:
         rng,
         kernel=KERNELS[names[rng.integers(len(names))]](rng),
         highlights=float(rng.choice([1.0, rng.uniform(1.0, 6.0)])),
-        noise=float(rng.choice([0.0, rng.uniform(0.0, 0.01)])),
+        noise=float(rng.choice([0.0, rng.uniform(0.0, 0.006)])),
         tone=float(rng.choice([1.0, rng.uniform(0.9, 1.1)])),
         jpeg=int(rng.integers(80, 100)) if rng.random() < 0.5 else None,
     )

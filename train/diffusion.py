@@ -72,12 +72,17 @@ class DiffusionStage(Stage):
         text = self.text([BLURRY_PROMPT] * len(blurred))
         return self.noise_loss(self.latents(blurred), text, self.condition(blurred), f_b)
 
-    def sampled(self, pictures: Tensor, blur: Tensor | None = None) -> Tensor:
-        """What the model makes of pictures: sharp, or with the blur of ``blur``."""
+    def sampled(
+        self, pictures: Tensor, blur: Tensor | None = None, *, steps: int = SHEET_STEPS, seed: int | None = None
+    ) -> Tensor:
+        """What the model makes of pictures, unguided: sharp, or with the blur of ``blur``."""
         prompt = SHARP_PROMPT if blur is None else BLURRY_PROMPT
-        side = pictures.shape[-1] // self.model.latent_factor
-        noise = torch.randn(len(pictures), self.model.step.unet.config.in_channels, side, side, device=pictures.device)
-        return self.model.sample(pictures, noise, prompt, SHEET_STEPS, 1.0, blur)
+        z_y, f_s = self.condition(pictures)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        noise = torch.randn(z_y.shape, generator=generator).to(z_y.device)
+        f_b = None if blur is None else self.model.blur(blur)
+        z = self.model.denoise(noise, z_y, f_s, self.model.prompts(prompt), steps, 1.0, f_b)
+        return self.model.decoder(z, self.model.encoder(pictures)[1])
 
     def latents(self, pictures: Tensor) -> Tensor:
         """The base VAE's latents of (B, 3, H, W) in [0, 1], a posterior sample with unit variance."""

@@ -21,6 +21,10 @@ class BackendError(UIDError):
     """A backend that is unknown, not installed, or cannot run here."""
 
 
+class OutOfMemoryError(BackendError):
+    """A backend's memory does not hold what was asked of it."""
+
+
 class ModelError(UIDError):
     """A model that produced NaN or infinity, or whose graphs do not fit its manifest."""
 

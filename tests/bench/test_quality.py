@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 from uid.bench import quality
 from uid.bench.cli import main
-from uid.bench.quality import BORDER, Case, Row, cases, compare, held_out, richardson_lucy, summarise
+from uid.bench.methods import Case, richardson_lucy, unsharp_mask
+from uid.bench.quality import BORDER, Row, cases, compare, held_out, summarise
 from uid.errors import InputError
 from uid.runtime import Options, load
 from uid.train.blur import KERNELS, UNKNOWN_KERNELS, Pixels, degrade
@@ -86,7 +87,7 @@ def test_unsharp_mask_steepens_an_edge_and_leaves_the_rest() -> None:
     edge = np.full((64, 64, 3), 0.3, np.float32)
     edge[:, 32:] = 0.7
     soft = cv2.GaussianBlur(edge, (0, 0), 2.0)
-    masked = quality.unsharp_mask(soft)
+    masked = unsharp_mask(soft)
     assert quality.tenengrad(masked) > 1.2 * quality.tenengrad(soft)
     np.testing.assert_allclose(masked[:, :12], 0.3, atol=1e-5)
 
@@ -168,7 +169,7 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    methods = ["blurred", "unsharp mask", "richardson-lucy", "uid"]
+    methods = ["blurred", "unsharp mask", "richardson-lucy", "refined VAE", "uid"]
     assert [row["method"] for row in rows] == 2 * [*methods, *methods, "uid on sharp"]
     pipeline = load()
     weights = "trained" if pipeline.bundle.trained else "random weights"

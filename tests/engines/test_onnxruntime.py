@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from uid import engines
 from uid.engines.onnxruntime import OrtBackend
-from uid.errors import BackendError, BundleError
+from uid.errors import BackendError, BundleError, OutOfMemoryError
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -60,6 +60,36 @@ def test_read_is_a_copy() -> None:
     before = buffer.read()
     buffer.write(np.zeros(2, np.float32))
     np.testing.assert_array_equal(before, np.ones(2))
+
+
+def test_what_memory_does_not_hold_is_its_own_error(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["row"]),
+        helper.make_node("MatMul", ["x", "row"], ["square"]),
+        helper.make_node("ReduceMax", ["square"], ["y"]),
+    ]
+    proto = helper.make_graph(nodes, "outer", [x], [y])
+    onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "o.onnx")
+    backend, float32 = engines.create("onnxruntime", threads=1), np.dtype(np.float32)
+    with pytest.raises(OutOfMemoryError, match=r"no memory for a buffer of float32\[562949953421312\]"):
+        backend.allocate((1 << 49,), float32)  # more than a process can address
+    buffers = {"x": backend.allocate((1 << 24, 1), float32), "y": backend.allocate((1, 1), float32)}
+    launch = backend.load(tmp_path / "o.onnx").bind(buffers)
+    with pytest.raises(OutOfMemoryError, match="no memory for the model at this size"):
+        launch()
+
+
+def test_captured_launches_run_in_order_and_each_is_reported(doubler: Path) -> None:
+    backend = engines.create("onnxruntime", threads=1)
+    engine = backend.load(doubler)
+    x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
+    seen: list[tuple[int, float]] = []
+    replay = backend.capture([engine.bind({"x": x, "y": y}), engine.bind({"x": y, "y": x})] * 2)
+    x.write(np.ones((1, 5), np.float32))
+    replay(lambda done: seen.append((done, float(max(x.read().max(), y.read().max())))))
+    assert seen == [(1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0)]
 
 
 def test_unknown_backend_names_those_there_are() -> None:

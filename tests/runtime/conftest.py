@@ -1,7 +1,10 @@
 """A toy bundle, made by hand: the runtime must run any family that keeps to the manifest, and exactly as it says."""
 
 import json
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
+from uid import engines
+from uid.engines import Array, Backend, Buffer, Engine
+from uid.errors import OutOfMemoryError
 from uid.reference.presets import SCHEDULER
 from uid.runtime.bundle import sha256
 
@@ -37,11 +43,14 @@ def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str
 def make_toy(tmp_path: Path) -> MakeToy:
     """Make a toy bundle: z is the picture's 4 x 4 means, a step goes half way from the latent to z (+ shift).
 
-    ``nan_below``: steps whose timestep is below this write NaN.
+    ``nan_below``: steps whose timestep is below this write NaN. ``scale``: what the decoder multiplies its output by.
+    ``guided``: a second component of each step shifts by guidance * (alpha_bar_prev - alpha_bar).
     """
 
-    def make(nan_below: float = 0.0, shift: float = 0.0, tile: int = 32) -> Path:
-        folder = tmp_path / "toy"
+    def make(
+        nan_below: float = 0.0, shift: float = 0.0, tile: int = 32, scale: float = 1.0, guided: bool = False
+    ) -> Path:
+        folder = tmp_path / f"toy{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         node = helper.make_node
         encode = graph(
@@ -68,15 +77,27 @@ def make_toy(tmp_path: Path) -> MakeToy:
         decode = graph(
             [
                 node("Resize", ["latent", "", "scales"], ["large"], mode="nearest"),
-                node("Clip", ["large", "low", "high"], ["output"]),
+                node("Clip", ["large", "low", "high"], ["clipped"]),
+                node("Mul", ["clipped", "scale"], ["output"]),
             ],
             {"latent": LATENT},
             {"output": PICTURE},
             scales=[1, 1, 4, 4],
             low=0.0,
             high=1.0,
+            scale=scale,
         )
-        for name, data in {"encode": encode, "step": step, "decode": decode}.items():
+        guide_inputs = {"guidance_scale": (1,), "alpha_bar": (1,), "alpha_bar_prev": (1,)}
+        guide = graph(
+            [
+                node("Sub", ["alpha_bar_prev", "alpha_bar"], ["difference"]),
+                node("Mul", ["difference", "guidance_scale"], ["offset"]),
+            ],
+            guide_inputs,
+            {"offset": (1,)},
+        )
+        graphs = {"encode": encode, **({"guide": guide} if guided else {}), "step": step, "decode": decode}
+        for name, data in graphs.items():
             (folder / f"{name}.onnx").write_bytes(data)
         save_file({"offset": np.array([shift], np.float32)}, folder / "constants.safetensors")
 
@@ -104,10 +125,15 @@ def make_toy(tmp_path: Path) -> MakeToy:
             "guidance": 1.0,
             "schedule": SCHEDULER,
             "modes": {
-                "deblur": {"prompt": "", "components": ["encode", "step", "decode"], "constants": {"offset": "offset"}}
+                "deblur": {
+                    "prompt": "",
+                    "components": list(graphs),
+                    "constants": {} if guided else {"offset": "offset"},
+                }
             },
             "components": {
                 "encode": component("encode", "prepare", {"image": PICTURE}, {"z": LATENT}),
+                **({"guide": component("guide", "step", guide_inputs, {"offset": (1,)})} if guided else {}),
                 "step": component("step", "step", step_inputs, {"latent_next": LATENT}),
                 "decode": component("decode", "finish", {"latent": LATENT}, {"output": PICTURE}),
             },
@@ -118,3 +144,143 @@ def make_toy(tmp_path: Path) -> MakeToy:
         return folder
 
     return make
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One run of a component: its name, and the number of the buffer behind each of its tensors."""
+
+    name: str
+    reads: dict[str, int]
+    writes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A copy between the host and a buffer."""
+
+    way: str  # "write" or "read"
+    buffer: int
+    dtype: np.dtype[Any]
+
+
+Entry = Launched | Copied | str  # "capture" and "replay" stand for themselves
+Node = tuple[Launched, Callable[[], None]]
+
+
+class RecordingStream:
+    """Behaves as a CUDA stream: what is put on it while it captures does not run, but is kept for the graph."""
+
+    def __init__(self) -> None:
+        self.log: list[Entry] = []
+        self.capturing: list[Node] | None = None
+
+    def outside_capture(self) -> None:
+        assert self.capturing is None, "CUDA refuses this while a stream captures"
+
+    def put(self, node: Node) -> None:
+        if self.capturing is not None:
+            self.capturing.append(node)
+        else:
+            self.log.append(node[0])
+            node[1]()
+
+    def synchronize(self) -> None:
+        self.outside_capture()
+
+    @contextmanager
+    def capture(self) -> Iterator["RecordingGraph"]:
+        self.outside_capture()
+        graph = RecordingGraph()
+        self.capturing = graph.nodes
+        yield graph
+        self.capturing = None
+        self.log.append("capture")
+
+
+class RecordingGraph:
+    """Behaves as a CUDA graph: launching it runs all that was captured."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def launch(self, stream: RecordingStream) -> None:
+        stream.outside_capture()
+        stream.log.append("replay")
+        for node in self.nodes:
+            stream.put(node)
+
+
+class RecordingBuffer(Buffer):
+    """A numbered buffer of ONNX Runtime's."""
+
+    def __init__(self, number: int, real: Buffer, stream: RecordingStream) -> None:
+        self.shape, self.dtype = real.shape, real.dtype
+        self.number, self.real, self.stream = number, real, stream
+
+    def write(self, array: Array) -> None:
+        self.stream.outside_capture()
+        self.stream.log.append(Copied("write", self.number, self.dtype))
+        self.real.write(array)
+
+    def read(self) -> Array:
+        self.stream.outside_capture()
+        self.stream.log.append(Copied("read", self.number, self.dtype))
+        return self.real.read()
+
+
+class RecordingEngine(Engine):
+    """An engine of ONNX Runtime's whose launches go through the stream."""
+
+    def __init__(self, name: str, real: Engine, stream: RecordingStream) -> None:
+        self.inputs, self.outputs = real.inputs, real.outputs
+        self.name, self.real, self.stream = name, real, stream
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Callable[[], None]:
+        launch = self.real.bind({name: buffer.real for name, buffer in buffers.items()})
+        sides = [{name: buffers[name].number for name in side} for side in (self.inputs, self.outputs)]
+        node = Launched(self.name, *sides), launch
+        return lambda: self.stream.put(node)
+
+
+def recording_backend() -> Backend:
+    """A backend with the CUDA backends' own capture over a stream that writes down what it is given, in order.
+
+    ONNX Runtime computes, so that results can be compared. ``room`` is how many bytes all buffers may take together.
+    """
+    cuda = pytest.importorskip("uid.engines.cuda", reason="needs cuda-bindings", exc_type=ImportError)
+
+    class RecordingBackend(cuda.CudaBackend):
+        name = "recording"
+        memory_limit = None
+        room = float("inf")
+
+        def __init__(self) -> None:
+            self.stream = RecordingStream()
+            self.real = engines.create("onnxruntime", threads=1)
+            self.count = 0
+            self.live: weakref.WeakSet[RecordingBuffer] = weakref.WeakSet()
+
+        @property
+        def log(self) -> list[Entry]:
+            return self.stream.log
+
+        def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> RecordingBuffer:
+            self.stream.outside_capture()
+            buffer = RecordingBuffer(self.count, self.real.allocate(shape, dtype), self.stream)
+            if sum(other.nbytes for other in self.live) + buffer.nbytes > self.room:
+                raise OutOfMemoryError(f"no room for {buffer.nbytes} bytes")
+            self.count += 1
+            self.live.add(buffer)
+            return buffer
+
+        def load(self, path: Path) -> RecordingEngine:
+            return RecordingEngine(path.stem, self.real.load(path), self.stream)
+
+    return RecordingBackend()
+
+
+@pytest.fixture
+def recorder() -> Backend:
+    """A backend that writes down what a CUDA stream would be given."""
+    return recording_backend()

@@ -1,0 +1,109 @@
+"""The paper's ablation at the size of one checkpoint: train each variant's diffusion anew, and measure it alike.
+
+Every variant starts from the same checkpoint, trains for the same number of steps on the same examples, and is judged
+in PyTorch on the held-out photos of ``uid.bench.quality``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from uid.bench.methods import BLURRED
+from uid.bench.quality import cases, psnr, ssim
+from uid.reference import checkpoint
+from uid.reference.model import UIDDiff
+from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner
+from uid.train.blur import Pixels
+from uid.train.diffusion import Joint
+from uid.train.loop import Settings, train
+
+NOISE = 0.003  # of the camera, as uid-bench quality has it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one row of the table leaves out."""
+
+    name: str
+    without: tuple[str, ...] = ()  # of "Q_s", "T_2" and "T_3"
+    refined: bool = True  # with the refined VAE, or the base VAE as it is
+
+
+VARIANTS = (
+    Variant("w/o Q_s", ("Q_s",)),
+    Variant("w/o T_2, T_3", ("T_2", "T_3")),
+    Variant("w/o T_3", ("T_3",)),
+    Variant("w/o r-VAE", refined=False),
+    Variant("ours"),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One variant on the held-out photos."""
+
+    variant: str
+    psnr: float  # dB, mean
+    ssim: float  # mean
+    gain: float  # dB over the blurred input, mean
+    steps: int  # of training
+
+
+def ablate(
+    source: Path,
+    folder: Path,
+    examples: Dataset[Any],
+    settings: Settings,
+    photos: Mapping[str, Pixels],
+    variants: Sequence[Variant] = VARIANTS,
+    report: Callable[[str], None] = print,
+) -> Iterator[Score]:
+    """Train and measure each variant of the checkpoint ``source``; training resumes from ``folder``.
+
+    The blurred input comes first, as the line to pass.
+    """
+    steps = checkpoint.read_index(source)["steps"]
+    yield score(BLURRED, lambda blurred: blurred, photos, 0)
+    for variant in variants:
+        report(f"training {variant.name}")
+        model = checkpoint.load(source)
+        if not variant.refined:
+            without_refiners(model)
+        stage = Joint(model, backbone=True, without=variant.without)
+        train(stage, examples, settings, folder / variant.name.replace("/", "").replace(" ", "-"), report)
+        model.eval()
+        yield score(variant.name, partial(deblurred, stage, steps), photos, settings.steps)
+
+
+def without_refiners(model: UIDDiff) -> None:
+    """Give a model the plain VAE: fresh refiners add nothing, and no pixels are handed over."""
+    vae, config = model.encoder.vae, model.refiner.config
+    levels = config.block_out_channels
+    plain = VAERefiner(levels, config.hidden, (0,) * len(levels), norm_num_groups=config.norm_num_groups)
+    plain.requires_grad_(False)
+    model.refiner, model.encoder, model.decoder = plain, RefinedEncoder(vae, plain), RefinedDecoder(vae, plain)
+
+
+@torch.inference_mode()
+def deblurred(stage: Joint, steps: int, blurred: Pixels) -> Pixels:
+    """(H, W, 3) in [0, 1] -> the same, unguided, from the same noise for every variant."""
+    image = torch.from_numpy(np.ascontiguousarray(blurred.transpose(2, 0, 1)))[None]
+    output: Pixels = stage.sampled(image, steps=steps, seed=0)[0].permute(1, 2, 0).numpy()
+    return output
+
+
+def score(name: str, method: Callable[[Pixels], Pixels], photos: Mapping[str, Pixels], steps: int) -> Score:
+    """A method over every case."""
+    tried = [case for photo, sharp in photos.items() for case in cases(photo, sharp, noise=NOISE, jpeg=None)]
+    outputs = [method(case.blurred) for case in tried]
+    figures = [psnr(output, case.sharp) for output, case in zip(outputs, tried, strict=True)]
+    before = [psnr(case.blurred, case.sharp) for case in tried]
+    similar = [ssim(output, case.sharp) for output, case in zip(outputs, tried, strict=True)]
+    return Score(name, fmean(figures), fmean(similar), fmean(figures) - fmean(before), steps)

@@ -1,0 +1,300 @@
+"""Built engines on disk. An engine is an executable artifact: one that is not exactly what its key says is not loaded.
+
+    FOLDER/<component>-<first 16 hex digits of the key's sha256>.engine
+    FOLDER/<the same>.json      the sidecar: the key, the engine's sha256 and size, and what it was built from
+
+The engine is written first and the sidecar last, so an engine that has no sidecar is not finished and does not count.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from uid.engines.profiles import Profile, Target, profile_shapes
+from uid.engines.tensorrt import Library, check_target, header_problem
+from uid.engines.tensorrt_build import BuildOptions, Built, Report, build
+from uid.errors import BackendError, BundleError, OutputError, UIDError
+from uid.runtime.bundle import BUILT_IN, MANIFEST, Bundle, Component, read_manifest, sha256
+from uid.runtime.files import written_whole
+
+HEADER = 64  # bytes of an engine that say what it is
+LOCK = ".lock"
+LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}\.(engine|json|cache)")
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that an engine depends on."""
+
+    component: str
+    sources: Mapping[str, str]  # file of the bundle -> sha256: the graph, and the weights it may refer to
+    precision: str
+    backend: str
+    version: str  # of the backend
+    target: Target
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+
+    def recorded(self) -> dict[str, Any]:
+        """The key as it reads back from JSON."""
+        data = {**asdict(self), "options": self.options.recorded()}
+        recorded: dict[str, Any] = json.loads(json.dumps(data))
+        return recorded
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of an engine file."""
+
+    key: dict[str, Any]  # ``Key.recorded()``
+    sha256: str
+    size: int  # bytes
+    seconds: float  # that the build took
+    tensors: list[dict[str, Any]]  # ``Built.tensors``
+
+
+def engine_for(
+    bundle: Bundle,
+    component: Component,
+    library: Library,
+    target: Target,
+    profiles: Sequence[Profile],
+    options: BuildOptions | None = None,
+    *,
+    folder: Path | None = None,
+    report: Report = print,
+) -> Path:
+    """The engine of one component, with one optimisation profile for each of ``profiles`` in their order.
+
+    Reused if ``check`` finds it sound, or built: one builder at a time in a folder (None: ``default_folder``), the
+    others wait for it and reuse. An engine built ahead of time serves every target it was built for. ``profiles`` come
+    rounded (``Profile.rounded``). ``report`` is told what is done and why. Raises ``BackendError`` when the library
+    cannot build, ``OutputError`` when the folder cannot be written.
+    """
+    check_target(library, target)
+    for profile in profiles:
+        profile.check_multiple(bundle.size_multiple)
+    key = key_for(bundle, component, library, target, profiles, options or BuildOptions())
+    folder = folder or default_folder(bundle, library.name)
+    path, _ = find(folder, key)
+    if path is None:
+        with locked(folder, report):
+            path, reason = find(folder, key)  # again: the one that held the lock may have built it
+            if path is None:
+                report(f"{component.name}: building with {library} for {target}, since {reason}")
+                return build_into(folder, key, bundle, component, library, report)
+    report(f"{component.name}: reusing {path}")
+    return path
+
+
+def build_into(folder: Path, key: Key, bundle: Bundle, component: Component, library: Library, report: Report) -> Path:
+    """Build the engine that ``key`` describes and store it; for who holds the folder's lock."""
+    remove_leftovers(folder)
+    built = build(
+        library,
+        bundle.folder / component.file,
+        [profile_shapes(component.inputs, profile) for profile in key.profiles],
+        key.target,
+        key.options,
+        timing_cache=folder / f"timing-{short_hash(f'{library} {key.target}')}.cache",
+        report=lambda line: report(f"{component.name}: {line}"),
+    )
+    path = store(folder, key, built)
+    report(f"{component.name}: built in {built.seconds:.1f} s, {built.plan.nbytes / 1e6:.1f} MB: {path}")
+    return path
+
+
+def key_for(
+    bundle: Bundle,
+    component: Component,
+    library: Library,
+    target: Target,
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+) -> Key:
+    """The key of a component's engine; the hashes are the manifest's, which ``read_bundle`` has verified."""
+    if not re.fullmatch(r"[\w-]+", component.name):  # it becomes a file name
+        raise BundleError(f"component {component.name!r} has a name that is no word; do not use this bundle")
+    manifest = read_manifest(bundle.folder)
+    others = {part.file for part in bundle.components.values()} - {component.file} | {manifest["constants"]}
+    return Key(
+        component.name,
+        {name: digest for name, digest in manifest["files"].items() if name not in others},
+        bundle.precision,
+        library.name,
+        library.version,
+        target,
+        tuple(profiles),
+        options,
+    )
+
+
+def engine_name(key: Mapping[str, Any]) -> str:
+    """File name of the engine with this recorded key."""
+    return f"{key['component']}-{short_hash(json.dumps(key, sort_keys=True))}.engine"
+
+
+def short_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def find(folder: Path, key: Key) -> tuple[Path | None, str]:
+    """A sound engine for ``key`` in ``folder``, or None and the reason why there is none."""
+    exact = folder / engine_name(key.recorded())
+    reasons = []
+    for path in [exact, *sorted(set(folder.glob(f"{key.component}-*.engine")) - {exact})]:
+        if path.is_file():
+            sound, reason = check(path, key)
+            if sound:
+                return path, ""
+            reasons.append(f"{path.name} {reason}")
+    return None, reasons[0] if reasons else "there is none yet"
+
+
+def check(path: Path, key: Key | None = None) -> tuple[bool, str]:
+    """Whether the engine at ``path`` is whole and is what ``key`` asks for (None: what its sidecar says); or why not.
+
+    Nothing of the engine is deserialised.
+    """
+    for file, problem in (
+        (path, "is no file"),
+        (path.with_suffix(".json"), "has no sidecar, so its build did not finish"),
+    ):
+        if not file.is_file():
+            return False, problem
+    try:
+        sidecar = read_sidecar(path)
+        reason = difference(sidecar.key, key) if key else ""
+        reason = reason or damage(path, sidecar)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+    except (KeyError, TypeError, ValueError, AttributeError, UIDError) as error:
+        reason = f"has a malformed sidecar ({type(error).__name__}: {error})"
+    return not reason, reason
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """The sidecar of the engine at ``path``."""
+    data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return Sidecar(**{field.name: data[field.name] for field in fields(Sidecar)})
+
+
+def difference(found: Mapping[str, Any], wanted: Key) -> str:
+    """The first field in which a recorded key is not the wanted one, with both values, or ""."""
+    expected = wanted.recorded()
+    target = target_from(found["target"])
+    if target.admits(wanted.target):
+        expected["target"] = found["target"]
+    theirs, ours = flat(found), flat(expected)
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if theirs.get(name) != ours.get(name):
+            return f"has {name} {theirs.get(name)!r}, expected {ours.get(name)!r}"
+    return ""
+
+
+def target_from(data: Mapping[str, Any]) -> Target:
+    """A target as it was recorded."""
+    names = data["ahead_of_time"]
+    return Target(**{**data, "ahead_of_time": None if names is None else tuple(names)})
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON as one level: {"target.gpu": ..., "profiles.0.height.minimum": ...}."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = [flat(item, f"{name}.{key}" if name else str(key)) for key, item in items]
+    return {key: item for part in parts for key, item in part.items()} or {name: value}
+
+
+def damage(path: Path, sidecar: Sidecar) -> str:
+    """How the engine file differs from what its sidecar says, or ""."""
+    if path.name != engine_name(sidecar.key):
+        return f"has the sidecar of {engine_name(sidecar.key)}"
+    size = path.stat().st_size
+    if size != sidecar.size:
+        return f"has {size} bytes, expected {sidecar.size}"
+    with path.open("rb") as file:
+        header = file.read(HEADER)
+    if problem := header_problem(sidecar.key["backend"], sidecar.key["version"], header):
+        return problem
+    found = sha256(path)
+    return "" if found == sidecar.sha256 else f"has sha256 {found[:16]}..., expected {sidecar.sha256[:16]}..."
+
+
+def store(folder: Path, key: Key, built: Built) -> Path:
+    """Write an engine and then its sidecar; each appears whole."""
+    recorded = key.recorded()
+    path = folder / engine_name(recorded)
+    if problem := header_problem(key.backend, key.version, bytes(built.plan[:HEADER])):
+        raise BackendError(f"the engine that {key.backend} {key.version} built for {key.component} {problem}")
+    path.with_suffix(".json").unlink(missing_ok=True)  # of a damaged engine that this one replaces
+    with written_whole(path) as temporary:
+        temporary.write_bytes(built.plan)
+    digest = hashlib.sha256(built.plan).hexdigest()
+    sidecar = Sidecar(recorded, digest, built.plan.nbytes, round(built.seconds, 3), built.tensors)
+    with written_whole(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(asdict(sidecar), indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed builds left under ``written_whole``'s temporary names; for who holds the folder's lock."""
+    for path in folder.glob(".*"):
+        if LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, report: Report) -> Iterator[None]:
+    """Hold a folder for one builder; waits for another that does. The system frees it when its holder dies."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / LOCK).open("a+b"))
+            if not try_lock(file.fileno()):
+                report(f"waiting for another build in {folder}")
+                while not try_lock(file.fileno()):
+                    time.sleep(0.2)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+        yield
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process until it is closed; False if another holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def default_folder(bundle: Bundle, backend: str) -> Path:
+    """Where a bundle's engines are kept: in the bundle, or in the user's cache when it is not the user's to write."""
+    folder = bundle.folder.resolve()
+    if os.access(folder, os.W_OK) and not folder.is_relative_to(BUILT_IN.resolve()):
+        return bundle.folder / "engines" / backend
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "uid-runtime" / "engines" / sha256(folder / MANIFEST)[:16] / backend
+
+
+def runtime_cache_path(engine: Path, target: Target) -> Path:
+    """Where TensorRT-RTX may keep the kernels it compiles for an engine when it first runs, for one GPU and driver."""
+    return engine.with_suffix(f".{short_hash(str(target))}.kernels")

@@ -1,0 +1,175 @@
+"""What an engine is built for: the picture sizes of its optimisation profiles, and the GPUs it is to run on."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from uid.engines.contract import TensorSpec
+from uid.errors import BackendError, InputError
+from uid.runtime.plan import resolve
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The sizes in pixels that one side of a picture may have, and the one to be fastest at."""
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum:
+            raise InputError(f"a profile ranges over {self}; expected 1 <= minimum <= optimum <= maximum")
+
+    def __str__(self) -> str:
+        if self.minimum == self.maximum:
+            return str(self.minimum)
+        return f"{self.minimum} to {self.maximum}, best at {self.optimum}"
+
+    def __contains__(self, size: int) -> bool:
+        return self.minimum <= size <= self.maximum
+
+    def rounded(self, multiple: int) -> "Range":
+        """The range in multiples of ``multiple``, rounded up, as pictures are padded."""
+        return Range(*(-(-size // multiple) * multiple for size in (self.minimum, self.optimum, self.maximum)))
+
+
+# The picture whose blur is taken is never padded, and is read once per image: any size goes, at little cost.
+BLUR_SIDE = Range(16, 512, 4096)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimisation profile, as a resolution class: a bundle's components all take their shapes from it."""
+
+    name: str
+    height: Range
+    width: Range
+    blur: Range = BLUR_SIDE  # either side of the picture whose blur is taken
+
+    def rounded(self, multiple: int) -> "Profile":
+        """The profile in multiples of a bundle's size multiple, rounded up, as pictures are padded."""
+        return replace(self, height=self.height.rounded(multiple), width=self.width.rounded(multiple))
+
+    def check_multiple(self, multiple: int) -> None:
+        """Raise ``BackendError`` if the height or width is not in multiples of ``multiple``."""
+        for side, sizes in (("height", self.height), ("width", self.width)):
+            if sizes != sizes.rounded(multiple):
+                raise BackendError(
+                    f"profile {self.name!r} has {side} {sizes}; expected multiples of {multiple}, "
+                    f"such as {sizes.rounded(multiple)} (Profile.rounded({multiple}))"
+                )
+
+    def covers(self, height: int, width: int) -> bool:
+        """Whether a padded picture of this size fits."""
+        return height in self.height and width in self.width
+
+
+def square(side: int) -> Profile:
+    """The class of tiles and pictures whose sides are from half of ``side`` to ``side``, best at ``side``."""
+    sides = Range(max(1, side // 2), side, side)
+    return Profile(str(side), sides, sides)
+
+
+NAMED = {
+    "720p": Profile("720p", Range(360, 720, 720), Range(640, 1280, 1280)),
+    "1080p": Profile("1080p", Range(540, 1080, 1080), Range(960, 1920, 1920)),
+}
+
+
+def parse_profile(text: str) -> Profile:
+    """A profile by name: "720p", "1080p", a side such as "512" (see ``square``), or one size such as "480x640".
+
+    One size is height x width. Raises ``InputError`` for anything else.
+    """
+    if text in NAMED:
+        return NAMED[text]
+    if match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text):
+        height, width = (int(side) for side in match.groups())
+        return Profile(text, Range(height, height, height), Range(width, width, width))
+    if re.fullmatch(r"[1-9]\d{0,4}", text):
+        return square(int(text))
+    raise InputError(
+        f"unknown profile {text!r}; expected {', '.join(NAMED)}, the side of a square such as 512, "
+        "or height x width such as 480x640"
+    )
+
+
+def choose(profiles: Sequence[Profile], height: int, width: int) -> int:
+    """Index of the profile that a padded picture runs best in: of those that cover it, the nearest optimum.
+
+    Raises ``BackendError`` when none covers it.
+    """
+
+    def distance(index: int) -> float:
+        best = profiles[index]
+        return abs(math.log(height / best.height.optimum)) + abs(math.log(width / best.width.optimum))
+
+    fitting = [index for index, profile in enumerate(profiles) if profile.covers(height, width)]
+    if not fitting:
+        built = "; ".join(f"{p.name!r}: {p.height} by {p.width}" for p in profiles)
+        raise BackendError(
+            f"no engine profile covers {height}x{width} (height x width, padded); built are {built}. "
+            f"Add --profile {height}x{width}"
+        )
+    return min(fitting, key=distance)
+
+
+def profile_shapes(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Minimum, optimum and maximum shape of every input with a symbolic dimension, by name."""
+    return {
+        spec.name: (
+            resolve(spec.shape, sizes(profile, "minimum")),
+            resolve(spec.shape, sizes(profile, "optimum")),
+            resolve(spec.shape, sizes(profile, "maximum")),
+        )
+        for spec in inputs
+        if any(isinstance(dimension, str) for dimension in spec.shape)
+    }
+
+
+def sizes(profile: Profile, end: str) -> Mapping[str, int]:
+    """The manifest's symbols at one end ("minimum", "optimum", "maximum") of a profile."""
+    height, width, blur = (int(getattr(side, end)) for side in (profile.height, profile.width, profile.blur))
+    return {"height": height, "width": width, "blur_height": blur, "blur_width": blur}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an engine is to run on: the GPU it is built on, or any of some compute capabilities, ahead of time."""
+
+    gpu: str = ""  # name, as the driver gives it
+    compute_capability: str = ""  # "8.9"
+    driver: str = ""  # the newest CUDA version that the driver supports, "13.2": another in every driver branch
+    ahead_of_time: tuple[str, ...] | None = None  # None: built on ``gpu``; (): for all that the library does by default
+
+    @classmethod
+    def ahead(cls, compute_capabilities: Iterable[str] = ()) -> "Target":
+        """Any GPU of these compute capabilities, in any order; of none: the library's default, 8.0 and later."""
+        return cls(ahead_of_time=tuple(sorted(set(compute_capabilities), key=lambda text: (len(text), text))))
+
+    def __post_init__(self) -> None:
+        for text in (self.compute_capability,) if self.ahead_of_time is None else self.ahead_of_time:
+            if not re.fullmatch(r"\d+\.\d+", text):
+                raise InputError(f"compute capability is {text!r}; expected a version such as 8.9")
+
+    def admits(self, wanted: "Target") -> bool:
+        """Whether an engine built for this target may run where ``wanted`` is: the same, or named ahead of time.
+
+        An engine built ahead of time with no name is for compute capability 8.0 and later.
+        """
+        if self == wanted:
+            return True
+        if self.ahead_of_time is None or wanted.ahead_of_time is not None:
+            return False
+        if self.ahead_of_time:
+            return wanted.compute_capability in self.ahead_of_time
+        return tuple(int(part) for part in wanted.compute_capability.split(".")) >= (8, 0)
+
+    def __str__(self) -> str:
+        if self.ahead_of_time is None:
+            return f"{self.gpu} (compute capability {self.compute_capability}, driver for CUDA {self.driver})"
+        return "ahead of time, " + (", ".join(self.ahead_of_time) or "the library's default GPUs")

@@ -1,0 +1,96 @@
+"""Resolution classes and targets: what engines are built for."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uid.engines.contract import TensorSpec
+from uid.engines.profiles import NAMED, Profile, Range, Target, choose, parse_profile, profile_shapes, square
+from uid.errors import BackendError, InputError
+from uid.runtime.pixels import pad
+
+FLOAT = np.dtype(np.float32)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 4, 8, 64]))
+def test_one_size_rounds_to_what_the_runtime_pads_to(height: int, width: int, multiple: int) -> None:
+    profile = parse_profile(f"{height}x{width}").rounded(multiple)
+    padded = pad(np.zeros((height, width, 3), np.float32), multiple).shape[:2]
+    assert (profile.height, profile.width) == tuple(Range(side, side, side) for side in padded)
+
+
+@given(st.tuples(*[st.integers(1, 5000)] * 3).map(sorted), st.integers(1, 128))
+def test_a_rounded_range_holds_all_that_pictures_in_it_are_padded_to(ends: list[int], multiple: int) -> None:
+    wide = Range(*ends)
+    rounded = wide.rounded(multiple)
+    assert rounded.rounded(multiple) == rounded
+    for size in ends:
+        assert -(-size // multiple) * multiple in rounded
+    for before, after in zip(ends, (rounded.minimum, rounded.optimum, rounded.maximum), strict=True):
+        assert after % multiple == 0
+        assert 0 <= after - before < multiple
+
+
+def test_names() -> None:
+    assert parse_profile("512") == square(512) == Profile("512", Range(256, 512, 512), Range(256, 512, 512))
+    high = parse_profile("1080p").rounded(64)
+    assert (high.height.maximum, high.width.maximum) == (1088, 1920)
+    for text in ("4k", "0", "0x8", "8x", "8x8x8", "-8x8", " 512", ""):
+        with pytest.raises(InputError, match=r"unknown profile .* expected 720p, 1080p, the side of a square"):
+            parse_profile(text)
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])
+def test_a_range_out_of_order_is_refused(ends: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match="expected 1 <= minimum <= optimum <= maximum"):
+        Range(*ends)
+
+
+def test_shapes_follow_from_the_symbols() -> None:
+    inputs = [
+        TensorSpec("latent", FLOAT, (1, 4, "height/8", "width/8")),
+        TensorSpec("skip", FLOAT, (1, 16, "height", "width/2")),
+        TensorSpec("blur_image", FLOAT, (1, 3, "blur_height", "blur_width")),
+        TensorSpec("timestep", FLOAT, (1,)),
+    ]
+    profile = Profile("p", Range(64, 128, 256), Range(192, 192, 320), blur=Range(10, 20, 30))
+    assert profile_shapes(inputs, profile) == {
+        "latent": ((1, 4, 8, 24), (1, 4, 16, 24), (1, 4, 32, 40)),
+        "skip": ((1, 16, 64, 96), (1, 16, 128, 96), (1, 16, 256, 160)),
+        "blur_image": ((1, 3, 10, 10), (1, 3, 20, 20), (1, 3, 30, 30)),
+    }
+
+
+def test_what_is_no_multiple_is_refused_with_what_would_be_one() -> None:
+    message = "profile '1080p' has height 540 to 1080, best at 1080; expected multiples of 64, such as 576 to 1088"
+    with pytest.raises(BackendError, match=message):
+        NAMED["1080p"].check_multiple(64)
+    NAMED["1080p"].rounded(64).check_multiple(64)
+
+
+def test_the_nearest_profile_that_covers_a_picture_is_chosen() -> None:
+    profiles = [square(1024), square(512), parse_profile("512x512"), parse_profile("320x960")]
+    assert choose(profiles, 768, 1024) == 0
+    assert choose(profiles, 512, 512) == 1  # of two alike, the first
+    assert choose(profiles, 320, 960) == 3
+    with pytest.raises(BackendError, match=re.escape("no engine profile covers 64x64 (height x width, padded)")):
+        choose(profiles, 64, 64)
+
+
+def test_targets_admit_the_gpus_they_were_built_for() -> None:
+    ada, blackwell = Target("NVIDIA L4", "8.9", "13.0"), Target("NVIDIA RTX 5090", "12.0", "13.0")
+    assert ada.admits(Target("NVIDIA L4", "8.9", "13.0"))
+    assert not ada.admits(Target("NVIDIA L4", "8.9", "13.1"))
+    assert not ada.admits(Target("NVIDIA L40", "8.9", "13.0"))
+    assert not ada.admits(Target.ahead(["8.9"]))
+    assert Target.ahead(["8.9"]).admits(ada)
+    assert not Target.ahead(["8.9"]).admits(blackwell)
+    assert Target.ahead().admits(blackwell)
+    assert not Target.ahead().admits(Target("NVIDIA T4", "7.5", "13.0"))
+    assert Target.ahead(["12.0", "8.9", "8.9"]) == Target.ahead(["8.9", "12.0"])
+    for text in ("", "8", "8.9+", "sm_89"):
+        with pytest.raises(InputError, match=r"expected a version such as 8\.9"):
+            Target.ahead([text])

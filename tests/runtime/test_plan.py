@@ -1,0 +1,212 @@
+"""What a CUDA stream would be given, written down without a GPU: the plan's order, buffers, copies and captures."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from uid.engines import Array, create
+from uid.errors import InputError, ModelError, OutOfMemoryError
+from uid.runtime.bundle import read_bundle
+from uid.runtime.pipeline import Options, Pipeline, load
+from uid.runtime.schedule import ddim
+
+MakeToy = Callable[..., Path]
+NUMBERS = ("timestep", "alpha_bar", "alpha_bar_prev")
+
+
+def picture(height: int = 16, width: int = 24, seed: int = 0, dtype: type = np.float32) -> Array:
+    generator = np.random.default_rng(seed)
+    if dtype is np.float32:
+        return generator.random((height, width, 3), dtype=np.float32)
+    return generator.integers(0, 256, (height, width, 3), dtype)
+
+
+def launched(log: list[Any]) -> list[Any]:
+    return [entry for entry in log if hasattr(entry, "reads")]
+
+
+def copied(log: list[Any], way: str) -> list[int]:
+    return [entry.buffer for entry in log if getattr(entry, "way", None) == way]
+
+
+def run(pipeline: Pipeline, log: list[Any], image: Array, options: Options) -> tuple[Array, list[Any]]:
+    """The output, and what was logged for it alone."""
+    before = len(log)
+    output = pipeline(image, options).image
+    return output, log[before:]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 30])
+def test_every_launch_reads_what_the_last_one_wrote(make_toy: MakeToy, recorder: Any, steps: int) -> None:
+    bundle, options = make_toy(guided=True), Options(steps=steps, guidance=3.0)
+    pipeline = Pipeline(read_bundle(bundle), recorder)
+    run(pipeline, recorder.log, picture(seed=1), options)
+    output, log = run(pipeline, recorder.log, picture(), options)
+    encode, *loop, decode = launched(log)
+    guides, all_steps = loop[::2], loop[1::2]
+    assert [entry.name for entry in launched(log)] == ["encode", *["guide", "step"] * steps, "decode"]
+    states = [(step.reads["latent"], step.writes["latent_next"]) for step in all_steps]
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(states))
+    assert set(states) <= {states[0], states[0][::-1]}
+    assert states[0][0] != states[0][1]
+    assert decode.reads["latent"] == states[-1][1]
+    for guide, step in zip(guides, all_steps, strict=True):
+        assert step.reads["z"] == encode.writes["z"]
+        assert step.reads["offset"] == guide.writes["offset"]
+    assert copied(log, "write")[-1] == states[0][0]  # the noise
+    assert copied(log, "read") == [decode.reads["latent"], decode.writes["output"]]
+    np.testing.assert_array_equal(output, load(bundle)(picture(), options).image, strict=True)
+
+
+def test_each_step_reads_its_own_row(make_toy: MakeToy, recorder: Any) -> None:
+    bundle = read_bundle(make_toy(guided=True))
+    pipeline = Pipeline(bundle, recorder)
+    pipeline(picture(), Options(steps=30))
+    buffers = {buffer.number: buffer for buffer in recorder.live}
+    rows = ddim(bundle.schedule, 30)
+    first_time = launched(recorder.log)[: 1 + 2 * 30]
+    seen = {name: [e.reads[name] for e in first_time if name in e.reads] for name in NUMBERS}
+    for name, numbers in seen.items():
+        assert len(set(numbers)) == 30
+        values = [float(buffers[number].real.read()[0]) for number in numbers]
+        assert values == [float(np.float32(getattr(row, name))) for row in rows]
+
+
+def test_only_steps_are_told_their_numbers(make_toy: MakeToy, recorder: Any) -> None:
+    bundle = read_bundle(make_toy(guided=True))
+    early = {**bundle.components, "guide": replace(bundle.components["guide"], stage="prepare")}
+    with pytest.raises(ModelError, match="component 'guide' reads 'alpha_bar', which only a step is told"):
+        Pipeline(replace(bundle, components=early), recorder)(picture())
+
+
+def test_a_captured_plan_only_replays(make_toy: MakeToy, recorder: Any) -> None:
+    bundle = make_toy(guided=True)
+    pipeline, host = Pipeline(read_bundle(bundle), recorder), load(bundle)
+    _, first = run(pipeline, recorder.log, picture(), Options(steps=4))
+    steps = ["guide", "step"] * 4
+    warm_up = ["encode", "capture", *steps, "capture", "decode", "capture"]  # each stage runs before it is captured
+    ran = ["replay", "encode", "replay", *steps, "replay", "decode"]
+    assert [getattr(entry, "name", entry) for entry in first if not hasattr(entry, "way")] == warm_up + ran
+    buffers = recorder.count
+    outputs = []
+    for seed, guidance in [(1, 1.0), (1, 5.0), (2, 5.0)]:
+        options = Options(steps=4, guidance=guidance)
+        output, log = run(pipeline, recorder.log, picture(seed=seed), options)
+        assert [entry for entry in log if isinstance(entry, str)] == ["replay"] * 3
+        assert len(copied(log, "write")) == 3  # image, guidance, noise
+        np.testing.assert_array_equal(output, host(picture(seed=seed), options).image)
+        outputs.append(output)
+    assert recorder.count == buffers
+    assert not np.array_equal(outputs[0], outputs[1])
+
+
+def test_another_size_or_number_of_steps_captures_again(make_toy: MakeToy, recorder: Any) -> None:
+    pipeline = Pipeline(read_bundle(make_toy()), recorder)
+    for image, steps, captures in [
+        (picture(), 4, 3),
+        (picture(), 5, 3),
+        (picture(), 4, 0),
+        (picture(20), 4, 3),
+        (picture(), 4, 0),
+        (picture(), 5, 3),  # two plans are kept, and this is the third
+    ]:
+        _, log = run(pipeline, recorder.log, image, Options(steps=steps))
+        assert log.count("capture") == captures, (image.shape, steps)
+
+
+def test_a_loop_in_one_piece_reports_once(make_toy: MakeToy, recorder: Any) -> None:
+    pipeline, seen = Pipeline(read_bundle(make_toy()), recorder), []
+    for size in (16, 64):
+        pipeline(picture(size, size), Options(steps=3), on_step=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 3), *((3 * i, 27) for i in range(1, 10))]
+
+
+@pytest.mark.parametrize("size", [(16, 24), (13, 30), (1, 1)])
+def test_uint8_goes_in_and_out(make_toy: MakeToy, recorder: Any, size: tuple[int, int]) -> None:
+    bundle, options = make_toy(), Options(steps=3)
+    image = picture(*size, dtype=np.uint8)
+    output, log = run(Pipeline(read_bundle(bundle), recorder), recorder.log, image, options)
+    np.testing.assert_array_equal(output, load(bundle)(image, options).image, strict=True)
+    assert [entry.name for entry in launched(log)][-6:] == ["encode", *["step"] * 3, "decode", "pixels_out"]
+    uint8 = [entry.way for entry in log if getattr(entry, "dtype", None) == np.uint8]
+    assert uint8 == ["write", "read"]
+    pictures = {entry.writes.get("image", entry.writes.get("output")) for entry in launched(log)}
+    assert not pictures & {entry.buffer for entry in log if hasattr(entry, "way")}
+
+
+@pytest.mark.parametrize(
+    "image", [picture(75, 90, dtype=np.uint8), picture(dtype=np.uint8)[..., 0], picture().astype(np.float64)]
+)
+def test_tiles_grey_and_floats_are_converted_on_the_host(make_toy: MakeToy, recorder: Any, image: Array) -> None:
+    bundle, options = make_toy(), Options(steps=3)
+    output, log = run(Pipeline(read_bundle(bundle), recorder), recorder.log, image, options)
+    assert "pixels_in" not in {entry.name for entry in launched(log)}
+    np.testing.assert_array_equal(output, load(bundle)(image, options).image, strict=True)
+
+
+@pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
+def test_the_tiny_model_captured_gives_the_same_bytes(tiny_bundle: Path, recorder: Any, mode: str) -> None:
+    image, blur = picture(33, 21, dtype=np.uint8), picture(40, 35, seed=1) if mode == "blur-transfer" else None
+    options = Options(mode=mode, steps=30)
+    captured = Pipeline(read_bundle(tiny_bundle), recorder)
+    captured(picture(33, 21, seed=2, dtype=np.uint8), options, blur_image=blur)
+    expected = Pipeline(read_bundle(tiny_bundle), create("onnxruntime", threads=1))(image, options, blur_image=blur)
+    np.testing.assert_array_equal(captured(image, options, blur_image=blur).image, expected.image, strict=True)
+
+
+def test_what_is_not_finite_is_named_from_a_graph_too(make_toy: MakeToy, recorder: Any) -> None:
+    image = picture(8, 8, dtype=np.uint8)
+    with pytest.raises(ModelError, match=r"NaN or infinity in step 7 of 10 \(timestep 301\)"):
+        Pipeline(read_bundle(make_toy(nan_below=400.0)), recorder)(image, Options(steps=10))
+    for scale in (np.nan, np.inf):
+        with pytest.raises(ModelError, match="in its finish stage"):
+            Pipeline(read_bundle(make_toy(scale=scale)), recorder)(image, Options(steps=2))
+
+
+def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) -> None:
+    bundle, image = make_toy(tile=64), picture(64, 64)
+    pipeline = Pipeline(read_bundle(bundle), recorder)
+    recorder.room = 2 * 3 * 4 * 32 * 32 * 1.5  # the pictures of a tile of 32, and some more
+    for attempt in range(2):
+        before = recorder.count
+        result = pipeline(image, Options(steps=3, tile="auto"))
+        assert (result.tile, result.tiles) == (32, 9)
+        assert recorder.count == before if attempt else recorder.count > before  # what fits is remembered
+    np.testing.assert_array_equal(result.image, load(bundle)(image, Options(steps=3, tile=32)).image)
+
+
+def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:
+    pipeline, image = Pipeline(read_bundle(make_toy(tile=64)), recorder), picture(64, 64)
+    recorder.room = 100
+    with pytest.raises(OutOfMemoryError, match=r"no room for \d+ bytes. 64 x 64 pixels .*: give --tile auto, or less"):
+        pipeline(image)
+    with pytest.raises(OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* backend recording: give --tile auto"):
+        pipeline(image, Options(tile=32))
+    with pytest.raises(OutOfMemoryError, match=r"Tiles of 8 x 8 pixels .*: the smallest there are"):
+        pipeline(image, Options(tile="auto"))
+    with pytest.raises(InputError, match="tile is 'small'; expected a number of pixels, 'auto' or None"):
+        pipeline(image, Options(tile="small"))  # type: ignore[arg-type]
+
+
+def test_a_plan_in_the_way_is_dropped(make_toy: MakeToy, recorder: Any) -> None:
+    pipeline = Pipeline(read_bundle(make_toy(tile=64)), recorder)
+    pipeline(picture(64, 60))
+    alone = sum(buffer.nbytes for buffer in recorder.live)
+    recorder.room = 1.5 * alone
+    assert pipeline(picture(60, 64)).tile is None
+    assert sum(buffer.nbytes for buffer in recorder.live) == alone
+
+
+def test_the_backends_limit_bounds_the_plans_kept(make_toy: MakeToy, recorder: Any) -> None:
+    pipeline = Pipeline(read_bundle(make_toy(tile=64)), recorder)
+    pipeline(picture(64, 60))
+    alone = sum(buffer.nbytes for buffer in recorder.live)
+    for limit, plans in [(3 * alone, 2), (1.5 * alone, 1), (0.5 * alone, 1)]:
+        recorder.memory_limit = limit
+        pipeline(picture(60, 64)), pipeline(picture(64, 60))
+        assert sum(buffer.nbytes for buffer in recorder.live) == plans * alone
