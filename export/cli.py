@@ -26,6 +26,7 @@ def main() -> None:
 
     \b
     uid-export random edge checkpoint/           a seeded random checkpoint
+    uid-export half checkpoint/ small/           the same in float16
     uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
     uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
     uid-export inspect bundle/engines/           what engines were built for
@@ -45,6 +46,19 @@ def random(preset: str, folder: Path, seed: int, half: bool) -> None:
 
         with folder_written_whole(folder) as temporary:
             write_random(temporary, preset, seed=seed, half=half)
+    click.echo(f"wrote {folder}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def half(checkpoint: Path, folder: Path) -> None:
+    """Write CHECKPOINT to FOLDER with float16 weights, and without what training left there."""
+    with plain_errors("export"):
+        from uid.reference.checkpoint import write_half
+
+        with folder_written_whole(folder) as temporary:
+            write_half(checkpoint, temporary)
     click.echo(f"wrote {folder}")
 
 

@@ -10,6 +10,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from uid.reference.conditioning import QFormer
 from uid.reference.model import UIDDiff
 from uid.reference.presets import PRESETS, Preset
 from uid.reference.vae import VAERefiner
+from uid.runtime.files import written_whole
 
 FAMILY = "uid-diff"
 INDEX = "model_index.json"
@@ -152,6 +154,23 @@ def write(folder: Path, preset_name: str, modules: Mapping[str, Any]) -> None:
     write_tokenizers(folder)
     DDIMScheduler(**preset.scheduler).save_pretrained(folder / "scheduler")
     write_index(folder, preset_name, preset, trained=False)
+
+
+def write_half(source: Path, folder: Path) -> None:
+    """Write the checkpoint in ``source`` again with float16 weights: half the size, and what an fp16 bundle holds."""
+    read_index(source)
+    for name, cls in MODULES.items():
+        load_module(source / name, cls, allow_pickle=False).half().save_pretrained(folder / name)
+    for name in ("tokenizer", "qformer_tokenizer", "scheduler"):
+        shutil.copytree(source / name, folder / name)
+    shutil.copyfile(source / INDEX, folder / INDEX)
+
+
+def mark_trained(folder: Path) -> None:
+    """Say in the index that the weights are no longer random."""
+    index = read_index(folder) | {"trained": True}
+    with written_whole(folder / INDEX) as path:
+        path.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_index(folder: Path, name: str, preset: Preset, *, trained: bool) -> None:

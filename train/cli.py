@@ -91,6 +91,8 @@ def main(
         for name, component in module.trained.items():
             replace_component(checkpoint / name, component)
             click.echo(f"wrote {checkpoint / name}")
+        if stage in ("deblur", "joint", "delivery"):
+            checkpoints.mark_trained(checkpoint)
 
 
 def build(stage: str, model: "UIDDiff", backbone: bool, without: tuple[str, ...], steps: int) -> Any:

@@ -16,6 +16,7 @@ from uid.reference.conditioning import resize_matrix
 from uid.reference.ddim import ddim_update
 from uid.reference.model import UIDDiff
 from uid.reference.presets import EDGE, PRESETS, SCHEDULER
+from uid.reference.vae import RefinedDecoder, RefinedEncoder, from_patches, to_patches
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (17, 300), (1, 1), (500, 33)])
@@ -163,3 +164,30 @@ def test_broken_checkpoints_say_what_is_wrong(tiny_checkpoint: Path, tmp_path: P
 
 def copy_of(folder: Path, into: Path) -> Path:
     return Path(shutil.copytree(folder, into / "copy"))
+
+
+def test_a_half_checkpoint_holds_the_same_weights_rounded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint.write_half(tiny_checkpoint, tmp_path / "half")
+    checkpoint.mark_trained(tmp_path / "half")
+    assert checkpoint.read_index(tmp_path / "half") == checkpoint.read_index(tiny_checkpoint) | {"trained": True}
+    whole, half = (checkpoint.load(folder).state_dict() for folder in (tiny_checkpoint, tmp_path / "half"))
+    assert whole.keys() == half.keys()
+    for name, value in whole.items():
+        expected = value.half().float() if value.is_floating_point() else value
+        torch.testing.assert_close(half[name], expected, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_the_edge_vae_starts_from_the_picture_that_came_in() -> None:
+    """Fresh refiners add nothing: the latent is the base VAE's, and the pixel skip brings the picture back."""
+    torch.manual_seed(0)
+    modules = checkpoint.build(EDGE)
+    vae, refiner = modules["vae"], modules["vae_refiner"]
+    picture = torch.rand(2, 3, 64, 96)
+    torch.testing.assert_close(from_patches(to_patches(picture, vae), vae), picture)
+    z, skips = RefinedEncoder(vae, refiner)(picture)
+    assert z.shape == (2, 8, 8, 12)
+    assert [tuple(skip.shape[1:]) for skip in skips] == [(48, 16, 24), (96, 8, 12), (48, 16, 24)]
+    torch.testing.assert_close(RefinedDecoder(vae, refiner)(z, skips), picture)
+    checkpoint.randomise(refiner, torch.Generator().manual_seed(0))
+    assert not torch.allclose(RefinedDecoder(vae, refiner)(z, skips), picture, atol=0.1)
