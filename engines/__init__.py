@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, Progress, TensorSpec
+from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, Report, TensorSpec
 from uid.errors import BackendError, BundleError
 
 __all__ = [
@@ -16,7 +16,9 @@ __all__ = [
     "Buffer",
     "Engine",
     "Launch",
+    "OneByOne",
     "Progress",
+    "Report",
     "TensorSpec",
     "create",
     "report",
@@ -46,6 +48,16 @@ class BackendStatus:
 
 # In the order in which "auto" tries them: the fastest first.
 BACKENDS = {
+    "tensorrt": BackendEntry(
+        "uid.engines.tensorrt_backend:create_tensorrt",
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU and driver",
+    ),
+    "tensorrt-rtx": BackendEntry(
+        "uid.engines.tensorrt_backend:create_tensorrt_rtx",
+        ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+        "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
+    ),
     "onnxruntime-cuda": BackendEntry(
         "uid.engines.onnxruntime:create_cuda",
         ("onnxruntime-gpu",),
@@ -57,17 +69,14 @@ BACKENDS = {
 }
 
 
-def create(name: str = "auto", *, threads: int | None = None) -> Backend:
+def create(name: str = "auto", *, threads: int | None = None, report: Report | None = None) -> Backend:
     """Make the backend called ``name``; "auto" takes the first that works here.
 
-    ``threads`` limits the CPU threads (None: one per core). Raises ``BackendError`` for an unknown name, or when the
-    backend cannot run here.
+    ``threads`` limits the CPU threads (None: one per core). ``report`` is told what takes long, such as an engine that
+    is built (None: nobody is). Raises ``BackendError`` for an unknown name, or when the backend cannot run here.
     """
     if name == "auto":
-        for status in report():
-            if status.available:
-                return create(status.name, threads=threads)
-        raise BackendError("no backend works here; `uid-run doctor` says what to install")
+        name = first_working()
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
@@ -78,7 +87,17 @@ def create(name: str = "auto", *, threads: int | None = None) -> Backend:
         backend: Backend = getattr(importlib.import_module(module), function)(threads)
     except ImportError as error:
         raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.install}") from error
+    if report is not None:
+        backend.report = report
     return backend
+
+
+def first_working() -> str:
+    """Name of the first backend that works here; those after it are not tried."""
+    for name in BACKENDS:
+        if probe(name).available:
+            return name
+    raise BackendError("no backend works here; `uid-run doctor` says what to install")
 
 
 def report() -> list[BackendStatus]:

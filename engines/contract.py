@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from uid.runtime.bundle import Bundle, Component
 
 Array = npt.NDArray[Any]
 Launch = Callable[[], None]
@@ -21,6 +24,8 @@ Progress = Callable[[int], None]
 """Told how many launches of a list are done."""
 Replay = Callable[[Progress], None]
 """Runs a list of launches, and returns when they are done."""
+Report = Callable[[str], None]
+"""Told, line by line, what takes long and why."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,26 @@ class Engine(ABC):
         The launch may return before the work is done: a buffer's ``read`` waits for it.
         """
 
+    def covers(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it runs where the manifest's symbols ("height", "width", ...) have these values."""
+        return True
+
+
+class OneByOne:
+    """A ``Replay`` that runs launches one by one, and reports each."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self.launches = launches
+
+    def __call__(self, progress: Progress) -> None:
+        for done, launch in enumerate(self.launches, 1):
+            launch()
+            progress(done)
+
+
+def silent(line: str) -> None:
+    """A ``Report`` to nobody."""
+
 
 class Backend(ABC):
     """One way to compute: allocates its buffers and loads its engines. Made by ``uid.engines.create``."""
@@ -72,6 +97,7 @@ class Backend(ABC):
     name: str
     uint8_pixels: bool = False  # whether uint8 pictures go in and out as they are, to be converted beside the engines
     memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
+    report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
 
     @abstractmethod
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:
@@ -79,21 +105,23 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, path: Path) -> Engine:
-        """Load the ONNX component at ``path``; its external data lies beside it."""
+        """Load the ONNX graph at ``path``; its external data lies beside it."""
+
+    def load_component(self, bundle: "Bundle", component: "Component", sizes: Mapping[str, int]) -> Engine:
+        """Load a bundle's component as an engine that covers ``sizes``, the values of the manifest's symbols.
+
+        A backend whose engines are built for sizes takes one that was built before, or builds it now.
+        """
+        return self.load(bundle.folder / component.file)
 
     def capture(self, launches: Sequence[Launch]) -> Replay:
         """Make one call of launches that always run in this order.
 
         Here they run one by one and each is reported. A backend that records them into a graph may run them once when
-        it is asked to, whatever their buffers hold, and reports once, at the end.
+        it is asked to, whatever their buffers hold, and reports once, at the end; where it cannot record these, it
+        returns ``OneByOne`` too.
         """
-
-        def run(progress: Progress) -> None:
-            for done, launch in enumerate(launches, 1):
-                launch()
-                progress(done)
-
-        return run
+        return OneByOne(launches)
 
 
 def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:

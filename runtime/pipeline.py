@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from uid.engines import Array, Backend, create
+from uid.engines import Array, Backend, Report, create
 from uid.errors import InputError, OutOfMemoryError
 from uid.runtime.bundle import Bundle, built_in, read_bundle
 from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
@@ -52,6 +52,7 @@ class Result:
     tiles: int
     seconds: dict[str, float]  # per stage: prepare, step, finish
     tile: int | None = None  # side of a tile in pixels; None: the image was run whole
+    captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
 
 
 class Pipeline:
@@ -101,6 +102,7 @@ class Pipeline:
             tiles=run.tiles,
             seconds=run.seconds,
             tile=run.side if run.tiles > 1 else None,
+            captured=run.captured,
         )
 
     def _check(self, options: Options, blur_image: Array | None) -> None:
@@ -147,12 +149,15 @@ class Pipeline:
             self._plans.clear()
 
 
-def load(bundle: Path | None = None, *, backend: str = "auto", threads: int | None = None) -> Pipeline:
+def load(
+    bundle: Path | None = None, *, backend: str = "auto", threads: int | None = None, report: Report | None = None
+) -> Pipeline:
     """Load a bundle (None: the built-in one) on a backend.
 
+    ``report`` is told what takes long and why, such as an engine that is built before the first picture of a size.
     Raises ``BundleError`` when the bundle is incomplete or altered, ``BackendError`` when the backend cannot run here.
     """
-    return Pipeline(read_bundle(bundle or built_in()), create(backend, threads=threads))
+    return Pipeline(read_bundle(bundle or built_in()), create(backend, threads=threads, report=report))
 
 
 class _Run:
@@ -181,6 +186,7 @@ class _Run:
         """Set to zero what adds up over the tiles."""
         self.seconds = dict.fromkeys(("prepare", "step", "finish"), 0.0)
         self.tiles_done = 0
+        self.captured = False
 
     def whole_multiple(self, size: int) -> int:
         """A size, rounded down to the bundle's multiple."""
@@ -260,6 +266,7 @@ class _Run:
         plan = self.pipeline._plans.get(self.options.mode, sizes, self.rows, output)
         result, seconds = plan.run(inputs, noise, self.guidance, self.count_steps, output)
         self.tiles_done += 1
+        self.captured = plan.captured
         for stage, value in seconds.items():
             self.seconds[stage] += value
         return result

@@ -20,13 +20,13 @@ turns: even steps read the first and write the second, odd steps the other way r
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
-from uid.engines import Array, Backend, Buffer, Engine, Launch, Progress, TensorSpec
+from uid.engines import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, TensorSpec
 from uid.errors import ModelError, OutOfMemoryError
 from uid.runtime.bundle import Bundle, Component
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, OUTPUT_PIXELS, PIXELS_IN, PIXELS_OUT
@@ -74,6 +74,7 @@ class Plan:
         for part, engine in parts:
             check_declaration(part, engine)
         self.backend, self.rows = backend, rows
+        self.engines = [engine for _, engine in parts]
         self.buffers = {
             name: backend.allocate(resolve(spec.shape, sizes), spec.dtype)
             for name, spec in {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs)}.items()
@@ -84,15 +85,21 @@ class Plan:
         self.states = (self.buffers[STATE], self.buffers[NEXT])
         self.numbers = [dict(self.write_row(row, parts)) for row in rows]
         self.steps = [in_order(bind(parts, "step", turn)) for turn in self.turns()]
-        self.prepare = backend.capture(bind(parts, "prepare", self.buffers))
-        self.loop = backend.capture(self.steps)
-        self.finish = backend.capture(bind(parts, "finish", {**self.buffers, STATE: self.result}))
+        prepare = bind(parts, "prepare", self.buffers)
+        finish = bind(parts, "finish", {**self.buffers, STATE: self.result})
+        # After all are bound: only then is it known how much scratch memory serves every engine.
+        self.prepare, self.loop, self.finish = (backend.capture(part) for part in (prepare, self.steps, finish))
         self.prepared = [spec.name for part, _ in parts if part.stage == "prepare" for spec in part.outputs]
 
     @property
     def result(self) -> Buffer:
         """The latent that the last step writes."""
         return self.states[len(self.rows) % 2]
+
+    @property
+    def captured(self) -> bool:
+        """Whether the backend runs all steps in one piece."""
+        return not isinstance(self.loop, OneByOne)
 
     @property
     def nbytes(self) -> int:
@@ -171,7 +178,7 @@ class Plans:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend
-        self.engines: dict[Path, Engine] = {}
+        self.engines: dict[str, list[Engine]] = {}  # by component: one, or several for different sizes
         self.kept: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 
     def get(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
@@ -197,18 +204,36 @@ class Plans:
     def make(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
         """A new plan; loads the engines that it needs."""
         task = self.bundle.modes[mode]
-        parts = [self.part(self.bundle.components[name], self.bundle.folder) for name in task.components]
+        parts = [self.part(self.bundle.components[name], sizes) for name in task.components]
         if output == OUTPUT_PIXELS:
-            parts = [self.part(PIXELS_IN, GRAPHS), *parts, self.part(PIXELS_OUT, GRAPHS)]
+            parts = [self.pixels(PIXELS_IN, sizes), *parts, self.pixels(PIXELS_OUT, sizes)]
         constants = {tensor: self.bundle.constants[key] for tensor, key in task.constants.items()}
         return Plan(self.backend, parts, sizes, constants, rows)
 
-    def part(self, component: Component, folder: Path) -> Part:
-        """A component with its engine, loaded once."""
-        path = folder / component.file
-        if path not in self.engines:
-            self.engines[path] = self.backend.load(path)
-        return component, self.engines[path]
+    def part(self, component: Component, sizes: Mapping[str, int]) -> Part:
+        """A component of the bundle with an engine that covers ``sizes``."""
+        load = partial(self.backend.load_component, self.bundle, component, sizes)
+        return component, self.engine(f"component {component.name}", sizes, load)
+
+    def pixels(self, component: Component, sizes: Mapping[str, int]) -> Part:
+        """A component of ``runtime/pixels.py`` with its engine."""
+        load = partial(self.backend.load, GRAPHS / component.file)
+        return component, self.engine(component.file, sizes, load)
+
+    def engine(self, name: str, sizes: Mapping[str, int], load: Callable[[], Engine]) -> Engine:
+        """The engine kept under ``name`` that covers ``sizes``, or a new one.
+
+        A new one takes the place of those that no plan kept uses: each holds the weights.
+        """
+        loaded = self.engines.get(name, [])
+        for engine in loaded:
+            if engine.covers(sizes):
+                return engine
+        used = {id(engine) for plan in self.kept.values() for engine in plan.engines}
+        self.engines[name] = [engine for engine in loaded if id(engine) in used]
+        del loaded
+        self.engines[name].append(load())
+        return self.engines[name][-1]
 
     def clear(self) -> None:
         """Forget all plans, and so free their buffers; engines stay."""

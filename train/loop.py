@@ -1,13 +1,14 @@
 """The training loop that every stage shares: accelerate, exact resume, losses to CSV and TensorBoard, sample sheets.
 
-Nothing is carried from step to step but weights and optimizer state: examples and noise follow from the seed and the
-step's number. So a run that was killed goes on from its last checkpoint exactly as it would have gone.
+Nothing is carried from step to step but weights, their average and optimizer state: examples and noise follow from the
+seed and the step's number. So a run that was killed goes on from its last checkpoint exactly as it would have gone.
 """
 
 import csv
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Settings:
     sheet_every: int = 1000  # steps between sample sheets
     warm_up: int = 100  # steps over which the learning rate rises; it falls as a cosine after
     workers: int = 1  # processes that make examples
+    average: float = 0.999  # decay of the weights' moving average, which is what a stage gives in the end
     mixed_precision: str = "no"  # "no", "bf16" or "fp16", as accelerate names them
 
 
@@ -61,14 +63,15 @@ def train(
 ) -> None:
     """Train ``stage`` to ``settings.steps`` in ``folder``, going on from the checkpoint there if there is one.
 
-    Writes ``state.pt`` (weights that train, optimizer, step), ``losses.csv``, TensorBoard events in ``events/`` and
-    ``sheet-NNNNNN.png``.
+    Leaves the average of the weights in ``stage``. Writes ``state.pt`` (weights that train, their average, optimizer,
+    step), ``losses.csv``, TensorBoard events in ``events/`` and ``sheet-NNNNNN.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     trained = [p for p in stage.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99))
-    start = resume(stage, optimizer, folder)
+    average = Average(stage, settings.average)
+    start = resume(stage, average, optimizer, folder)
     model, optimizer = accelerator.prepare(stage, optimizer)
     log = Log(folder, start, settings.steps, report)
     for step, batch in batches(examples, settings, start, accelerator):
@@ -81,14 +84,17 @@ def train(
         accelerator.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update(step)
         if accelerator.is_main_process:
             log.add(step, {name: value.item() for name, value in losses.items()})
             last = step + 1 == settings.steps
             if last or (step + 1) % settings.save_every == 0:
-                save(stage, optimizer, step + 1, folder)
+                save(stage, average, optimizer, step + 1, folder)
             if last or (step + 1) % settings.sheet_every == 0:
-                write_sheet(stage, batch, folder / f"sheet-{step + 1:06d}.png")
+                with average.applied():
+                    write_sheet(stage, batch, folder / f"sheet-{step + 1:06d}.png")
     log.close()
+    average.exchange()
 
 
 def batches(
@@ -110,14 +116,46 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * done))))
 
 
-def save(stage: Stage, optimizer: Any, step: int, folder: Path) -> None:
+class Average:
+    """The moving average of the weights that train; it forgets faster at first, when they are still far off."""
+
+    def __init__(self, stage: Stage, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p for name, p in stage.named_parameters() if p.requires_grad}
+        self.values = {name: p.detach().clone() for name, p in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step."""
+        share = 1.0 - min(self.decay, (1.0 + step) / (10.0 + step))
+        for name, value in self.values.items():
+            value.lerp_(self.weights[name].to(value.device), share)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Weights and average change places."""
+        for name, value in self.values.items():
+            held = self.weights[name].detach().clone()
+            self.weights[name].copy_(value)
+            value.copy_(held)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The stage with the average for its weights."""
+        self.exchange()
+        yield
+        self.exchange()
+
+
+def save(stage: Stage, average: Average, optimizer: Any, step: int, folder: Path) -> None:
     """Write the checkpoint, weights and optimizer in one file, so that they are always of one step."""
     weights = {name: p.detach() for name, p in stage.named_parameters() if p.requires_grad}
+    state = {"step": step, "weights": weights, "average": average.values, "optimizer": optimizer.state_dict()}
     with written_whole(folder / STATE) as path:
-        torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, path)
+        torch.save(state, path)
 
 
-def resume(stage: Stage, optimizer: torch.optim.Optimizer, folder: Path) -> int:
+def resume(stage: Stage, average: Average, optimizer: torch.optim.Optimizer, folder: Path) -> int:
     """Load the checkpoint in ``folder``, if any; returns the number of steps done."""
     if not (folder / STATE).is_file():
         return 0
@@ -126,6 +164,8 @@ def resume(stage: Stage, optimizer: torch.optim.Optimizer, folder: Path) -> int:
     with torch.no_grad():
         for name, value in state["weights"].items():
             own[name].copy_(value)
+        for name, value in state["average"].items():
+            average.values[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
