@@ -92,6 +92,40 @@ def quality(
 
 
 @main.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
+@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
+@click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Pictures side by side.")
+def transfer(model: Path | None, backend: str, names: Sequence[str], output: Path | None, sheet: Path | None) -> None:
+    """Give held-out photos each other's blur, and compare them with the same blur done by convolution."""
+    with plain_errors("bench"):
+        from uid.bench import transfer as transfers
+        from uid.bench.quality import CASE_SEED, held_out
+        from uid.runtime.pipeline import Options, load
+
+        photos = held_out(names)
+        pipeline = load(model, backend=backend)
+        options = Options(mode="blur-transfer", steps=pipeline.bundle.steps, guidance=pipeline.bundle.guidance)
+        made = list(transfers.measure(pipeline, options, photos))
+        rows = [one.row for one in made]
+        if output is not None:
+            write_rows(output, rows, {**setting(pipeline, options), "case_seed": CASE_SEED})
+        if sheet is not None:
+            write_png(sheet, transfers.sheet(made))
+        for row in rows:
+            click.echo(
+                f"{row.photo} with the {row.kernel} of {row.blur_from}: {row.psnr:.2f} dB from it (untouched "
+                f"{row.psnr_untouched:.2f}), sharpness {row.sharpness:.2f} (wanted {row.sharpness_wanted:.2f})"
+            )
+        nearer = fmean(row.psnr > row.psnr_untouched for row in rows)
+        gained = fmean(row.psnr - row.psnr_untouched for row in rows)
+        click.echo(
+            f"nearer to the wanted picture than the untouched photo: {nearer:.0%}, by {gained:+.2f} dB on average"
+        )
+
+
+@main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of each variant.")
 @click.option("--learning-rate", default=2e-4, show_default=True, type=click.FloatRange(0.0, min_open=True))

@@ -231,12 +231,12 @@ def contact_sheet(comparisons: Iterable[Comparison]) -> NDArray[np.uint8]:
 
 def _sheet_row(comparison: Comparison) -> NDArray[np.uint8]:
     case = comparison.case
-    cells = [_cell(case.sharp, f"{case.photo}, {case.kernel}")]
-    cells += [_cell(comparison.images[row.method], f"{row.method}  {row.psnr:.1f} dB") for row in comparison.rows]
+    cells = [cell(case.sharp, f"{case.photo}, {case.kernel}")]
+    cells += [cell(comparison.images[row.method], f"{row.method}  {row.psnr:.1f} dB") for row in comparison.rows]
     return np.concatenate(cells, axis=1)
 
 
-def _cell(image: Pixels, caption: str) -> NDArray[np.uint8]:
+def cell(image: Pixels, caption: str) -> NDArray[np.uint8]:
     """The middle of a picture under its caption."""
     top, left = ((size - CELL) // 2 for size in image.shape[:2])
     cell = np.zeros((CAPTION + CELL, CELL, 3), np.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.train.loop import Batch, Stage
-from uid.train.vae import base_latents, base_pictures, image_loss, psnr
+from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, image_loss, psnr
 
 PROMPT_DROPOUT = 0.1  # share of examples that see the empty prompt
 SHEET_STEPS = 8  # of DDIM, unguided, for the pictures of a sheet
@@ -225,7 +225,7 @@ class Joint(DiffusionStage):
 
 
 class Delivery(DiffusionStage):
-    """Stage "delivery": the decoder refiner, from latents as the diffusion delivers them rather than as they should be.
+    """Stage "delivery": the refiners, with latents as the diffusion delivers them rather than as they should be.
 
     A quarter of each batch is blur transfer: a sharp picture's skips with the latent of its blurred picture give the
     blurred picture. So the decoder follows the latent, where skips alone would tell it enough to deblur.
@@ -235,20 +235,21 @@ class Delivery(DiffusionStage):
 
     def __init__(self, model: UIDDiff, steps: int) -> None:
         super().__init__(model, {"vae_refiner": model.refiner})
-        model.refiner.encoder.requires_grad_(False)
         self.steps = steps
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Image loss of both tasks; how much sharper the deblurred pictures came out, in dB."""
+        """Image loss of both tasks and eq. 9; how much nearer to the sharp pictures the deblurred ones came, in dB."""
         count = len(batch["sharp"]) * 3 // 4
         blurred, sharp = batch["blurred"], batch["sharp"]
-        with torch.no_grad():
-            z_y, skips = self.model.encoder(torch.cat([blurred[:count], sharp[count:]]))
-            z = torch.cat([self.delivered(blurred[:count], z_y[:count]), self.latents(blurred[count:])])
+        z_y, skips = self.model.encoder(torch.cat([blurred[:count], sharp[count:]]))
+        z = torch.cat([self.delivered(blurred[:count], z_y[:count].detach()), self.latents(blurred[count:])])
         output = self.model.decoder.unclamped(z, skips)
+        image = image_loss(output, torch.cat([sharp[:count], blurred[count:]]))
+        latent = F.mse_loss(z_y, base_latents(self.model.encoder.vae, sharp))
         gain = psnr(output[:count], sharp[:count]) - psnr(blurred[:count], sharp[:count])
-        return {"loss": image_loss(output, torch.cat([sharp[:count], blurred[count:]])), "gain": gain}
+        return {"loss": image + LATENT_WEIGHT * latent, "image": image, "latent": latent, "gain": gain}
 
+    @torch.no_grad()
     def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
         """The diffusion's latents of blurred pictures, unguided."""
         prompts = self.model.prompts(SHARP_PROMPT)
