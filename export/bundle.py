@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,21 @@ def export_bundle(
         model = checkpoint.load(source, allow_pickle=allow_pickle)
         sizes = check_sizes(model.size_multiple)
         report("running PyTorch, to compare with")
-        cases = {c.declaration.name: validate.component_case(c, sizes) for c in declare(model, "fp32")}
+        components = declare(model, "fp32", guided=guided(index))
+        cases = {c.declaration.name: validate.component_case(c, sizes) for c in components}
         steps = image_steps or index["steps"]
         prompts = {name: mode.prompt for name, mode in MODES.items()}
         image = validate.image_case(model, prompts, steps, index["guidance"])
         declarations = write(model, folder, precision, index, report)
-        del model
+        del model, components
         gc.collect()
         parities = compare(folder, declarations, cases, image, report)
     return parities
+
+
+def guided(index: Mapping[str, Any]) -> bool:
+    """Whether the step has both guidance branches: at scale 1 the unconditional one has no say and is left out."""
+    return float(index["guidance"]) != 1.0
 
 
 def check_sizes(multiple: int) -> dict[str, int]:
@@ -76,12 +82,12 @@ def check_sizes(multiple: int) -> dict[str, int]:
 def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], report: Report) -> list[Component]:
     """Write every file of the bundle; returns the declarations in the order of export. Halves ``model`` for fp16."""
     schedule = {key: model.scheduler.config[key] for key in SCHEDULE_KEYS}
-    constants = {name: constant for mode in MODES.values() for name, constant in prompts_of(model, mode).items()}
+    prompts = {mode.constants["prompt"]: prompts_of(model, mode.prompt, guided(index)) for mode in MODES.values()}
     if precision == "fp16":
         model.half()
-    components = declare(model, precision)
+    components = declare(model, precision, guided=guided(index))
     dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
-    (folder / CONSTANTS).write_bytes(save({name: tensor.to(dtype).contiguous() for name, tensor in constants.items()}))
+    (folder / CONSTANTS).write_bytes(save({name: tensor.to(dtype).contiguous() for name, tensor in prompts.items()}))
     write_graphs(components, folder, model.size_multiple, report)
     manifest = {
         "schema": SCHEMA,
@@ -108,9 +114,10 @@ def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], r
 
 
 @torch.inference_mode()
-def prompts_of(model: UIDDiff, mode: Any) -> dict[str, torch.Tensor]:
-    """The prompt embeddings of a mode under their key."""
-    return {mode.constants["prompt"]: model.prompts(mode.prompt)}
+def prompts_of(model: UIDDiff, prompt: str, both: bool) -> torch.Tensor:
+    """The embeddings that the step takes: the empty prompt's and ``prompt``'s, or its alone."""
+    embeddings = model.prompts(prompt)
+    return embeddings if both else embeddings[1:]
 
 
 def write_graphs(components: list[ExportComponent], folder: Path, size_multiple: int, report: Report) -> None:

@@ -49,6 +49,28 @@ class Encode(nn.Module):
         return z, *skips
 
 
+class UnguidedStep(nn.Module):
+    """The step of a model that is run without guidance."""
+
+    def __init__(self, model: UIDDiff) -> None:
+        super().__init__()
+        self.step = model.step
+
+    def forward(
+        self,
+        latent: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompt: Tensor,
+        timestep: Tensor,
+        alpha_bar: Tensor,
+        alpha_bar_prev: Tensor,
+        f_b: Tensor | None = None,
+    ) -> Tensor:
+        """Everything but guidance_scale -> latent_next."""
+        return self.step.unguided(latent, z_y, f_s, prompt, timestep, alpha_bar, alpha_bar_prev, f_b)
+
+
 class Decode(nn.Module):
     """Refined VAE decoder with the float32 latent in."""
 
@@ -61,10 +83,11 @@ class Decode(nn.Module):
         return self.decoder(latent.to(self.decoder.vae.dtype), list(skips))
 
 
-def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
+def declare(model: UIDDiff, precision: str, *, guided: bool) -> list[ExportComponent]:
     """Every component of ``model`` with its tensors; features between graphs have ``precision`` ("fp32", "fp16").
 
-    Pixels, latents and the step's numbers are float32 in both precisions.
+    Without ``guided`` the step computes the conditional branch alone. Pixels, latents and the step's numbers are
+    float32 in both precisions.
     """
     half = np.dtype(np.float16 if precision == "fp16" else np.float32)
     unet, factor = model.step.unet.config, model.latent_factor
@@ -88,9 +111,10 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
         for i, (width, divisor) in enumerate(model.skips)
     ]
     latent, latent_next = full("latent", *latent_shape), full("latent_next", *latent_shape)
-    prompt = tensor("prompt", 2, text.max_position_embeddings, text.hidden_size)
-    numbers = [full(name, 1) for name in ("timestep", "alpha_bar", "alpha_bar_prev", "guidance_scale")]
-    step_inputs = [latent, z_y, f_s, prompt, *numbers]
+    prompt = tensor("prompt", 2 if guided else 1, text.max_position_embeddings, text.hidden_size)
+    numbers = [full(name, 1) for name in ("timestep", "alpha_bar", "alpha_bar_prev")]
+    step_inputs = [latent, z_y, f_s, prompt, *numbers, *([full("guidance_scale", 1)] if guided else [])]
+    step = model.step if guided else UnguidedStep(model)
 
     def component(
         name: str, stage: str, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -101,8 +125,8 @@ def declare(model: UIDDiff, precision: str) -> list[ExportComponent]:
         component("structure", "prepare", model.structure, [image], [f_s]),
         component("blur", "prepare", model.blur, [blur_image], [f_b]),
         component("encoder", "prepare", Encode(model), [image], [z_y, *skips]),
-        component("step", "step", model.step, step_inputs, [latent_next]),
-        component("step_blur", "step", model.step, [*step_inputs, f_b], [latent_next]),
+        component("step", "step", step, step_inputs, [latent_next]),
+        component("step_blur", "step", step, [*step_inputs, f_b], [latent_next]),
         component("decoder", "finish", Decode(model), [latent, *skips], [full("output", 1, 3, "height", "width")]),
     ]
 

@@ -40,24 +40,49 @@ class DenoisingStep(nn.Module):
     ) -> Tensor:
         """One step.
 
-        x_t (B, 4, h, w) float32; z_y (B, 4, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
+        x_t (B, C, h, w) float32; z_y (B, C, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
         empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Returns float32.
         """
-        dtype, batch = z_y.dtype, x_t.shape[0]
-        x = x_t.to(dtype)
-        down, middle = self.adapter(x, z_y, timestep.expand(batch), f_s)
-        output = self.unet(
-            torch.cat([x, x]),
-            timestep.expand(2 * batch),
-            prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
-            down_block_additional_residuals=tuple(torch.cat([r, r]) for r in down),
-            mid_block_additional_residual=torch.cat([middle, middle]),
-            cross_attention_kwargs=None if f_b is None else {"f_b": torch.cat([f_b, f_b])},
-            return_dict=False,
-        )[0]
-        unconditional, conditional = output.float().chunk(2)
+        unconditional, conditional = self.predict(x_t, z_y, f_s, prompt, timestep, f_b).chunk(2)
         guided = guide(unconditional, conditional, guidance_scale)
         return ddim_update(x_t, guided, alpha_bar, alpha_bar_prev, self.prediction_type)
+
+    def unguided(
+        self,
+        x_t: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompt: Tensor,
+        timestep: Tensor,
+        alpha_bar: Tensor,
+        alpha_bar_prev: Tensor,
+        f_b: Tensor | None = None,
+    ) -> Tensor:
+        """The step at guidance scale 1, which needs the conditional branch alone: prompt (1, L, D)."""
+        output = self.predict(x_t, z_y, f_s, prompt, timestep, f_b)
+        return ddim_update(x_t, output, alpha_bar, alpha_bar_prev, self.prediction_type)
+
+    def predict(
+        self, x_t: Tensor, z_y: Tensor, f_s: Tensor, prompt: Tensor, timestep: Tensor, f_b: Tensor | None
+    ) -> Tensor:
+        """The U-Net's output under each of the prompts (P, L, D), (P * B, C, h, w) float32."""
+        dtype, batch, branches = z_y.dtype, x_t.shape[0], prompt.shape[0]
+        x = x_t.to(dtype)
+        down, middle = self.adapter(x, z_y, timestep.expand(batch), f_s)
+
+        def each(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor] * branches)
+
+        output: Tensor = self.unet(
+            each(x),
+            timestep.expand(branches * batch),
+            prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
+            down_block_additional_residuals=tuple(each(r) for r in down),
+            mid_block_additional_residual=each(middle),
+            cross_attention_kwargs=None if f_b is None else {"f_b": each(f_b)},
+            return_dict=False,
+        )[0]
+        return output.float()
 
 
 class UIDDiff(nn.Module):
@@ -149,8 +174,11 @@ class UIDDiff(nn.Module):
         x = noise
         for t in self.scheduler.timesteps.tolist():
             previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
-            row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None], torch.tensor([guidance]))
-            x = self.step(x, z_y, f_s, prompts, *row, f_b=f_b)
+            row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
+            if guidance == 1.0:
+                x = self.step.unguided(x, z_y, f_s, prompts[1:], *row, f_b=f_b)
+            else:
+                x = self.step(x, z_y, f_s, prompts, *row, torch.tensor([guidance]), f_b=f_b)
         return x
 
     def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:

@@ -191,3 +191,18 @@ def test_the_edge_vae_starts_from_the_picture_that_came_in() -> None:
     torch.testing.assert_close(RefinedDecoder(vae, refiner)(z, skips), picture)
     checkpoint.randomise(refiner, torch.Generator().manual_seed(0))
     assert not torch.allclose(RefinedDecoder(vae, refiner)(z, skips), picture, atol=0.1)
+
+
+@torch.inference_mode()
+def test_at_scale_one_the_unguided_step_is_the_guided_one(tiny_model: UIDDiff) -> None:
+    x_t, z_y, f_s, f_b = (
+        torch.randn(1, 4, 8, 8),
+        torch.randn(1, 4, 8, 8),
+        torch.randn(1, 16, 32),
+        torch.randn(1, 16, 32),
+    )
+    prompts = tiny_model.prompts("sharp and clean image")
+    row = (torch.tensor([501.0]), torch.tensor([0.28]), torch.tensor([0.31]))
+    for blur in (None, f_b):
+        guided = tiny_model.step(x_t, z_y, f_s, prompts, *row, torch.tensor([1.0]), f_b=blur)
+        torch.testing.assert_close(tiny_model.step.unguided(x_t, z_y, f_s, prompts[1:], *row, f_b=blur), guided)
