@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from uid.engines import Array, create
+from uid.engines import Array, Engine, create
 from uid.runtime.pipeline import Options, Pipeline
 from uid.runtime.pixels import planar
 from uid.runtime.plan import OUTPUT, STATE, resolve
@@ -52,16 +52,19 @@ class RefinedVAE:
     """A bundle without its diffusion: what the refined decoder makes of the refined encoder's own latent z_y."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        bundle = pipeline.bundle
+        self.bundle = bundle = pipeline.bundle
         self.backend = create(pipeline.backend)
         self.parts = [bundle.components[name] for name in ("encoder", "decoder")]
-        self.engines = [self.backend.load(bundle.folder / part.file) for part in self.parts]
+        self.engines: dict[str, Engine] = {}
 
     def __call__(self, image: Pixels) -> Pixels:
         """(H, W, 3) in [0, 1], sides multiples of the bundle's -> the same."""
         sizes = {"height": image.shape[0], "width": image.shape[1]}
         tensors: dict[str, Array] = {"image": planar(image)}
-        for part, engine in zip(self.parts, self.engines, strict=True):
+        for part in self.parts:
+            engine = self.engines.get(part.name)
+            if engine is None or not engine.covers(sizes):
+                engine = self.engines[part.name] = self.backend.load_component(self.bundle, part, sizes)
             buffers = {
                 s.name: self.backend.allocate(resolve(s.shape, sizes), s.dtype) for s in (*part.inputs, *part.outputs)
             }

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, Report, TensorSpec
 from uid.errors import BackendError, BundleError
 
@@ -109,12 +111,11 @@ def probe(name: str) -> BackendStatus:
     """Run a one-node graph on a backend: what computes is trusted, not what claims that it could."""
     try:
         backend = create(name)
-        engine = backend.load(PROBE)
-        buffers = {
-            spec.name: backend.allocate((1,), spec.dtype)
-            for spec in (*engine.inputs.values(), *engine.outputs.values())
-        }
-        engine.bind(buffers)()
+        x, y = (backend.allocate((1,), np.dtype(np.float32)) for _ in range(2))
+        x.write(np.ones(1, np.float32))
+        backend.load(PROBE).bind({"x": x, "y": y})()
+        if y.read() != 1:
+            raise BackendError(f"backend {name} computed {y.read()} where it should have copied 1; do not use it")
     except (BackendError, BundleError) as error:
         return BackendStatus(name, False, str(error))
     return BackendStatus(name, True, installed(BACKENDS[name]))

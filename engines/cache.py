@@ -27,7 +27,7 @@ from uid.runtime.files import written_whole
 
 HEADER = 64  # bytes of an engine that say what it is
 LOCK = ".lock"
-LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}\.(engine|json|cache)")
+LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}\.(engine|json|cache|kernels)")
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ class Batch:
         from uid.runtime import pipeline
 
         settings = self.settings
-        loaded = pipeline.load(settings.model, backend=settings.backend, threads=settings.threads)
+        loaded = pipeline.load(
+            settings.model, backend=settings.backend, threads=settings.threads, report=self.reporter.note
+        )
         if settings.mode not in loaded.bundle.modes:
             modes = ", ".join(loaded.bundle.modes)
             raise InputError(f"bundle {loaded.bundle.name} cannot do --mode {settings.mode}; it does {modes}")

@@ -118,6 +118,8 @@ class Pipeline:
             raise InputError(f"mode {options.mode!r} takes no blur_image; drop it, or choose mode 'blur-transfer'")
         if options.guidance is not None and not math.isfinite(options.guidance):
             raise InputError(f"guidance is {options.guidance}; expected a finite number")
+        if options.guidance not in (None, 1.0) and not self._reads(options.mode, "guidance_scale"):
+            raise InputError(f"bundle {self.bundle.name!r} was exported without guidance; drop --guidance, or give 1")
         if options.seed < 0:
             raise InputError(f"seed is {options.seed}; expected 0 or more")
         if isinstance(options.tile, int) and options.tile < self._smallest_tile:

@@ -93,7 +93,10 @@ def test_captured_launches_run_in_order_and_each_is_reported(doubler: Path) -> N
 
 
 def test_unknown_backend_names_those_there_are() -> None:
-    with pytest.raises(BackendError, match="unknown backend 'tpu'; expected auto, onnxruntime-cuda, onnxruntime"):
+    with pytest.raises(
+        BackendError,
+        match="unknown backend 'tpu'; expected auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime",
+    ):
         engines.create("tpu")
 
 

@@ -57,7 +57,9 @@ class InvertingPipeline:
         )
 
 
-def load(bundle: Path | None = None, *, backend: str = "auto", threads: int | None = None) -> InvertingPipeline:
+def load(
+    bundle: Path | None = None, *, backend: str = "auto", threads: int | None = None, report: Any = None
+) -> InvertingPipeline:
     if backend != "auto":
         raise BackendError(f"no backend {backend}; expected auto")
     return InvertingPipeline()
@@ -304,7 +306,7 @@ def test_json_tells_what_ran(uid_run):
     draw("in.png")
     (record,) = records(uid_run("in.png", "-o", "out.png", "--json", "--steps", "3", "--seed", "7"))
     expected = {"input": "in.png", "output": "out.png", "ok": True, "width": 48, "height": 32, "backend": "inverter"}
-    expected |= {"mode": "deblur", "steps": 3, "guidance": 1.5, "seed": 7, "tiles": 1, "tile": None}
+    expected |= {"mode": "deblur", "steps": 3, "guidance": 1.5, "seed": 7, "tiles": 1, "tile": None, "captured": False}
     expected |= {"seconds": {"prepare": 0.25, "step": 0.5, "finish": 0.25}}
     assert record == expected
 

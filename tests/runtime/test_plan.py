@@ -1,7 +1,7 @@
 """What a CUDA stream would be given, written down without a GPU: the plan's order, buffers, copies and captures."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uid.engines import Array, create
+from uid.engines import PROBE, Array, Engine, OneByOne, create
 from uid.errors import InputError, ModelError, OutOfMemoryError
-from uid.runtime.bundle import read_bundle
+from uid.runtime.bundle import Bundle, Component, read_bundle
 from uid.runtime.pipeline import Options, Pipeline, load
 from uid.runtime.schedule import ddim
 
@@ -210,3 +210,62 @@ def test_the_backends_limit_bounds_the_plans_kept(make_toy: MakeToy, recorder: A
         recorder.memory_limit = limit
         pipeline(picture(60, 64)), pipeline(picture(64, 60))
         assert sum(buffer.nbytes for buffer in recorder.live) == plans * alone
+
+
+@pytest.fixture
+def sized(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Makes the recorder's engines fit one size each; the component and height of each that is loaded."""
+    loaded: list[tuple[str, int]] = []
+
+    def load(bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> Engine:
+        engine = recorder.load(bundle.folder / component.file)
+        engine.covers = lambda other: other == sizes
+        loaded.append((component.name, sizes["height"]))
+        return engine  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(recorder, "load_component", load)
+    return loaded
+
+
+def test_engines_are_loaded_for_sizes_and_dropped_with_their_plans(
+    make_toy: MakeToy, recorder: Any, sized: list[tuple[str, int]]
+) -> None:
+    bundle = make_toy(tile=64)
+    pipeline, host = Pipeline(read_bundle(bundle), recorder), load(bundle)
+    parts = ["encode", "step", "decode"]
+    for height, names in [(16, parts), (20, parts), (16, []), (24, parts), (16, [])]:
+        sized.clear()
+        result = pipeline(picture(height), Options(steps=3)).image
+        np.testing.assert_array_equal(result, host(picture(height), Options(steps=3)).image)
+        assert sized == [(name, height) for name in names]
+    sized.clear()
+    pipeline(picture(20), Options(steps=3))  # its plan had to go, and its engines with it
+    assert sized == [(name, 20) for name in parts]
+    assert all(len(engines) == 2 for engines in pipeline._plans.engines.values())
+
+
+def test_the_result_says_whether_the_loop_was_captured(make_toy: MakeToy, recorder: Any) -> None:
+    bundle = read_bundle(make_toy())
+    assert Pipeline(bundle, recorder)(picture(), Options(steps=3)).captured
+    recorder.capture = OneByOne
+    assert not Pipeline(bundle, recorder)(picture(), Options(steps=3)).captured
+
+
+def test_all_is_bound_before_anything_is_captured(make_toy: MakeToy, recorder: Any) -> None:
+    """Engines that share scratch memory can then be given one piece, the size of the largest need."""
+    bound, counts = list[str](), list[int]()
+    original, capture = type(recorder.load(PROBE)).bind, recorder.capture
+
+    def bind(self: Any, buffers: Any) -> Any:
+        bound.append(self.name)
+        return original(self, buffers)
+
+    def counted(launches: Any) -> Any:
+        counts.append(len(bound))
+        return capture(launches)
+
+    recorder.capture = counted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(recorder.load(PROBE)), "bind", bind)
+        Pipeline(read_bundle(make_toy()), recorder)(picture(), Options(steps=3))
+    assert counts == [5, 5, 5]

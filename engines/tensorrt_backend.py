@@ -1,0 +1,220 @@
+"""TensorRT and TensorRT-RTX as backends: an engine is taken from the cache, or built for the size that is asked for.
+
+Not yet run on hardware.
+"""
+
+import mmap
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from uid.engines.cache import check, default_folder, engine_for, key_for, read_sidecar, runtime_cache_path
+from uid.engines.contract import Launch, OneByOne, Replay, Report
+from uid.engines.cuda import CudaBackend, Device
+from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target
+from uid.engines.tensorrt import Library, open_library, target_of
+from uid.engines.tensorrt_build import BuildOptions, build, describe, make_builder, parse
+from uid.engines.tensorrt_engine import (
+    NotCapturableError,
+    Scratch,
+    Shared,
+    TensorrtEngine,
+    distance,
+    error_of,
+    library_error,
+)
+from uid.errors import BackendError, OutputError, UIDError
+from uid.runtime.bundle import Bundle, Component
+
+LONGEST_SIDE = 16384  # of a picture, in a graph that belongs to no bundle
+MALFORMED = (OSError, KeyError, TypeError, ValueError, AttributeError, UIDError)  # what reading a sidecar may raise
+
+Sizes = Mapping[str, int]  # the manifest's symbols, such as "height", and their values
+
+
+class TensorrtBackend(CudaBackend):
+    """TensorRT or TensorRT-RTX on one GPU."""
+
+    def __init__(self, library: Library, device: Device) -> None:
+        super().__init__(library.name, device)
+        self.library, self.target = library, target_of(device)
+        self.runtime = library.module.Runtime(library.logger)
+        self.shared = Shared(library, self.stream, Scratch())
+        self.engines: weakref.WeakSet[TensorrtEngine] = weakref.WeakSet()
+
+    def load(self, path: Path) -> TensorrtEngine:
+        """Build the graph at ``path``, and load it: for a small graph, whose engine is not kept.
+
+        A symbolic dimension may be 1 to ``LONGEST_SIDE``.
+        """
+        inputs = graph_inputs(self.library, path)
+        shapes = {
+            entry["name"]: tuple(with_symbols(entry["shape"], size) for size in (1, 512, LONGEST_SIDE))
+            for entry in inputs
+            if any(isinstance(size, str) for size in entry["shape"])
+        }
+        profiles: Any = [shapes] if shapes else []
+        built = build(self.library, path, profiles, self.target, BuildOptions(), report=self.report)
+        return self.deserialised(path.name, built.plan)
+
+    def load_component(self, bundle: Bundle, component: Component, sizes: Sizes) -> TensorrtEngine:
+        """The engine in the cache that fits ``sizes`` best, or one that is built for them now."""
+        path, profiles = engine_path(bundle, component, self.library, self.target, sizes, self.report)
+        covers, kernels = partial(fits, profiles, symbols_of(component)), runtime_cache_path(path, self.target)
+        # Mapped, not read: the check has just read it, so that it comes from the system's memory.
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            return self.deserialised(f"component {component.name!r}", plan, covers=covers, kernels=kernels)
+
+    def deserialised(self, name: str, plan: Any, **known: Any) -> TensorrtEngine:
+        """Put an engine on the GPU; ``known`` are ``TensorrtEngine``'s other arguments."""
+        self.library.logger.errors.clear()
+        handle = self.runtime.deserialize_cuda_engine(plan)
+        if handle is None:
+            raise library_error(self.library, f"cannot load the engine of {name} on {self.target}")
+        engine = TensorrtEngine(name, handle, self.shared, **known)
+        self.engines.add(engine)
+        return engine
+
+    def capture(self, launches: Sequence[Launch]) -> Replay:
+        """Capture launches into one CUDA graph, or run them one by one where the library says that it cannot."""
+        try:
+            replay = super().capture(launches)
+        except NotCapturableError as error:
+            self.report(f"{error}: it runs launch by launch, which is slower")
+            replay = OneByOne([self.awaited(launch) for launch in launches])
+        try:
+            for engine in self.engines:
+                engine.keep_kernels()
+        except OutputError as error:
+            self.report(f"kernels will be compiled again in the next process: {error}")
+        return replay
+
+    def awaited(self, launch: Launch) -> Launch:
+        """A launch that returns when its work is done."""
+
+        def run() -> None:
+            launch()
+            self.stream.synchronize()
+
+        return run
+
+
+def create_tensorrt(threads: int | None) -> TensorrtBackend:
+    """TensorRT on the first GPU; it takes no CPU threads."""
+    return create("tensorrt")
+
+
+def create_tensorrt_rtx(threads: int | None) -> TensorrtBackend:
+    """TensorRT-RTX on the first GPU; it takes no CPU threads."""
+    return create("tensorrt-rtx")
+
+
+def create(name: str) -> TensorrtBackend:
+    """The backend; raises ``BackendError`` where there is no GPU, before the library is loaded."""
+    device = Device.find()
+    return TensorrtBackend(open_library(name), device)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine in the cache, as its sidecar describes it; nothing of it is checked yet."""
+
+    path: Path
+    profiles: tuple[Profile, ...]
+    options: BuildOptions
+
+
+def engine_path(
+    bundle: Bundle, component: Component, library: Library, target: Target, sizes: Sizes, report: Report
+) -> tuple[Path, tuple[Profile, ...]]:
+    """The engine for a component at ``sizes`` and its profiles: the nearest sound one in the cache, or built now."""
+    symbols = symbols_of(component)
+    found = candidates(default_folder(bundle, library.name), component.name)
+    fitting = [candidate for candidate in found if fits(candidate.profiles, symbols, sizes)]
+    refused = []
+    for one in sorted(fitting, key=lambda candidate: nearness(candidate.profiles, symbols, sizes)):
+        sound, reason = check(one.path, key_for(bundle, component, library, target, one.profiles, one.options))
+        if sound:
+            return one.path, one.profiles
+        refused.append(f"{component.name}: {one.path.name} is not used, since it {reason}")
+    for line in refused:
+        report(line)
+    profiles = (profile_for(sizes),)
+    try:
+        return engine_for(bundle, component, library, target, profiles, report=report), profiles
+    except BackendError as error:  # smaller tiles may do where memory ran out
+        raise error_of(str(error)) from error
+
+
+def candidates(folder: Path, component: str) -> Iterator[Candidate]:
+    """The engines of a component that have a readable sidecar."""
+    for path in sorted(folder.glob(f"{component}-*.engine")):
+        try:
+            key = read_sidecar(path).key
+            profiles = tuple(profile_from(entry) for entry in key["profiles"])
+            options = BuildOptions(key["options"]["workspace_mib"])
+        except MALFORMED:
+            continue
+        yield Candidate(path, profiles, options)
+
+
+def profile_from(data: Mapping[str, Any]) -> Profile:
+    """A profile as it was recorded."""
+    return Profile(data["name"], *(Range(**data[side]) for side in ("height", "width", "blur")))
+
+
+def profile_for(sizes: Sizes) -> Profile:
+    """A profile for one size of the picture; the picture whose blur is taken may have any usual size, and its own."""
+    height, width = sizes["height"], sizes["width"]
+    sides = [sizes[name] for name in ("blur_height", "blur_width") if name in sizes]
+    blur = Range(min([BLUR_SIDE.minimum, *sides]), BLUR_SIDE.optimum, max([BLUR_SIDE.maximum, *sides]))
+    return Profile(f"{height}x{width}", Range(height, height, height), Range(width, width, width), blur)
+
+
+def symbols_of(component: Component) -> frozenset[str]:
+    """The symbols in the shapes of a component's inputs."""
+    return frozenset(
+        size.partition("/")[0] for spec in component.inputs for size in spec.shape if isinstance(size, str)
+    )
+
+
+def ranges_of(profile: Profile) -> dict[str, Range]:
+    """A profile's range of every symbol."""
+    blur = profile.blur
+    return {"height": profile.height, "width": profile.width, "blur_height": blur, "blur_width": blur}
+
+
+def fitting_profiles(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> Iterator[dict[str, Range]]:
+    """Those profiles, as ranges of symbols, that hold the sizes that are among ``symbols``."""
+    for ranges in map(ranges_of, profiles):
+        if all(name in ranges and name in sizes and sizes[name] in ranges[name] for name in symbols):
+            yield ranges
+
+
+def fits(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> bool:
+    """Whether one of the profiles holds the sizes."""
+    return any(True for _ in fitting_profiles(profiles, symbols, sizes))
+
+
+def nearness(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> tuple[float, int]:
+    """What orders engines: how far the nearest fitting profile's optimum is, then how many profiles there are."""
+    wanted = [sizes[name] for name in symbols]
+    optima = [[ranges[name].optimum for name in symbols] for ranges in fitting_profiles(profiles, symbols, sizes)]
+    return min(distance(wanted, best) for best in optima), len(profiles)
+
+
+def with_symbols(shape: Sequence[int | str], size: int) -> Shape:
+    """A shape with every symbol replaced."""
+    return tuple(size if isinstance(dimension, str) else dimension for dimension in shape)
+
+
+def graph_inputs(library: Library, path: Path) -> list[dict[str, Any]]:
+    """The inputs of the graph at ``path``, as ``describe`` gives them."""
+    library.logger.errors.clear()
+    network, parser = parse(library, make_builder(library), path)
+    tensors = describe(library.module, network)
+    del parser
+    return [tensor for tensor in tensors if tensor["mode"] == "input"]
