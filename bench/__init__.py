@@ -1,1 +1,1 @@
-"""Measurements: quality of the results; each row says what ran, with which settings, on which versions."""
+"""Measurements: quality, speed, memory and parity; each row says what ran, with which settings, on which versions."""

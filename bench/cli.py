@@ -1,36 +1,38 @@
 """``uid-bench``: measurements of a bundle. Each row written says what ran, with which settings, on which versions."""
 
-import json
-import os
-import platform
-import re
-import shutil
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from uid import __version__
+from uid.bench import speed_cli
+from uid.bench.rows import device, setting, write_png, write_rows
 from uid.command import plain_errors
-from uid.runtime.files import written_whole
 
 if TYPE_CHECKING:
     from uid.bench.quality import Row
-    from uid.runtime.pipeline import Options, Pipeline
+    from uid.runtime.pipeline import Pipeline
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+EXAMPLES = """\b
+Examples:
+  uid-bench quality -m bundle/ -o rows.jsonl --sheet sheet.png
+  uid-bench latency -m bundle/ --checkpoint checkpoint/ -o rows.jsonl --plot plot.png
+  uid-bench compare before.jsonl after.jsonl
+"""  # \b: click keeps the lines as they are
+
+
+@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="uid-bench")
 def main() -> None:
-    r"""Measure what a bundle does.
+    """Measure what a bundle does: how well, how fast, how large."""
 
-    \b
-    uid-bench quality -m bundle/ -o rows.jsonl --sheet sheet.png
-    """
+
+for command in speed_cli.COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -161,64 +163,6 @@ def ablation(
         click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
         for row in rows:
             click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
-
-
-def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
-    """What every row of a measurement states beside its figures."""
-    import numpy as np
-    import onnxruntime
-
-    versions = {
-        "uid": __version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    return {
-        "bundle": pipeline.bundle.name,
-        "trained": pipeline.bundle.trained,
-        "precision": pipeline.bundle.precision,
-        "backend": pipeline.backend,
-        "device": device(),
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "seed": options.seed,
-        "versions": versions,
-    }
-
-
-def device() -> str:
-    """The machine's processor and NVIDIA GPUs by name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    name = match[1] if match else platform.processor() or platform.machine()
-    return "; ".join([f"{name}, {os.cpu_count()} cores", *gpus()])
-
-
-def gpus() -> list[str]:
-    """Names of the NVIDIA GPUs that the driver reports; none without a driver."""
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
-
-
-def write_rows(path: Path, rows: Iterable[Any], common: Mapping[str, Any]) -> None:
-    """JSON Lines: each row with what is common to all. The file appears whole, or ``OutputError`` is raised."""
-    lines = [json.dumps({**asdict(row), **common}, allow_nan=False) + "\n" for row in rows]
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-
-
-def write_png(path: Path, pixels: Any) -> None:
-    """(H, W, 3) RGB uint8 to a PNG, whatever the suffix. Raises ``OutputError`` when it cannot be written."""
-    import cv2
-
-    _, data = cv2.imencode(".png", pixels[:, :, ::-1])
-    with written_whole(path) as temporary:
-        temporary.write_bytes(data.tobytes())
 
 
 def show_summary(rows: Sequence["Row"], pipeline: "Pipeline") -> None:

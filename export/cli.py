@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from uid.engines.profiles import Target
 
 MAY_NOT_LOAD = 2
+EXAMPLES = """\b
+Examples:
+  uid-export random edge checkpoint/           a seeded random checkpoint
+  uid-export half checkpoint/ small/           the same in float16
+  uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
+  uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
+  uid-export inspect bundle/engines/           what engines were built for
+"""  # \b: click keeps the lines as they are
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
-    r"""Export UID-Diff checkpoints to bundles that uid-run runs without torch.
-
-    \b
-    uid-export random edge checkpoint/           a seeded random checkpoint
-    uid-export half checkpoint/ small/           the same in float16
-    uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
-    uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
-    uid-export inspect bundle/engines/           what engines were built for
-    """
+    """Export UID-Diff checkpoints to bundles that uid-run runs without torch, and bundles to TensorRT engines."""
     quieten_libraries()
 
 

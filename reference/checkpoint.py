@@ -161,6 +161,9 @@ def write_half(source: Path, folder: Path) -> None:
     read_index(source)
     for name, cls in MODULES.items():
         load_module(source / name, cls, allow_pickle=False).half().save_pretrained(folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where it was loaded from is nobody's business
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in ("tokenizer", "qformer_tokenizer", "scheduler"):
         shutil.copytree(source / name, folder / name)
     shutil.copyfile(source / INDEX, folder / INDEX)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from setuptools import find_packages
 
+from uid.bench.rows import read_rows
+from uid.bench.tables import update
 from uid.reference import checkpoint
 from uid.runtime.bundle import built_in, read_bundle
 from uid.runtime.pipeline import Options, load
@@ -56,14 +58,23 @@ def test_readme_code_runs(block: str) -> None:
     subprocess.run([sys.executable, "-c", block], check=True, capture_output=True)
 
 
-def test_built_in_bundle_agrees_with_pytorch(tmp_path: Path) -> None:
-    """It is the seeded random edge checkpoint: made again here, its 30-step image agrees within 1/255."""
+def test_built_in_bundle_is_the_trained_checkpoint() -> None:
     bundle = read_bundle(built_in())
-    assert (bundle.name, bundle.trained) == ("edge", False)
-    checkpoint.write_random(tmp_path, "edge", seed=0, half=True)
-    model = checkpoint.load(tmp_path)
+    assert (bundle.name, bundle.trained) == ("edge", True)
+    model = checkpoint.load(ROOT / "checkpoints" / "edge")
     image = np.random.default_rng(0).random((64, 128, 3), dtype=np.float32)
-    noise = np.random.Generator(np.random.PCG64(2)).standard_normal((1, 4, 8, 16), dtype=np.float32)
-    expected = model.deblur(torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(noise))
-    result = load()(image, Options(steps=30, seed=2))
+    noise = np.random.Generator(np.random.PCG64(2)).standard_normal((1, 8, 8, 16), dtype=np.float32)
+    planar = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = model.deblur(planar, torch.from_numpy(noise), steps=bundle.steps, guidance=bundle.guidance)
+    result = load()(image, Options(seed=2))
     assert np.quantile(np.abs(result.image - expected[0].permute(1, 2, 0).numpy()), 0.999) <= 1 / 255
+
+
+def test_what_ships_fits_a_wheel() -> None:
+    assert sum(path.stat().st_size for path in built_in().iterdir()) < 30e6
+    assert (built_in() / "README.md").is_file()
+
+
+def test_the_readme_shows_the_committed_rows() -> None:
+    rows = [row for path in sorted((ROOT / "bench" / "results").glob("latency-*.jsonl")) for row in read_rows(path)]
+    assert update(ROOT / "README.md", rows, check=True)

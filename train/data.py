@@ -1,7 +1,7 @@
 """Training examples: sharp pictures, procedural or a user's own, and their synthetic blur."""
 
 from collections.abc import Callable
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -73,7 +73,9 @@ class MadePictures:
 
 def make_pictures(path: Path, count: int, seed: int) -> None:
     """Write ``count`` procedural pictures as one array, (count, S, S, 3) uint8, on every core."""
-    with written_whole(path) as temporary, Pool(initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    # spawned, not forked: the threads of torch and ONNX Runtime do not survive a fork
+    pools = get_context("spawn")
+    with written_whole(path) as temporary, pools.Pool(initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         pictures = np.lib.format.open_memmap(temporary, "w+", np.uint8, (count, MADE_SIDE, MADE_SIDE, 3))
         for i, made in enumerate(pool.imap(made_picture, [(seed, i) for i in range(count)], chunksize=16)):
             pictures[i] = made

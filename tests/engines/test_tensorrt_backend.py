@@ -115,8 +115,8 @@ def test_a_damaged_engine_is_built_again_and_said_so(pick: Any) -> None:
 
 def test_a_build_that_runs_out_of_memory_is_told_apart(pick: Any) -> None:
     """And so `--tile auto` halves them."""
-    with pytest.raises(OutOfMemoryError, match=r"cannot build decoder\.onnx .*OutOfMemory \(Requested size was"):
-        pick("decoder", 16384, 16384)
+    with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*OutOfMemory \(Requested size was"):
+        pick("step", 8192, 8192)
     assert pick("decoder", 64, 64)[0].is_file()
 
 

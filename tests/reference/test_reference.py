@@ -170,6 +170,7 @@ def test_a_half_checkpoint_holds_the_same_weights_rounded(tiny_checkpoint: Path,
     checkpoint.write_half(tiny_checkpoint, tmp_path / "half")
     checkpoint.mark_trained(tmp_path / "half")
     assert checkpoint.read_index(tmp_path / "half") == checkpoint.read_index(tiny_checkpoint) | {"trained": True}
+    assert not any(str(tiny_checkpoint) in path.read_text() for path in (tmp_path / "half").rglob("*.json"))
     whole, half = (checkpoint.load(folder).state_dict() for folder in (tiny_checkpoint, tmp_path / "half"))
     assert whole.keys() == half.keys()
     for name, value in whole.items():

@@ -200,4 +200,4 @@ def test_doctor_tells_of_backends_and_the_built_in_bundle() -> None:
     done = subprocess.run([*UID_RUN, "doctor"], capture_output=True, text=True, check=True).stdout
     assert "works    backend onnxruntime" in done
     assert "backend onnxruntime-cuda" in done
-    assert "built-in bundle: edge, random weights" in done
+    assert "built-in bundle: edge, trained" in done

@@ -1,0 +1,72 @@
+"""Every component of a bundle against the PyTorch module it was exported from, on a backend of one's choice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uid.bench.latency import PSNR_CAP
+from uid.engines import Array, create
+from uid.export.bundle import check_sizes, guided
+from uid.export.components import declare
+from uid.export.validate import TOLERANCES, Case, component_case, run_engine
+from uid.reference import checkpoint as checkpoints
+from uid.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class ComponentParity:
+    """The output of a component that is furthest from PyTorch's."""
+
+    backend: str
+    component: str
+    output: str
+    psnr: float  # dB, where the peak is the largest value; at most PSNR_CAP
+    max_difference: float  # in the output's own unit
+    relative: float  # that over the largest value
+    tolerance: float  # of ``relative``, as the export has it
+
+    @property
+    def sound(self) -> bool:
+        """Whether the export would let it pass."""
+        return self.relative <= self.tolerance
+
+
+def component_parities(
+    bundle: Bundle, checkpoint: Path, backends: Sequence[str], threads: int
+) -> Iterator[ComponentParity]:
+    """Every component on every backend. PyTorch's modules are gone before the first engine is loaded."""
+    sizes = check_sizes(bundle.size_multiple)
+    cases = reference_cases(bundle, checkpoint)
+    for name in backends:
+        backend = create(name, threads=threads)
+        for component, case in cases.items():
+            engine = backend.load_component(bundle, bundle.components[component], sizes)
+            yield worst(name, component, run_engine(backend, engine, case), case, TOLERANCES[bundle.precision])
+
+
+def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, Case]:
+    """Inputs and PyTorch's outputs, in float32, of the bundle's components."""
+    model = checkpoints.load(checkpoint)
+    parts = declare(model, "fp32", guided=guided(checkpoints.read_index(checkpoint)))
+    sizes = check_sizes(bundle.size_multiple)
+    return {
+        part.declaration.name: component_case(part, sizes)
+        for part in parts
+        if part.declaration.name in bundle.components
+    }
+
+
+def worst(backend: str, component: str, outputs: dict[str, Array], case: Case, tolerance: float) -> ComponentParity:
+    """The output that is furthest from what it should be, relative to its largest value."""
+    parities = []
+    for name, expected in case.outputs.items():
+        difference = np.abs(outputs[name].astype(np.float64) - expected)
+        if not np.isfinite(difference).all():
+            return ComponentParity(backend, component, name, 0.0, float("inf"), float("inf"), tolerance)
+        peak, most = float(np.abs(expected).max()), float(difference.max())
+        error = float(np.square(difference / peak).mean())
+        psnr = min(PSNR_CAP, -10.0 * float(np.log10(error))) if error else PSNR_CAP
+        parities.append(ComponentParity(backend, component, name, psnr, most, most / peak, tolerance))
+    return max(parities, key=lambda parity: parity.relative)

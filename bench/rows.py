@@ -1,0 +1,149 @@
+"""Rows of measurements: what each states beside its figures, and the files they go to."""
+
+import csv
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uid import __version__
+from uid.errors import InputError
+from uid.runtime.files import written_whole
+
+if TYPE_CHECKING:
+    from uid.runtime.pipeline import Options, Pipeline
+
+VERSIONS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture by one runner, with all that a reader needs to judge the time."""
+
+    runner: str  # a backend, or the PyTorch reference
+    height: int  # pixels
+    width: int
+    steps: int
+    repeat: int
+    seconds: float  # of the whole picture inside the runner's process, by the wall clock
+    prepare: float  # seconds of each stage; step is all of the steps
+    step: float
+    finish: float
+    load_seconds: float  # from the start of the process to the first picture, less what that picture takes afterwards
+    peak_bytes: int  # the largest resident set of the process so far
+    flops: int  # of the picture, counted from the bundle's graphs
+    flop_ceiling: float  # FLOP/s of a large matrix product by the same library with the same threads
+    copy_ceiling: float  # bytes read and written a second by a large copy of the same kind
+    psnr: float  # dB against the picture of ``against``, at most 100
+    max_difference: float  # from it, of 1.0
+    against: str
+    threads: int
+    bundle: str
+    trained: bool
+    precision: str
+    guidance: float
+    seed: int
+    device: str
+    versions: dict[str, str]
+
+
+# -- what a row states ------------------------------------------------------------------------------------------------
+
+
+def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
+    """What every row of a quality measurement states beside its figures."""
+    return {
+        "bundle": pipeline.bundle.name,
+        "trained": pipeline.bundle.trained,
+        "precision": pipeline.bundle.precision,
+        "backend": pipeline.backend,
+        "device": device(),
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "versions": versions(("onnxruntime", "onnxruntime-gpu", "numpy")),
+    }
+
+
+def versions(distributions: Sequence[str] = VERSIONS) -> dict[str, str]:
+    """Versions of this package, of Python, and of those distributions that are installed."""
+    found = {"uid": __version__, "python": platform.python_version()}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> str:
+    """The machine's processor and NVIDIA GPUs by name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = match[1] if match else platform.processor() or platform.machine()
+    return "; ".join([f"{name}, {os.cpu_count()} cores", *gpus()])
+
+
+def gpus() -> list[str]:
+    """Names of the NVIDIA GPUs that the driver reports; none without a driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: Iterable[Any], common: Mapping[str, Any] | None = None) -> None:
+    """JSON Lines: each row with what is common to all. The file appears whole, or ``OutputError`` is raised."""
+    lines = [json.dumps({**asdict(row), **(common or {})}, allow_nan=False) + "\n" for row in rows]
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of ``uid-bench latency`` in a JSON Lines file; raises ``InputError`` for anything else."""
+    names = {field.name for field in fields(Row)}
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or entry.keys() != names:
+                raise InputError(f"{path}, line {number}: expected a row as `uid-bench latency -o` writes them")
+            rows.append(Row(**entry))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON Lines: {error}") from error
+    if not rows:
+        raise InputError(f"{path} holds no row; expected the output of `uid-bench latency -o`")
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[Any]) -> None:
+    """The rows of one kind as CSV, the versions in one cell."""
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
+        writer.writeheader()
+        for row in rows:
+            words = " ".join(f"{name} {version}" for name, version in row.versions.items())
+            writer.writerow(asdict(row) | {"versions": words})
+
+
+def write_png(path: Path, pixels: Any) -> None:
+    """(H, W, 3) RGB uint8 to a PNG, whatever the suffix. Raises ``OutputError`` when it cannot be written."""
+    import cv2
+
+    _, data = cv2.imencode(".png", pixels[:, :, ::-1])
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data.tobytes())

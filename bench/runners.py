@@ -1,0 +1,120 @@
+"""What is timed: a bundle on a backend, and the PyTorch reference. Each is made and run in a process of its own."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uid.bench.workers import peak_memory
+from uid.engines import Array
+
+STAGES = ("prepare", "step", "finish")
+
+
+@dataclass(frozen=True)
+class Task:
+    """How pictures are made; the same for every runner."""
+
+    bundle: Path
+    guidance: float
+    seed: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, and what it took."""
+
+    image: Array  # shape and dtype of the input
+    seconds: float  # all of it, by the wall clock
+    stages: dict[str, float]  # seconds of prepare, step (all of the steps) and finish
+    peak_bytes: int  # of the process so far
+
+
+class EngineRunner:
+    """A bundle on a backend, through the runtime as its users have it."""
+
+    def __init__(self, task: Task, backend: str) -> None:
+        from uid.runtime.pipeline import load
+
+        self.task = task
+        self.pipeline = load(task.bundle, backend=backend, threads=task.threads)
+
+    def run(self, image: Array, steps: int) -> Picture:
+        """(H, W, 3), run whole whatever the bundle's tile, as the reference does."""
+        from uid.runtime.pipeline import Options
+
+        tile = max(*image.shape[:2], 2 * self.pipeline.bundle.size_multiple)
+        options = Options(steps=steps, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
+        started = time.perf_counter()
+        result = self.pipeline(image, options)
+        seconds = time.perf_counter() - started
+        return Picture(result.image, seconds, result.seconds, peak_memory())
+
+
+class TorchRunner:
+    """The PyTorch reference in float32, on the GPU where torch has one.
+
+    Not yet run on a GPU.
+    """
+
+    def __init__(self, task: Task, checkpoint: Path, compiled: bool) -> None:
+        import torch
+
+        from uid.command import quieten_libraries
+        from uid.reference.checkpoint import load
+        from uid.reference.model import SHARP_PROMPT
+
+        quieten_libraries()
+        torch.set_num_threads(task.threads)
+        self.task, self.torch = task, torch
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load(checkpoint).to(self.device)
+        scheduler = self.model.scheduler
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
+        scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(self.device)
+        with torch.inference_mode():
+            self.prompts = self.model.prompts(SHARP_PROMPT)  # a bundle holds them ready-made too
+        if compiled:
+            self.compile()
+
+    def compile(self) -> None:
+        """Compile every part that computes; they do compile when first called."""
+        model: Any = self.model
+        for module in (model.structure, model.encoder, model.decoder):
+            module.compile()
+        model.step.predict = self.torch.compile(model.step.predict)
+
+    def run(self, image: Array, steps: int) -> Picture:
+        """(H, W, 3), sides multiples of the model's."""
+        from uid.runtime.pixels import like, planar, to_float
+
+        started = time.perf_counter()
+        with self.torch.inference_mode(), self.device:
+            pixels = self.torch.from_numpy(planar(to_float(image))).to(self.device)
+            noise = self.torch.from_numpy(self.noise(*image.shape[:2])).to(self.device)
+            marks = [self.mark()]
+            z_y, skips = self.model.encoder(pixels)
+            f_s = self.model.structure(pixels)
+            marks.append(self.mark())
+            latent = self.model.denoise(noise, z_y, f_s, self.prompts, steps, self.task.guidance)
+            marks.append(self.mark())
+            output = self.model.decoder(latent.to(z_y.dtype), skips)[0].permute(1, 2, 0).cpu().numpy()
+            marks.append(self.mark())
+        picture = like(output, image)
+        seconds = time.perf_counter() - started
+        return Picture(picture, seconds, dict(zip(STAGES, np.diff(marks).tolist(), strict=True)), peak_memory())
+
+    def noise(self, height: int, width: int) -> Array:
+        """What the runtime draws from the same seed."""
+        factor, channels = self.model.latent_factor, self.model.step.unet.config.in_channels
+        shape = (1, channels, height // factor, width // factor)
+        return np.random.Generator(np.random.PCG64(self.task.seed)).standard_normal(shape, dtype=np.float32)
+
+    def mark(self) -> float:
+        """The time when all that was asked for is done."""
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
+        return time.perf_counter()
