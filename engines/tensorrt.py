@@ -53,7 +53,7 @@ def open_library(name: str) -> Library:
 def make_logger(module: Any) -> Any:
     """A logger that keeps the messages of errors. A process has one: the library ignores any later one."""
 
-    class ErrorLog(module.ILogger):  # type: ignore[misc]
+    class ErrorLog(module.ILogger):  # type: ignore[misc]  # the base is of a module that is chosen at run time
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: list[str] = []

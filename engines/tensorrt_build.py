@@ -172,7 +172,7 @@ def make_monitor(module: Any, report: Report) -> Any:
     What ``report`` raises ends the build too and is kept in ``failure``: it cannot pass through the library.
     """
 
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # as ErrorLog
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
             self.failure: BaseException | None = None
