@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from uid import __version__
-from uid.bench import speed_cli
-from uid.bench.rows import device, setting, write_png, write_rows
+from uid.bench import metrics, speed_cli
+from uid.bench.rows import device, setting, versions, write_png, write_rows
 from uid.command import plain_errors
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   uid-bench quality -m bundle/ -o rows.jsonl --sheet sheet.png
+  uid-bench quality --metric lpips --metric clip-iqa
+  uid-bench tradeoff -m bundle/ --steps 1 --steps 4 --record
   uid-bench latency -m bundle/ --checkpoint checkpoint/ -o rows.jsonl --plot plot.png
   uid-bench compare before.jsonl after.jsonl
 """  # \b: click keeps the lines as they are
@@ -39,6 +41,7 @@ for command in speed_cli.COMMANDS:
 @click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
+@click.option("--views", type=click.IntRange(1, 8), help="Turned and mirrored copies. Default: the bundle's.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
@@ -50,43 +53,52 @@ for command in speed_cli.COMMANDS:
     help="Of the camera: standard deviation at white, in linear light.",
 )
 @click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Compress the blurred pictures so.")
+@click.option(
+    "--metric",
+    "learned",
+    type=click.Choice(list(metrics.METRICS)),
+    multiple=True,
+    help="Score the pictures with this learned metric too; repeat for more.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Pictures side by side.")
 def quality(
     model: Path | None,
     backend: str,
     steps: int | None,
+    views: int | None,
     guidance: float | None,
     seed: int,
     names: Sequence[str],
     noise: float,
     jpeg: int | None,
+    learned: Sequence[str],
     output: Path | None,
     sheet: Path | None,
 ) -> None:
     """Compare a bundle's output on held-out photos, blurred in ways that training never shows, with the sharp photos.
 
     Beside it stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
+    Learned metrics need pip install 'uid-runtime[metrics]' and weights; what is missing is told, not downloaded.
     """
     with plain_errors("bench"):
         from uid.bench.quality import CASE_SEED, contact_sheet, held_out, measure
         from uid.runtime.pipeline import Options, load
 
+        scores = metrics.load(learned)
         photos = held_out(names)
         pipeline = load(model, backend=backend)
-        options = Options(
-            steps=pipeline.bundle.steps if steps is None else steps,
-            guidance=pipeline.bundle.guidance if guidance is None else guidance,
-            seed=seed,
-        )
+        options = Options(steps=steps, views=views, guidance=guidance, seed=seed)
         comparisons = []
-        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg):
+        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores):
             comparisons.append(comparison)
             for row in comparison.rows:
                 click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
         rows = [row for comparison in comparisons for row in comparison.rows]
         if output is not None:
             common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
+            if scores:
+                common["versions"] |= versions(metrics.LIBRARIES)
             write_rows(output, rows, common)
         if sheet is not None:
             write_png(sheet, contact_sheet(comparisons))
@@ -108,7 +120,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
 
         photos = held_out(names)
         pipeline = load(model, backend=backend)
-        options = Options(mode="blur-transfer", steps=pipeline.bundle.steps, guidance=pipeline.bundle.guidance)
+        options = Options(mode="blur-transfer")
         made = list(transfers.measure(pipeline, options, photos))
         rows = [one.row for one in made]
         if output is not None:
@@ -125,6 +137,58 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
         click.echo(
             f"nearer to the wanted picture than the untouched photo: {nearer:.0%}, by {gained:+.2f} dB on average"
         )
+
+
+@main.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
+@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
+@click.option("--steps", type=click.IntRange(min=1), multiple=True, help="Repeat for more. Default: the bundle's.")
+@click.option("--views", type=click.IntRange(1, 8), multiple=True, help="Repeat for more. Default: 8, 4, 2 and 1.")
+@click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
+@click.option("--noise", type=click.FloatRange(min=0), default=0.003, show_default=True, help="As with `quality`.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
+@click.option("--record", is_flag=True, help="Write the figures of the bundle's qualities into its manifest.")
+def tradeoff(
+    model: Path | None,
+    backend: str,
+    steps: Sequence[int],
+    views: Sequence[int],
+    names: Sequence[str],
+    noise: float,
+    output: Path | None,
+    record: bool,
+) -> None:
+    """What fewer steps and views cost on held-out photos, and how much faster they are than the first setting.
+
+    The first setting is the most steps with the most views, and stands for the full run.
+    """
+    with plain_errors("bench"):
+        from uid.bench import tradeoff as tradeoffs
+        from uid.bench.quality import CASE_SEED, held_out
+        from uid.runtime.pipeline import Options, load
+
+        photos = held_out(names)
+        pipeline = load(model, backend=backend)
+        all_steps = sorted(set(steps or [pipeline.bundle.steps]), reverse=True)
+        settings = [(count, many) for count in all_steps for many in sorted(set(views or [8, 4, 2, 1]), reverse=True)]
+        rows = list(tradeoffs.measure(pipeline, settings, photos, noise=noise))
+        if output is not None:
+            common = setting(pipeline, Options())
+            for key in ("steps", "views"):
+                del common[key]
+            write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
+        lines = tradeoffs.summarise(rows)
+        click.echo(
+            "| steps | views | gain dB | worst dB | dB to first | SSIM to first | times as fast | on the front |"
+        )
+        click.echo("|---|---|---|---|---|---|---|---|")
+        for line in lines:
+            figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
+            front = "yes" if line.front else "no"
+            click.echo(f"| {line.steps} | {line.views} | {figures} | {line.speed:.2f} | {front} |")
+        if record:
+            named = tradeoffs.record(pipeline.bundle.folder, lines)
+            click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")
 
 
 @main.command()
@@ -172,17 +236,23 @@ def show_summary(rows: Sequence["Row"], pipeline: "Pipeline") -> None:
     from rich.table import Table
 
     from uid.bench.quality import UID_ON_SHARP, summarise
+    from uid.bench.tables import WIDE
 
     weights = "trained" if pipeline.bundle.trained else "random weights"
     photos = len({row.photo for row in rows})
     table = Table(title=f"bundle {pipeline.bundle.name} ({weights}), {photos} held-out photos", box=SIMPLE)
-    for column in ("method", "PSNR dB", "SSIM", "sharp", "gain dB", "worst dB", "beats usm", "s"):
+    learned = [metrics.heading(name) for name in rows[0].metrics]
+    for column in ("method", "PSNR dB", "SSIM", *learned, "sharp", "gain dB", "worst dB", "beats usm", "s"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
     for line in summarise(rows):
-        figures = f"{line.psnr:.2f}", f"{line.ssim:.3f}", f"{line.sharpness:.2f}"
+        learned = [f"{value:.3f}" for value in line.metrics.values()]
+        figures = f"{line.psnr:.2f}", f"{line.ssim:.3f}", *learned, f"{line.sharpness:.2f}"
         compared = _or_dash(line.gain, "+.2f"), _or_dash(line.worst, "+.2f"), _or_dash(line.beats_unsharp, ".0%")
         table.add_row(line.method, *figures, *compared, f"{line.seconds:.2f}")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE  # in a file nothing is gained by folding
+    console.print(table)
     sharp = [row.psnr for row in rows if row.method == UID_ON_SHARP]
     click.echo("gain, worst: PSNR over the blurred input; beats usm: share of cases better than the unsharp mask")
     click.echo(f"what was sharp comes back at {fmean(sharp):.2f} dB, {min(sharp):.2f} dB at worst")

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from uid.engines import Array, Engine, create
-from uid.runtime.pipeline import Options, Pipeline
+from uid.runtime.pipeline import Options, Pipeline, turned, turned_back
 from uid.runtime.pixels import planar
 from uid.runtime.plan import OUTPUT, STATE, resolve
 from uid.train.blur import Kernel, Pixels, blur, to_linear, to_srgb
@@ -42,23 +42,32 @@ def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:
         RICHARDSON_LUCY: lambda case: richardson_lucy(case.blurred, case.psf),
     }
     if {"encoder", "decoder"} <= set(pipeline.bundle.components):
-        alone = RefinedVAE(pipeline)
+        alone = RefinedVAE(pipeline, pipeline.chosen(options).views)
         tried[REFINED_VAE] = lambda case: alone(case.blurred)
     tried[UID] = lambda case: pipeline(case.blurred, options).image
     return tried
 
 
 class RefinedVAE:
-    """A bundle without its diffusion: what the refined decoder makes of the refined encoder's own latent z_y."""
+    """A bundle without its diffusion: what the refined decoder makes of the refined encoder's own latent z_y.
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.bundle = bundle = pipeline.bundle
+    The mean over as many views as the whole bundle has.
+    """
+
+    def __init__(self, pipeline: Pipeline, views: int) -> None:
+        self.bundle, self.views = pipeline.bundle, views
         self.backend = create(pipeline.backend)
-        self.parts = [bundle.components[name] for name in ("encoder", "decoder")]
+        self.parts = [self.bundle.components[name] for name in ("encoder", "decoder")]
         self.engines: dict[str, Engine] = {}
 
     def __call__(self, image: Pixels) -> Pixels:
         """(H, W, 3) in [0, 1], sides multiples of the bundle's -> the same."""
+        made = [turned_back(self.view(turned(image, number)), number) for number in range(self.views)]
+        mean: Pixels = np.mean(made, axis=0)
+        return mean
+
+    def view(self, image: Pixels) -> Pixels:
+        """What one view gives."""
         sizes = {"height": image.shape[0], "width": image.shape[1]}
         tensors: dict[str, Array] = {"image": planar(image)}
         for part in self.parts:

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +19,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from uid.bench.methods import BLURRED, UID, UNSHARP, Case, Method, methods
+from uid.bench.metrics import Score
 from uid.errors import InputError
 from uid.runtime.pipeline import Options, Pipeline
 from uid.train.blur import UNKNOWN_KERNELS, Pixels, degrade
@@ -107,6 +108,7 @@ class Row:
     seconds: float
     height: int  # pixels
     width: int
+    metrics: Mapping[str, float] = field(default_factory=dict)  # learned ones that were asked for
 
 
 def psnr(image: Pixels, sharp: Pixels) -> float:
@@ -145,8 +147,9 @@ class Comparison:
     images: Mapping[str, Pixels]
 
 
-def compare(case: Case, tried: Mapping[str, Method]) -> Comparison:
-    """Run and score the methods."""
+def compare(case: Case, tried: Mapping[str, Method], metrics: Mapping[str, Score] = {}) -> Comparison:
+    """Run and score the methods; ``metrics`` as ``metrics.load`` gives them."""
+    sharp = inside(case.sharp)
     rows, images = [], {}
     for name, method in tried.items():
         started = time.perf_counter()
@@ -154,12 +157,20 @@ def compare(case: Case, tried: Mapping[str, Method]) -> Comparison:
         seconds = time.perf_counter() - started
         sharpness = tenengrad(image) / tenengrad(case.sharp)
         scores = psnr(image, case.sharp), ssim(image, case.sharp), sharpness
-        rows.append(Row(case.photo, case.kernel, name, *scores, seconds, *image.shape[:2]))
+        learned = {metric: score(inside(image), sharp) for metric, score in metrics.items()}
+        height, width = image.shape[:2]
+        rows.append(Row(case.photo, case.kernel, name, *scores, seconds, height, width, learned))
     return Comparison(case, tuple(rows), images)
 
 
 def measure(
-    pipeline: Pipeline, options: Options, photos: Mapping[str, Pixels], *, noise: float, jpeg: int | None
+    pipeline: Pipeline,
+    options: Options,
+    photos: Mapping[str, Pixels],
+    *,
+    noise: float,
+    jpeg: int | None,
+    metrics: Mapping[str, Score] = {},
 ) -> Iterator[Comparison]:
     """Every case of every photo; then the sharp photo itself through the pipeline, which must come back near."""
     tried = methods(pipeline, options)
@@ -167,9 +178,9 @@ def measure(
         pipeline(sharp, options)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
-            yield compare(case, tried)
+            yield compare(case, tried, metrics)
         unblurred = Case(photo, NO_KERNEL, sharp, np.ones((1, 1), np.float32), sharp)
-        yield compare(unblurred, {UID_ON_SHARP: tried[UID]})
+        yield compare(unblurred, {UID_ON_SHARP: tried[UID]}, metrics)
 
 
 # -- summary ----------------------------------------------------------------------------------------------------------
@@ -187,6 +198,7 @@ class Summary:
     gain: float | None  # dB over the blurred input
     worst: float | None  # dB, the smallest gain of any case: negative where the method did harm
     beats_unsharp: float | None  # share of cases with a higher PSNR than the unsharp mask, 0 to 1
+    metrics: Mapping[str, float]  # the rows' learned ones
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -210,6 +222,7 @@ def _summary(method: str, scores: Mapping[str, Mapping[tuple[str, str], Row]]) -
         gain=fmean(gains) if gains else None,
         worst=min(gains, default=None),
         beats_unsharp=fmean(wins) if wins else None,
+        metrics={name: fmean(row.metrics[name] for row in mine.values()) for name in next(iter(mine.values())).metrics},
     )
 
 

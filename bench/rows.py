@@ -59,16 +59,18 @@ class Row:
 
 def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
     """What every row of a quality measurement states beside its figures."""
+    chosen = pipeline.chosen(options)
     return {
         "bundle": pipeline.bundle.name,
         "trained": pipeline.bundle.trained,
         "precision": pipeline.bundle.precision,
         "backend": pipeline.backend,
         "device": device(),
-        "steps": options.steps,
-        "guidance": options.guidance,
+        "steps": chosen.steps,
+        "views": chosen.views,
+        "guidance": pipeline.bundle.guidance if options.guidance is None else options.guidance,
         "seed": options.seed,
-        "versions": versions(("onnxruntime", "onnxruntime-gpu", "numpy")),
+        "versions": versions(("onnxruntime", "onnxruntime-gpu", "openvino", "numpy")),
     }
 
 

@@ -47,7 +47,7 @@ class EngineRunner:
         from uid.runtime.pipeline import Options
 
         tile = max(*image.shape[:2], 2 * self.pipeline.bundle.size_multiple)
-        options = Options(steps=steps, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
+        options = Options(steps=steps, views=1, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
         started = time.perf_counter()
         result = self.pipeline(image, options)
         seconds = time.perf_counter() - started

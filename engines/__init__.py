@@ -1,6 +1,7 @@
 """Backends by name. A backend that was asked for by name and cannot run here is an error that says what to install."""
 
 import importlib
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +49,8 @@ class BackendStatus:
     detail: str
 
 
-# In the order in which "auto" tries them: the fastest first.
+OPENVINO = "pip install 'uid-runtime[openvino]'"
+# In the order in which "auto" tries them: the fastest first, as measured (docs/engine-notes.md).
 BACKENDS = {
     "tensorrt": BackendEntry(
         "uid.engines.tensorrt_backend:create_tensorrt",
@@ -65,20 +67,22 @@ BACKENDS = {
         ("onnxruntime-gpu",),
         "pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'; needs an NVIDIA GPU and driver",
     ),
+    "openvino-bf16": BackendEntry("uid.engines.openvino:create_bf16", ("openvino",), OPENVINO),
     "onnxruntime": BackendEntry(
         "uid.engines.onnxruntime:create_cpu", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"
     ),
+    "openvino": BackendEntry("uid.engines.openvino:create_f32", ("openvino",), OPENVINO),
 }
 
 
 def create(name: str = "auto", *, threads: int | None = None, report: Report | None = None) -> Backend:
-    """Make the backend called ``name``; "auto" takes the first that works here.
+    """Make the backend called ``name``; "auto" takes the one that ``$UID_BACKEND`` names, or the first that works here.
 
     ``threads`` limits the CPU threads (None: one per core). ``report`` is told what takes long, such as an engine that
     is built (None: nobody is). Raises ``BackendError`` for an unknown name, or when the backend cannot run here.
     """
     if name == "auto":
-        name = first_working()
+        name = os.environ.get("UID_BACKEND") or first_working()
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
     entry = BACKENDS[name]

@@ -20,7 +20,7 @@ from typing import Any
 
 from uid.engines.profiles import Profile, Target, profile_shapes
 from uid.engines.tensorrt import Library, check_target, header_problem
-from uid.engines.tensorrt_build import BuildOptions, Built, Report, build
+from uid.engines.tensorrt_build import BuildOptions, Built, Report, build, check_options
 from uid.errors import BackendError, BundleError, OutputError, UIDError
 from uid.runtime.bundle import BUILT_IN, MANIFEST, Bundle, Component, read_manifest, sha256
 from uid.runtime.files import written_whole
@@ -80,6 +80,7 @@ def engine_for(
     cannot build, ``OutputError`` when the folder cannot be written.
     """
     check_target(library, target)
+    check_options(library, options or BuildOptions())
     for profile in profiles:
         profile.check_multiple(bundle.size_multiple)
     key = key_for(bundle, component, library, target, profiles, options or BuildOptions())

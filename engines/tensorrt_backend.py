@@ -6,7 +6,7 @@ Not yet run on hardware.
 import mmap
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,21 +62,34 @@ class TensorrtBackend(CudaBackend):
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Sizes) -> TensorrtEngine:
         """The engine in the cache that fits ``sizes`` best, or one that is built for them now."""
-        path, profiles = engine_path(bundle, component, self.library, self.target, sizes, self.report)
+        path, profiles, options = engine_path(bundle, component, self.library, self.target, sizes, self.report)
         covers, kernels = partial(fits, profiles, symbols_of(component)), runtime_cache_path(path, self.target)
+        weights = bundle.folder / component.file if options.stripped else None
         # Mapped, not read: the check has just read it, so that it comes from the system's memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-            return self.deserialised(f"component {component.name!r}", plan, covers=covers, kernels=kernels)
+            return self.deserialised(f"component {component.name!r}", plan, weights, covers=covers, kernels=kernels)
 
-    def deserialised(self, name: str, plan: Any, **known: Any) -> TensorrtEngine:
-        """Put an engine on the GPU; ``known`` are ``TensorrtEngine``'s other arguments."""
+    def deserialised(self, name: str, plan: Any, weights: Path | None = None, **known: Any) -> TensorrtEngine:
+        """Put an engine on the GPU; ``known`` are ``TensorrtEngine``'s other arguments.
+
+        ``weights`` is the graph that a stripped engine was built from.
+        """
         self.library.logger.errors.clear()
         handle = self.runtime.deserialize_cuda_engine(plan)
         if handle is None:
             raise library_error(self.library, f"cannot load the engine of {name} on {self.target}")
+        if weights is not None:
+            self.refit(name, handle, weights)
         engine = TensorrtEngine(name, handle, self.shared, **known)
         self.engines.add(engine)
         return engine
+
+    def refit(self, name: str, handle: Any, graph: Path) -> None:
+        """Put the weights of ``graph`` into an engine that was built from it without them."""
+        refitter = self.library.module.Refitter(handle, self.library.logger)
+        parser = self.library.module.OnnxParserRefitter(refitter, self.library.logger)
+        if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+            raise library_error(self.library, f"cannot put the weights of {graph} into the engine of {name}")
 
     def capture(self, launches: Sequence[Launch]) -> Replay:
         """Capture launches into one CUDA graph, or run them one by one where the library says that it cannot."""
@@ -129,8 +142,8 @@ class Candidate:
 
 def engine_path(
     bundle: Bundle, component: Component, library: Library, target: Target, sizes: Sizes, report: Report
-) -> tuple[Path, tuple[Profile, ...]]:
-    """The engine for a component at ``sizes`` and its profiles: the nearest sound one in the cache, or built now."""
+) -> tuple[Path, tuple[Profile, ...], BuildOptions]:
+    """The engine for a component at ``sizes``, its profiles and options: the nearest sound one kept, or built now."""
     symbols = symbols_of(component)
     found = candidates(default_folder(bundle, library.name), component.name)
     fitting = [candidate for candidate in found if fits(candidate.profiles, symbols, sizes)]
@@ -138,15 +151,16 @@ def engine_path(
     for one in sorted(fitting, key=lambda candidate: nearness(candidate.profiles, symbols, sizes)):
         sound, reason = check(one.path, key_for(bundle, component, library, target, one.profiles, one.options))
         if sound:
-            return one.path, one.profiles
+            return one.path, one.profiles, one.options
         refused.append(f"{component.name}: {one.path.name} is not used, since it {reason}")
     for line in refused:
         report(line)
-    profiles = (profile_for(sizes),)
+    profiles, options = (profile_for(sizes),), BuildOptions()
     try:
-        return engine_for(bundle, component, library, target, profiles, report=report), profiles
+        path = engine_for(bundle, component, library, target, profiles, options, report=report)
     except BackendError as error:  # smaller tiles may do where memory ran out
         raise error_of(str(error)) from error
+    return path, profiles, options
 
 
 def candidates(folder: Path, component: str) -> Iterator[Candidate]:
@@ -155,7 +169,7 @@ def candidates(folder: Path, component: str) -> Iterator[Candidate]:
         try:
             key = read_sidecar(path).key
             profiles = tuple(profile_from(entry) for entry in key["profiles"])
-            options = BuildOptions(key["options"]["workspace_mib"])
+            options = BuildOptions(**{field.name: key["options"][field.name] for field in fields(BuildOptions)})
         except MALFORMED:
             continue
         yield Candidate(path, profiles, options)

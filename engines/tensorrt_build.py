@@ -30,6 +30,7 @@ class BuildOptions:
     """What a user may choose about a build."""
 
     workspace_mib: int | None = None  # limit of the scratch memory of one layer; None: all of the GPU's
+    stripped: bool = False  # whether the weights are left out, to come from the bundle's graph when the engine loads
 
     def recorded(self) -> dict[str, Any]:
         """All that decides what the builder makes of a graph, the fixed settings included, for the cache key."""
@@ -61,6 +62,7 @@ def build(
     build at its next step. Raises ``BackendError`` with the library's own words when it cannot parse or build.
     """
     check_target(library, target)
+    check_options(library, options)
     library.logger.errors.clear()
     started = time.monotonic()
     builder = make_builder(library)
@@ -82,6 +84,14 @@ def build(
         raise BackendError(f"{library} cannot build {onnx.name} for {target}: {complaints(library)}")
     write_timings(config, timings)
     return Built(memoryview(plan).cast("B"), describe(library.module, network), time.monotonic() - started)
+
+
+def check_options(library: Library, options: BuildOptions) -> None:
+    """Raise ``BackendError`` when the library cannot build so."""
+    if options.stripped and library.name != "tensorrt":
+        raise BackendError(
+            f"{library} builds ahead of time and cannot leave the weights out then; drop --strip, or use tensorrt"
+        )
 
 
 def make_builder(library: Library) -> Any:
@@ -113,6 +123,10 @@ def configure(library: Library, config: Any, target: Target, options: BuildOptio
     # Without it, TensorRT-RTX may allocate while it runs, and then a CUDA graph cannot be captured.
     if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(flags.REQUIRE_USER_ALLOCATION)
+    if options.stripped:
+        config.set_flag(flags.STRIP_PLAN)
+        # The same weights come back, so nothing that the builder derives from them need be given up, as REFIT would.
+        config.set_flag(flags.REFIT_IDENTICAL)
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(library.module.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
     known = compute_capabilities(library)

@@ -98,6 +98,8 @@ def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], r
         "precision": precision,
         "size_multiple": model.size_multiple,
         "tile": index["tile"],
+        "qualities": index.get("qualities", {}),
+        "quality": index.get("quality"),
         "steps": index["steps"],
         "guidance": index["guidance"],
         "schedule": schedule,

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
     from uid.engines.cache import Sidecar
     from uid.engines.profiles import Target
+    from uid.export.check import Row
 
 MAY_NOT_LOAD = 2
+LAYER_FOUND = 1
 EXAMPLES = """\b
 Examples:
   uid-export random edge checkpoint/           a seeded random checkpoint
@@ -24,6 +26,7 @@ Examples:
   uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
   uid-export inspect bundle/engines/           what engines were built for
+  uid-export check bundle/ --image photo.jpg   which layer makes a picture wrong
 """  # \b: click keeps the lines as they are
 
 
@@ -105,6 +108,9 @@ def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | No
     help="GPUs to build for, with tensorrt-rtx; repeat for more.  [default: 8.0 and later]",
 )
 @click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Limit of a layer's scratch memory.")
+@click.option(
+    "--strip", is_flag=True, help="With tensorrt: leave the weights out; the bundle's are put in at each load."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: in the bundle]")
 def build(
     bundle: Path,
@@ -112,6 +118,7 @@ def build(
     profiles: tuple[str, ...],
     capabilities: tuple[str, ...],
     workspace: int | None,
+    strip: bool,
     output: Path | None,
 ) -> None:
     """Build TensorRT engines from every component of BUNDLE, or reuse those that fit."""
@@ -136,7 +143,7 @@ def build(
                 library,
                 target,
                 rounded,
-                BuildOptions(workspace),
+                BuildOptions(workspace, strip),
                 folder=output,
                 report=click.echo,
             )
@@ -218,3 +225,79 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
         shape = ", ".join(str(size) for size in tensor["shape"])
         table.add_row(tensor["mode"], f"{tensor['name']} {tensor['dtype']}[{shape}]")
     return table
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--component", "components", multiple=True, metavar="NAME", help="Repeat for more.  [default: all]")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to run.  [default: a made one]")
+@click.option("--size", default=256, type=click.IntRange(16), help="Side of the part that is run, of the middle.")
+@click.option("--step", default=1, type=click.IntRange(1), help="Denoising step to look at.")
+@click.option("--backend", help="Run the graphs as they are on it.  [default: the CPU, rounding after each layer]")
+@click.option("--reference", type=click.Path(path_type=Path), metavar="BUNDLE", help="Compare with another one.")
+@click.option("--top", default=10, type=click.IntRange(1), help="Layers to show.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON lines to write, one for every layer.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    bundle: Path,
+    components: tuple[str, ...],
+    image: Path | None,
+    size: int,
+    step: int,
+    backend: str | None,
+    reference: Path | None,
+    top: int,
+    output: Path | None,
+) -> None:
+    """Find the layers of BUNDLE that make a picture wrong.
+
+    Every component reads what it would when the picture is run. Found are layers whose values overflow float16 or come
+    near it, and, against float32 arithmetic, those that add more than ten times the error of what they read. The graphs
+    of an fp16 bundle are run rounding to float16 after every layer, or as they are by --backend; an fp32 bundle's
+    values are judged as if they were float16. Every layer is made an output, which keeps a backend from fusing it with
+    others; the component's own outputs are computed as in use, so an error that jumps there alone is of a fusion.
+
+    Exit status: 0 nothing found, 1 a layer overflows or adds an error (or the check failed), 2 wrong usage.
+    """
+    with plain_errors("export"):
+        import json
+
+        from uid.export.check import check as check_layers
+        from uid.export.check import picture
+        from uid.runtime.bundle import read_bundle
+        from uid.runtime.files import written_whole
+
+        rows = check_layers(
+            read_bundle(bundle),
+            picture(image, size),
+            components=components,
+            reference=None if reference is None else read_bundle(reference),
+            backend=backend,
+            step=step,
+            report=click.echo,
+        )
+        if output is not None:
+            with written_whole(output) as temporary:
+                temporary.write_text("".join(json.dumps(row.record()) + "\n" for row in rows), encoding="utf-8")
+    _show(rows, top)
+    ctx.exit(LAYER_FOUND if any(row.wrong for row in rows) else 0)
+
+
+def _show(rows: "list[Row]", top: int) -> None:
+    """The worst layers as a table, and what else was found as lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from uid.export.check import summary, worst_first
+
+    worst = worst_first(rows)
+    if worst:
+        table = Table("found", "layer", "largest", "error of what it reads", "its error", show_lines=True)
+        table.columns[1].overflow = "fold"  # names are to be read whole
+        for row in worst[:top]:
+            where = f"{row.component}: {row.layer.node} ({row.layer.op}) -> {row.layer.tensor}\n{row.layer.module}"
+            table.add_row(", ".join(row.findings), where.strip(), *row.figures())
+        Console().print(table)
+    for line in summary(rows, min(top, len(worst))):
+        click.echo(line)

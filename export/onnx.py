@@ -16,6 +16,7 @@ from uid.runtime.bundle import Component
 
 OPSET = 21  # GroupNormalization is one node from here on; 23's Attention limits what TensorRT-RTX takes
 INLINE_BYTES = 4096  # smaller weights stay in the graph, where engines can fold them
+MODULES = "pkg.torch.onnx.name_scopes"  # a node's note: the modules around it, outermost first, and its own name
 ALIGNMENT = 4096  # so that weights can be mapped into memory
 
 
@@ -115,11 +116,14 @@ def name_dimensions(model: ir.Model, declaration: Component) -> None:
 
 
 def strip_notes(model: ir.Model) -> None:
-    """Remove what the exporter notes down for debugging: stack traces with local paths, larger than the graph."""
+    """Remove what the exporter notes down for debugging, stack traces with local paths, but for each node's modules."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(MODULES)
         node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[MODULES] = scopes
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()

@@ -124,7 +124,7 @@ def check_image(bundle: Bundle, backend: Backend, case: ImageCase) -> list[Parit
     for mode, expected in case.results.items():
         blur = case.blur_image if mode == "blur-transfer" else None
         # A pipeline of its own for each mode: two full-size step graphs need not be in memory together.
-        result = Pipeline(bundle, backend)(case.image, Options(mode=mode, steps=case.steps), blur_image=blur)
+        result = Pipeline(bundle, backend)(case.image, Options(mode=mode, steps=case.steps, views=1), blur_image=blur)
         difference = np.abs(result.image - expected)
         error = float(np.quantile(difference, 0.999))
         tolerance = 1 / 255 if bundle.precision == "fp32" else float("inf")

@@ -184,6 +184,8 @@ def write_index(folder: Path, name: str, preset: Preset, *, trained: bool) -> No
         "trained": trained,
         "steps": preset.steps,
         "guidance": preset.guidance,
+        "qualities": preset.qualities,
+        "quality": preset.quality,
         "tile": preset.tile,
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -36,6 +36,8 @@ class Preset:
     queries: int = 16  # learnable queries of each Q-Former
     steps: int = 30  # DDIM steps (paper: 30)
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
+    qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # steps and views by name, the best first
+    quality: str | None = None  # the default one; None: ``steps``, and one view
     scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULER))
 
 
@@ -140,6 +142,12 @@ EDGE = Preset(
     tile=512,
     steps=1,  # as trained so far, more steps do not change the picture
     guidance=1.0,
+    qualities={
+        "full": {"steps": 1, "views": 8},
+        "balanced": {"steps": 1, "views": 2},
+        "fast": {"steps": 1, "views": 1},
+    },
+    quality="balanced",
     scheduler=SCHEDULER
     | {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0},
 )

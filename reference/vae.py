@@ -42,33 +42,45 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x)))."""
+    """x + a v, where v = conv(relu(conv(norm(x)))) and a, one number a channel, follows from v's mean over the picture.
 
-    def __init__(self, channels: int) -> None:
+    The channel attention (Zhang et al., 2018) lets all of a picture tell each place how it is blurred.
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv_2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.squeeze = nn.Conv2d(channels, channels // 4, 1)
+        self.excite = zeroed(nn.Conv2d(channels // 4, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        return x + self.conv_2(F.relu(self.conv_1(x)))
+        v = self.conv_2(F.relu(self.conv_1(self.norm(x))))
+        mean = F.adaptive_avg_pool2d(v, 1)
+        return x + 2.0 * torch.sigmoid(self.excite(F.relu(self.squeeze(mean)))) * v
 
 
 class Refiner(nn.Module):
-    """Residual refinement of one level: h + conv(u), u = blocks(silu(conv([norm(h), skip]))); u is the skip."""
+    """Residual refinement of one level: h + conv(norm(u)), u = blocks(silu(conv([norm(h), skip]))); u is the skip.
+
+    The norms keep every tensor in the range of float16. Without that of u, a level that has no use for h drowns it.
+    """
 
     def __init__(self, channels: int, hidden: int, blocks: int, groups: int, skip: bool) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.conv_in = nn.Conv2d(channels + (hidden if skip else 0), hidden, 3, padding=1)
-        self.blocks = nn.Sequential(*(ResidualBlock(hidden) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(ResidualBlock(hidden, groups) for _ in range(blocks)))
+        self.norm_out = nn.GroupNorm(groups, hidden, eps=1e-6)
         self.conv_out = zeroed(nn.Conv2d(hidden, channels, 3, padding=1))
 
     def forward(self, h: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), skip (B, hidden, H, W) or None -> refined (B, C, H, W), u (B, hidden, H, W)."""
         x = self.norm(h)
         u = self.blocks(F.silu(self.conv_in(x if skip is None else torch.cat([x, skip], dim=1))))
-        return h + self.conv_out(u), u
+        return h + self.conv_out(self.norm_out(u)), u
 
 
 class VAERefiner(ModelMixin, ConfigMixin):

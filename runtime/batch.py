@@ -40,7 +40,9 @@ class Settings:
     backend: str = "auto"
     mode: str = "deblur"
     blur_from: Path | None = None  # the picture whose blur is taken, with blur-transfer
-    steps: int | None = None  # None: the bundle's own
+    quality: str | None = None  # None: the bundle's default
+    steps: int | None = None  # None: the quality's, or the bundle's own
+    views: int | None = None  # None: the quality's, or 1
     guidance: float | None = None  # None: the bundle's own
     seed: int = 0
     tile: int | Literal["auto"] | None = None  # pixels; None: the bundle's own
@@ -84,7 +86,15 @@ class Settings:
         """What the pipeline is told for each picture."""
         from uid.runtime.pipeline import Options
 
-        return Options(mode=self.mode, steps=self.steps, guidance=self.guidance, seed=self.seed, tile=self.tile)
+        return Options(
+            mode=self.mode,
+            quality=self.quality,
+            steps=self.steps,
+            views=self.views,
+            guidance=self.guidance,
+            seed=self.seed,
+            tile=self.tile,
+        )
 
 
 @dataclass

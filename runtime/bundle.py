@@ -45,6 +45,15 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A named balance of quality and speed, and what was measured of it (see ``uid-bench tradeoff``)."""
+
+    steps: int  # denoising steps
+    views: int  # turned and mirrored copies of the picture whose results are averaged, 1 to 8
+    figures: Mapping[str, float]  # such as the PSNR to the first quality's pictures, in dB; may be empty
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A checked bundle."""
 
@@ -55,6 +64,8 @@ class Bundle:
     precision: str  # "fp32" or "fp16"
     size_multiple: int  # image height and width are padded to multiples of this
     tile: int  # an image of more than tile * tile pixels is run in tiles of this side
+    qualities: Mapping[str, Quality]  # by name, the best first; may be empty
+    quality: str | None  # the default one; None: ``steps``, and one view
     steps: int  # default number of denoising steps
     guidance: float  # default guidance scale
     schedule: Mapping[str, Any]
@@ -90,6 +101,8 @@ def read_bundle(folder: Path) -> Bundle:
             precision=str(manifest["precision"]),
             size_multiple=int(manifest["size_multiple"]),
             tile=int(manifest["tile"]),
+            qualities={name: quality(entry) for name, entry in manifest.get("qualities", {}).items()},
+            quality=default_quality(manifest),
             steps=int(manifest["steps"]),
             guidance=float(manifest["guidance"]),
             schedule=manifest["schedule"],
@@ -175,6 +188,19 @@ def specs(entries: list[dict[str, Any]]) -> Iterator[TensorSpec]:
 def mode(entry: Mapping[str, Any]) -> Mode:
     """One task's declaration."""
     return Mode(entry["prompt"], tuple(entry["components"]), dict(entry["constants"]))
+
+
+def quality(entry: Mapping[str, Any]) -> Quality:
+    """One quality's declaration."""
+    return Quality(int(entry["steps"]), int(entry["views"]), dict(entry.get("figures", {})))
+
+
+def default_quality(manifest: Mapping[str, Any]) -> str | None:
+    """The name of the default quality, which must be one of those declared."""
+    name: str | None = manifest.get("quality")
+    if name is not None and name not in manifest.get("qualities", {}):
+        raise BundleError(f"the manifest's default quality {name!r} is not declared; export the bundle again")
+    return name
 
 
 def read_constants(path: Path) -> dict[str, Array]:

@@ -66,7 +66,11 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     metavar="IMAGE",
     help="The picture whose blur is taken; with --mode blur-transfer.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
+@click.option("--quality", metavar="NAME", help="One of the bundle's, best first: full, balanced, fast at `edge`.")
+@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the quality's.")
+@click.option(
+    "--views", type=click.IntRange(1, 8), help="Turned and mirrored copies to average. Default: the quality's."
+)
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
 @click.option("--tile", callback=_tile, metavar="PIXELS|auto", help="Side of a tile; auto: what memory holds.")

@@ -7,7 +7,7 @@ result.image                                   # the same shape and dtype
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from uid.engines import Array, Backend, Report, create
 from uid.errors import InputError, OutOfMemoryError
-from uid.runtime.bundle import Bundle, built_in, read_bundle
+from uid.runtime.bundle import Bundle, Quality, built_in, read_bundle
 from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
 from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import StepRow, ddim
 from uid.runtime.tiling import rows_of_tiles, spans
 
+VIEWS = 8  # ways to turn and mirror a square
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
 
 
@@ -29,7 +30,11 @@ class Options:
     """How to run a pipeline; None takes the bundle's own default."""
 
     mode: str = "deblur"  # "deblur" or "blur-transfer"
+    quality: str | None = None  # name of one of the bundle's qualities; steps and views may still be given
     steps: int | None = None  # denoising steps
+    # Turned and mirrored copies of the picture, 1 to 8, whose results are averaged ("geometric self-ensemble", Lim et
+    # al., 2017): up to 4 keep the picture's size, the others exchange height and width.
+    views: int | None = None
     guidance: float | None = None  # classifier-free guidance scale
     seed: int = 0  # of the initial noise; the same seed gives the same image on the same backend
     # Side of a tile in pixels; an image of more than tile * tile pixels is run in tiles. "auto" takes the bundle's own,
@@ -44,12 +49,14 @@ class Result:
     image: Array  # shape and dtype of the input
     backend: str  # the backend that ran
     mode: str
+    quality: str | None  # the bundle's quality that was taken, by name or as the default
     steps: int
+    views: int
     guidance: float
     seed: int
     height: int
     width: int
-    tiles: int
+    tiles: int  # of each view
     seconds: dict[str, float]  # per stage: prepare, step, finish
     tile: int | None = None  # side of a tile in pixels; None: the image was run whole
     captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
@@ -86,15 +93,18 @@ class Pipeline:
         """
         options = options or Options()
         self._check(options, blur_image)
-        steps = self.bundle.steps if options.steps is None else options.steps
+        chosen = self.chosen(options)
         guidance = self.bundle.guidance if options.guidance is None else options.guidance
         check_image(image, "image")
-        run = _Run(self, options, ddim(self.bundle.schedule, steps), guidance, blur_image, on_step)
+        rows = ddim(self.bundle.schedule, chosen.steps)
+        run = _Run(self, options, rows, chosen.views, guidance, blur_image, on_step)
         return Result(
             image=self._sharpened(run, image),
             backend=self.backend,
             mode=options.mode,
-            steps=steps,
+            quality=options.quality or self.bundle.quality,
+            steps=chosen.steps,
+            views=chosen.views,
             guidance=guidance,
             seed=options.seed,
             height=image.shape[0],
@@ -105,12 +115,24 @@ class Pipeline:
             captured=run.captured,
         )
 
+    def chosen(self, options: Options) -> Quality:
+        """Steps and views: the options' own, or the quality's, or the bundle's."""
+        name = options.quality or self.bundle.quality
+        quality = Quality(self.bundle.steps, 1, {}) if name is None else self.bundle.qualities[name]
+        steps = quality.steps if options.steps is None else options.steps
+        return replace(quality, steps=steps, views=options.views or quality.views)
+
     def _check(self, options: Options, blur_image: Array | None) -> None:
         """Refuse contradictory options before any work."""
         if options.mode not in self.bundle.modes:
             raise InputError(
                 f"bundle {self.bundle.name!r} has no mode {options.mode!r}; it has {sorted(self.bundle.modes)}"
             )
+        if options.quality is not None and options.quality not in self.bundle.qualities:
+            known = ", ".join(self.bundle.qualities) or "none: give --steps and --views"
+            raise InputError(f"bundle {self.bundle.name!r} has no quality {options.quality!r}; it has {known}")
+        if options.views is not None and not 1 <= options.views <= VIEWS:
+            raise InputError(f"views are {options.views}; expected 1 to {VIEWS}")
         transfers = self._reads(options.mode, "blur_image")
         if transfers and blur_image is None:
             raise InputError(f"mode {options.mode!r} needs the image whose blur is taken (blur_image, --blur-from)")
@@ -170,16 +192,18 @@ class _Run:
         pipeline: Pipeline,
         options: Options,
         rows: list[StepRow],
+        views: int,
         guidance: float,
         blur_image: Array | None,
         on_step: Callable[[int, int], None] | None,
     ) -> None:
         self.pipeline, self.bundle, self.options = pipeline, pipeline.bundle, options
-        self.rows, self.guidance, self.on_step = rows, guidance, on_step
-        self.blur: Pixels | None = None
+        self.rows, self.views, self.guidance, self.on_step = rows, views, guidance, on_step
+        self.blur_image: Pixels | None = None
         if blur_image is not None:
             check_image(blur_image, "blur_image")
-            self.blur = planar(to_float(blur_image))
+            self.blur_image = to_float(blur_image)
+        self.blur: Pixels | None = None  # the same as the component takes it, turned as the view is
         default = pipeline._auto_tile if options.tile == "auto" else self.bundle.tile
         self.side = self.whole_multiple(options.tile if isinstance(options.tile, int) else default)
         self.start()
@@ -213,7 +237,19 @@ class _Run:
         return f"{what} in mode {self.options.mode!r} are too much for backend {self.pipeline.backend}: {remedy}"
 
     def picture(self, image: Array) -> Array:
-        """A checked image, padded by reflection to the size multiple, run whole or in tiles, and cropped."""
+        """A checked image, run; with several views the mean of what they give."""
+        if self.views == 1:
+            return self.view(image, 0)
+        pixels = to_float(image)
+        total = np.zeros_like(pixels)
+        for number in range(self.views):
+            total += turned_back(self.view(np.ascontiguousarray(turned(pixels, number)), number), number)
+        return like(total / np.float32(self.views), image)
+
+    def view(self, image: Array, number: int) -> Array:
+        """What view ``number`` gives: padded by reflection to the size multiple, run whole or in tiles, and cropped."""
+        if self.blur_image is not None:
+            self.blur = planar(turned(self.blur_image, number))
         padded = pad(image, self.bundle.size_multiple)
         height, width = padded.shape[:2]
         rows, columns = self.layout(height, width)
@@ -276,4 +312,21 @@ class _Run:
     def count_steps(self, done: int) -> None:
         """Tell the caller that this many steps of a tile are done."""
         if self.on_step is not None:
-            self.on_step(self.tiles_done * len(self.rows) + done, len(self.rows) * self.tiles)
+            self.on_step(self.tiles_done * len(self.rows) + done, len(self.rows) * self.tiles * self.views)
+
+
+def turned(image: Array, number: int) -> Array:
+    """View ``number`` of (H, W, 3) or (H, W): turned or mirrored, as itself at 0; from 4 on (W, H, 3) or (W, H)."""
+    return mirrored(image.swapaxes(0, 1) if number >= 4 else image, number)
+
+
+def turned_back(image: Array, number: int) -> Array:
+    """The image of which ``image`` is view ``number``."""
+    back = mirrored(image, number)
+    return back.swapaxes(0, 1) if number >= 4 else back
+
+
+def mirrored(image: Array, number: int) -> Array:
+    """As it is, by half a turn, upside down, or left to right, for the last two bits of ``number``."""
+    down, right = ((1, 1), (-1, -1), (-1, 1), (1, -1))[number % 4]
+    return image[::down, ::right]

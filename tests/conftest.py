@@ -1,5 +1,6 @@
 """Fixtures that several folders share: one tiny random checkpoint and the bundle exported from it, per test run."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
 
 quieten_libraries()
+# "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
+os.environ["UID_BACKEND"] = "onnxruntime"
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +34,12 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     """The tiny checkpoint, exported in fp32; the export itself compares every component and the image with PyTorch."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(tiny_checkpoint, folder, report=lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in fp16."""
+    folder = tmp_path_factory.mktemp("bundle") / "half"
+    export_bundle(tiny_checkpoint, folder, precision="fp16", image_steps=4, report=lambda _: None)
     return folder

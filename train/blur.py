@@ -18,6 +18,7 @@ Kernel = NDArray[Any]  # (k, k) float32, k odd, sum 1
 Random = np.random.Generator
 
 LARGEST = 31  # side of the largest kernel, in pixels
+UNBLURRED = 1 / 12  # of the training pictures: what is sharp must come back as it is
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -197,13 +198,17 @@ def through_jpeg(picture: Pixels, quality: int) -> Pixels:
 def random_exposure(rng: Random) -> Callable[[Pixels], Pixels]:
     """What blurs the training pictures: any training kernel, and any mix of what follows the blur.
 
-    The same exposure may blur several pictures, which then share a blur pattern; only the noise differs.
+    A few are not blurred. The same exposure may blur several pictures, which then share a blur pattern; only the noise
+    differs.
     """
     names = list(KERNELS)
+    kernel = KERNELS[names[rng.integers(len(names))]](rng)
+    if rng.random() < UNBLURRED:
+        kernel = normalised(distance() == 0.0)
     return partial(
         degrade,
         rng,
-        kernel=KERNELS[names[rng.integers(len(names))]](rng),
+        kernel=kernel,
         highlights=float(rng.choice([1.0, rng.uniform(1.0, 6.0)])),
         noise=float(rng.choice([0.0, rng.uniform(0.0, 0.006)])),
         tone=float(rng.choice([1.0, rng.uniform(0.9, 1.1)])),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.train.loop import Batch, Stage
-from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, image_loss, psnr
+from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, exchanged, psnr, restoration_loss
 
 PROMPT_DROPOUT = 0.1  # share of examples that see the empty prompt
 SHEET_STEPS = 8  # of DDIM, unguided, for the pictures of a sheet
@@ -239,14 +239,14 @@ class Delivery(DiffusionStage):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Image loss of both tasks and eq. 9; how much nearer to the sharp pictures the deblurred ones came, in dB."""
-        count = len(batch["sharp"]) * 3 // 4
-        blurred, sharp = batch["blurred"], batch["sharp"]
-        z_y, skips = self.model.encoder(torch.cat([blurred[:count], sharp[count:]]))
-        z = torch.cat([self.delivered(blurred[:count], z_y[:count].detach()), self.latents(blurred[count:])])
+        turned = len(batch["sharp"]) // 4
+        given, wanted = exchanged(batch["blurred"], batch["sharp"], turned)
+        z_y, skips = self.model.encoder(given)
+        latents = self.latents(wanted)
+        z = torch.cat([latents[:turned], self.delivered(given[turned:], z_y[turned:].detach())])
         output = self.model.decoder.unclamped(z, skips)
-        image = image_loss(output, torch.cat([sharp[:count], blurred[count:]]))
-        latent = F.mse_loss(z_y, base_latents(self.model.encoder.vae, sharp))
-        gain = psnr(output[:count], sharp[:count]) - psnr(blurred[:count], sharp[:count])
+        image, latent = restoration_loss(output, wanted), F.mse_loss(z_y[turned:], latents[turned:])
+        gain = psnr(output[turned:], wanted[turned:]) - psnr(given[turned:], wanted[turned:])
         return {"loss": image + LATENT_WEIGHT * latent, "image": image, "latent": latent, "gain": gain}
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class Settings:
     seed: int = 0
     save_every: int = 250  # steps between checkpoints, and so the most that a kill can lose
     sheet_every: int = 1000  # steps between sample sheets
-    warm_up: int = 100  # steps over which the learning rate rises; it falls as a cosine after
+    warm_up: int = 100  # steps over which the learning rate rises
     workers: int = 1  # processes that make examples
     average: float = 0.999  # decay of the weights' moving average, which is what a stage gives in the end
     mixed_precision: str = "no"  # "no", "bf16" or "fp16", as accelerate names them
@@ -109,11 +109,13 @@ def batches(
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    if step < settings.warm_up:
-        return settings.learning_rate * (step + 1) / settings.warm_up
-    done = (step - settings.warm_up) / max(1, settings.steps - settings.warm_up)
-    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * done))))
+    """Linear warm-up, constant, and over the last quarter of the steps down to a hundredth.
+
+    It does not depend on the number of steps before that quarter, so that a run may still be made longer there.
+    """
+    rise = (step + 1) / settings.warm_up if settings.warm_up else 1.0
+    fall = 4.0 * (settings.steps - step) / settings.steps
+    return settings.learning_rate * min(1.0, rise, max(fall, 0.01))
 
 
 class Average:

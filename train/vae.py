@@ -17,6 +17,8 @@ from uid.train.loop import Batch, Stage
 
 KL_WEIGHT = 1e-6  # Stable Diffusion's: just enough to keep the latents in bounds
 LATENT_WEIGHT = 0.1  # of eq. 9 beside the image loss
+ERROR_FLOOR = 1e-4  # mean squared error, 40 dB: below it a picture has nothing more to teach
+TRANSFERS = 1 / 8  # of a batch: examples that turn round, so that the decoder follows its latent
 
 
 def image_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -25,9 +27,15 @@ def image_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output, target) + spectrum.abs().mean()
 
 
+def restoration_loss(output: Tensor, target: Tensor) -> Tensor:
+    """A tenth of the log of each picture's mean squared error: as much for a dB of an easy picture as of a hard one."""
+    return 0.1 * torch.log((output - target).square().mean(dim=(1, 2, 3)) + ERROR_FLOOR).mean()
+
+
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over the pictures, in dB."""
-    return -10.0 * torch.log10((output.detach().clamp(0.0, 1.0) - target).square().mean(dim=(1, 2, 3))).mean()
+    """Mean over the pictures, in dB, each at most 40."""
+    errors = (output.detach().clamp(0.0, 1.0) - target).square().mean(dim=(1, 2, 3))
+    return -10.0 * torch.log10(errors.clamp_min(ERROR_FLOOR)).mean()
 
 
 def base_latents(vae: AutoencoderKL, pictures: Tensor, *, sample: bool = False) -> Tensor:
@@ -75,7 +83,12 @@ class BaseVAE(Stage):
 
 
 class JointRefiner(Stage):
-    """Stage "refiner", both phases at once: the blurred picture through the refined VAE, without the diffusion."""
+    """Stage "refiner", both phases at once: pictures through the refined VAE, without the diffusion.
+
+    Most examples are blurred pictures that come back sharp. In the others the skips are the sharp picture's and the
+    latent is the blurred one's, which must come back: what blur transfer asks of the decoder. Without them it learns to
+    take everything from the skips, and nothing that the diffusion makes can change the picture.
+    """
 
     name = "refiner"
 
@@ -86,17 +99,26 @@ class JointRefiner(Stage):
         refiner.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Image loss against the sharp picture, and eq. 9."""
-        z_y, skips = self.encoder(batch["blurred"])
-        output = self.decoder.unclamped(z_y, skips)
-        latent, image = F.mse_loss(z_y, base_latents(self.vae, batch["sharp"])), image_loss(output, batch["sharp"])
-        before, after = psnr(batch["blurred"], batch["sharp"]), psnr(output, batch["sharp"])
-        return {"loss": image + LATENT_WEIGHT * latent, "image": image, "latent": latent, "gain": after - before}
+        """Image loss against the picture that is wanted, and eq. 9."""
+        turned = round(TRANSFERS * len(batch["sharp"]))
+        given, wanted = exchanged(batch["blurred"], batch["sharp"], turned)
+        latents = base_latents(self.vae, wanted)
+        z_y, skips = self.encoder(given)
+        output = self.decoder.unclamped(torch.cat([latents[:turned], z_y[turned:]]), skips)
+        image, latent = restoration_loss(output, wanted), F.mse_loss(z_y[turned:], latents[turned:])
+        gains = [psnr(output[i], wanted[i]) - psnr(given[i], wanted[i]) for i in (slice(turned, None), slice(turned))]
+        losses = {"loss": image + LATENT_WEIGHT * latent, "image": image, "latent": latent, "gain": gains[0]}
+        return losses | ({"transfer_gain": gains[1]} if turned else {})
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what comes back, and the sharp ones."""
         blurred, sharp = batch["blurred"][:8], batch["sharp"][:8]
         return torch.stack([blurred, self.decoder(*self.encoder(blurred)), sharp])
+
+
+def exchanged(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Two batches after their first ``count`` examples changed places."""
+    return torch.cat([b[:count], a[count:]]), torch.cat([a[:count], b[count:]])
 
 
 class EncoderRefiner(Stage):
@@ -144,7 +166,7 @@ class DecoderRefiner(Stage):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Image loss against the sharp picture."""
         output = self.restored(batch)
-        return {"loss": image_loss(output, batch["sharp"]), "psnr": psnr(output, batch["sharp"])}
+        return {"loss": restoration_loss(output, batch["sharp"]), "psnr": psnr(output, batch["sharp"])}
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what comes back, and the sharp ones."""

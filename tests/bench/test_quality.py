@@ -179,7 +179,7 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
         assert (row["bundle"], row["trained"]) == (pipeline.bundle.name, pipeline.bundle.trained)
         assert row["backend"] == pipeline.backend
         assert (row["steps"], row["guidance"], row["seed"]) == (options.steps, options.guidance, options.seed)
-        assert row["versions"].keys() == {"uid", "onnxruntime", "numpy", "python"}
+        assert row["versions"].keys() == {"uid", "onnxruntime", "openvino", "numpy", "python"}
         assert row["device"]
 
     sharp = held_out(["chelsea"])["chelsea"]

@@ -188,6 +188,7 @@ def test_every_field_of_the_key_counts(engines: Path, key: Key) -> None:
         "profiles.0.name": replace(key, profiles=(square(32),)),
         "profiles.1.name": replace(key, profiles=(*PROFILES, square(32))),
         "options.workspace_mib": replace(key, options=BuildOptions(512)),
+        "options.stripped": replace(key, options=BuildOptions(stripped=True)),
     }
     names = {engine.name}
     for field, wanted in changes.items():

@@ -95,7 +95,7 @@ def test_captured_launches_run_in_order_and_each_is_reported(doubler: Path) -> N
 def test_unknown_backend_names_those_there_are() -> None:
     with pytest.raises(
         BackendError,
-        match="unknown backend 'tpu'; expected auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime",
+        match="unknown backend 'tpu'; expected auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino-bf16, onnx",
     ):
         engines.create("tpu")
 
@@ -118,11 +118,15 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
         engines.create("onnxruntime").load(tmp_path / "broken.onnx")
 
 
-def test_report_and_auto_agree() -> None:
+def test_report_and_auto_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     report = {status.name: status for status in engines.report()}
     assert list(report) == list(engines.BACKENDS)
     assert report["onnxruntime"].available
     assert report["onnxruntime"].detail.startswith("onnxruntime")
+    monkeypatch.setenv("UID_BACKEND", "tpu")
+    with pytest.raises(BackendError, match="unknown backend 'tpu'"):
+        engines.create("auto")
+    monkeypatch.delenv("UID_BACKEND")
     assert engines.create("auto").name == next(name for name, status in report.items() if status.available)
 
 

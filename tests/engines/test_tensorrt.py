@@ -150,6 +150,19 @@ def test_what_cannot_be_targeted_is_refused(library: Library, tiny_bundle: Path,
 
 
 @needs_rtx
+def test_stripping_is_for_tensorrt_and_reaches_the_builder(library: Library, bundle: Bundle, tiny_bundle: Path) -> None:
+    words = ["build", str(tiny_bundle), "--backend", "tensorrt-rtx", "--strip"]
+    assert "cannot leave the weights out then; drop --strip" in CliRunner().invoke(main, words).output
+    encoder = bundle.components["encoder"]
+    shapes, graph = [profile_shapes(encoder.inputs, SMALL)], bundle.folder / encoder.file
+    here, tensorrt = Target("NVIDIA RTX 4090", "8.9", "13.0"), dataclasses.replace(library, name="tensorrt")
+    build(tensorrt, graph, shapes, here, BuildOptions())
+    # TensorRT-RTX takes the same flags, but not without a GPU.
+    with pytest.raises(BackendError, match=r"cannot build encoder\.onnx"):
+        build(tensorrt, graph, shapes, here, BuildOptions(stripped=True))
+
+
+@needs_rtx
 def test_a_failed_parse_says_what_the_parser_says(library: Library, bundle: Bundle, tmp_path: Path) -> None:
     graph = tmp_path / "encoder.onnx"  # without its external data
     graph.write_bytes((bundle.folder / "encoder.onnx").read_bytes())

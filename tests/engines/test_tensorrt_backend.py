@@ -26,7 +26,8 @@ from uid.engines import Array, Backend, OneByOne, tensorrt_backend, tensorrt_eng
 from uid.engines.cache import default_folder, engine_for  # noqa: E402
 from uid.engines.profiles import Profile, Range, Target, square  # noqa: E402
 from uid.engines.tensorrt import Library, open_library  # noqa: E402
-from uid.engines.tensorrt_backend import TensorrtBackend, engine_path  # noqa: E402
+from uid.engines.tensorrt_backend import TensorrtBackend, engine_path, profile_for  # noqa: E402
+from uid.engines.tensorrt_build import BuildOptions  # noqa: E402
 from uid.engines.tensorrt_engine import Scratch, Shared, TensorrtEngine  # noqa: E402
 from uid.errors import BackendError, OutOfMemoryError  # noqa: E402
 from uid.runtime.bundle import Bundle, Component, built_in, read_bundle  # noqa: E402
@@ -63,7 +64,7 @@ def pick(bundle: Bundle, library: Library) -> Callable[..., tuple[Path, list[str
     def pick(component: str, height: int, width: int, **blur: int) -> tuple[Path, list[str]]:
         lines: list[str] = []
         sizes = {"height": height, "width": width, **blur}
-        path, _ = engine_path(bundle, bundle.components[component], library, AHEAD, sizes, lines.append)
+        path, _, _ = engine_path(bundle, bundle.components[component], library, AHEAD, sizes, lines.append)
         return path, lines
 
     return pick
@@ -499,6 +500,24 @@ def test_every_component_agrees_with_onnxruntime(gpu: Backend, tiny: Bundle) -> 
         for name, value in outputs(gpu, tiny, component, inputs).items():
             error = np.abs(value - expected[name]).max() / np.abs(expected[name]).max()
             assert error < 1e-4, (component.name, name, error)
+
+
+@pytest.mark.gpu
+def test_a_stripped_engine_is_smaller_and_gets_its_weights_from_the_bundle(gpu: Backend, tiny: Bundle) -> None:
+    if gpu.name != "tensorrt":
+        pytest.skip("only tensorrt strips engines")
+    assert isinstance(gpu, TensorrtBackend)
+    component, sizes = tiny.components["encoder"], sizes_of(tiny)
+    inputs = {spec.name: np.full(resolve(spec.shape, sizes), 0.5, spec.dtype) for spec in component.inputs}
+    whole, (folder,) = outputs(gpu, tiny, component, inputs), tiny.folder.glob("engines/tensorrt")
+    (engine,) = folder.glob("encoder-*.engine")
+    size = engine.stat().st_size
+    engine.unlink()
+    profiles = (profile_for(sizes),)
+    stripped = engine_for(tiny, component, gpu.library, gpu.target, profiles, BuildOptions(stripped=True))
+    assert stripped.stat().st_size < size
+    for name, value in outputs(gpu, tiny, component, inputs).items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

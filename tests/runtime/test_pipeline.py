@@ -1,6 +1,8 @@
 """The pipeline on a toy family whose result is known, and on the tiny UID-Diff bundle against PyTorch."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from uid.engines import Array
-from uid.errors import InputError, ModelError
+from uid.errors import BundleError, InputError, ModelError
 from uid.reference.model import UIDDiff
 from uid.runtime.pipeline import Options, load, pad
 
@@ -101,6 +103,67 @@ def test_progress_and_times(make_toy: MakeToy) -> None:
     assert result.backend == "onnxruntime"
 
 
+def transposed(image: Array) -> Array:
+    return image.swapaxes(0, 1)
+
+
+# Each view of a picture, and the way back.
+WAYS: list[tuple[Callable[[Array], Array], Callable[[Array], Array]]] = [
+    (lambda x: x, lambda y: y),
+    (lambda x: np.rot90(x, 2), lambda y: np.rot90(y, 2)),
+    (np.flipud, np.flipud),
+    (np.fliplr, np.fliplr),
+    (transposed, transposed),
+    (lambda x: np.rot90(transposed(x), 2), lambda y: transposed(np.rot90(y, 2))),
+    (lambda x: np.rot90(x, 1), lambda y: np.rot90(y, -1)),
+    (lambda x: np.rot90(x, -1), lambda y: np.rot90(y, 1)),
+]
+
+
+@pytest.mark.parametrize("views", [1, 2, 5, 8])
+def test_views_are_turned_run_and_turned_back(make_toy: MakeToy, views: int) -> None:
+    image = np.random.default_rng(1).random((13, 30, 3), dtype=np.float32)  # padded, so that every view differs
+    done: list[tuple[int, int]] = []
+    result = load(make_toy())(image, Options(steps=40, views=views), on_step=lambda *counts: done.append(counts))
+    expected = [back(toy_reference(there(image), 40)) for there, back in WAYS[:views]]
+    np.testing.assert_allclose(result.image, np.mean(expected, axis=0), atol=1e-5)
+    assert (result.views, done[-1]) == (views, (40 * views, 40 * views))
+    grey = load(make_toy())(np.rint(255 * image[:, :, 0]).astype(np.uint8), Options(steps=40, views=views)).image
+    assert (grey.shape, grey.dtype) == ((13, 30), np.uint8)
+
+
+def test_the_picture_that_gives_the_blur_is_turned_too(tiny_bundle: Path) -> None:
+    generator, pipeline = np.random.default_rng(0), load(tiny_bundle)
+    image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
+    options = Options(mode="blur-transfer", steps=2)
+    expected = [
+        back(pipeline(there(image), options, blur_image=there(blur)).image) for there, back in (WAYS[0], WAYS[1])
+    ]
+    result = pipeline(image, replace(options, views=2), blur_image=blur)
+    np.testing.assert_allclose(result.image, np.mean(expected, axis=0), atol=1e-6)
+
+
+def test_a_quality_gives_steps_and_views(make_toy: MakeToy) -> None:
+    folder, image = make_toy(), np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match="no quality 'fast'; it has none: give --steps and --views"):
+        load(folder)(image, Options(quality="fast"))
+    declared = {"full": {"steps": 6, "views": 8, "figures": {"psnr": 50.0}}, "fast": {"steps": 2, "views": 1}}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"qualities": declared, "quality": "full"}))
+    pipeline = load(folder)
+    for options, expected in [
+        (Options(), ("full", 6, 8)),
+        (Options(quality="fast"), ("fast", 2, 1)),
+        (Options(quality="fast", views=2), ("fast", 2, 2)),
+        (Options(steps=3), ("full", 3, 8)),
+    ]:
+        result = pipeline(image, options)
+        assert (result.quality, result.steps, result.views) == expected
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"quality": "best"}))
+    with pytest.raises(BundleError, match="default quality 'best' is not declared"):
+        load(folder)
+
+
 def test_nan_is_named_with_its_step(make_toy: MakeToy) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ModelError, match=r"NaN or infinity in step 7 of 10 \(timestep 301\)"):
@@ -124,6 +187,7 @@ def test_bad_arrays_and_options_are_refused(make_toy: MakeToy, tiny_bundle: Path
         (Options(mode="sharpen"), "no mode 'sharpen'; it has"),
         (Options(mode="blur-transfer"), "no mode 'blur-transfer'"),
         (Options(steps=0), "got 0 steps"),
+        (Options(views=0), "views are 0; expected 1 to 8"),
         (Options(guidance=float("nan")), "expected a finite number"),
         (Options(seed=-1), "expected 0 or more"),
         (Options(tile=4), "needs at least 8"),

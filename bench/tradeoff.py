@@ -1,0 +1,135 @@
+"""What quality costs: settings of one bundle on the held-out photos, each held against the sharp photo and the first.
+
+Speed and likeness are measured in the same interleaved runs. A setting is on the front when none that is as fast comes
+nearer to the sharp photos.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from uid.bench.quality import cases, psnr, ssim
+from uid.runtime.bundle import MANIFEST, Quality, read_bundle, read_manifest
+from uid.runtime.files import written_whole
+from uid.runtime.pipeline import Options, Pipeline
+from uid.train.blur import Pixels
+
+Setting = tuple[int, int]  # denoising steps, views
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting on one case."""
+
+    photo: str
+    kernel: str  # family
+    steps: int
+    views: int
+    gain: float  # dB over the blurred input
+    psnr_to_first: float  # dB against the first setting's picture, at most 100
+    ssim_to_first: float
+    seconds: float
+    height: int  # pixels
+    width: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting over all cases: means, and the median of the times."""
+
+    steps: int
+    views: int
+    gain: float  # dB
+    worst: float  # dB, the smallest gain
+    psnr_to_first: float  # dB
+    ssim_to_first: float
+    speed: float  # times as fast as the first setting
+    front: bool  # whether no other is at least as fast and gains more
+
+
+def measure(
+    pipeline: Pipeline, settings: Sequence[Setting], photos: Mapping[str, Pixels], *, noise: float
+) -> Iterator[Row]:
+    """Every setting on every case, in turn."""
+    for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
+        for setting in settings:
+            pipeline(sharp, options_of(setting))  # engines load and plans are made outside of the seconds
+    for photo, sharp in photos.items():
+        for case in cases(photo, sharp, noise=noise, jpeg=None):
+            first: Pixels | None = None
+            for setting in settings:
+                started = time.perf_counter()
+                image = pipeline(case.blurred, options_of(setting)).image
+                seconds = time.perf_counter() - started
+                first = image if first is None else first
+                gain = psnr(image, sharp) - psnr(case.blurred, sharp)
+                likeness = psnr(image, first), ssim(image, first)
+                yield Row(photo, case.kernel, *setting, gain, *likeness, seconds, *sharp.shape[:2])
+
+
+def options_of(setting: Setting) -> Options:
+    """What the pipeline is told."""
+    return Options(steps=setting[0], views=setting[1])
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """The rows by setting, in order of appearance; speeds are of pictures of one size, then averaged over sizes."""
+    groups: dict[Setting, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.steps, row.views), []).append(row)
+    first = seconds_by_size(next(iter(groups.values())))
+    speeds = {
+        setting: fmean(first[size] / seconds for size, seconds in seconds_by_size(group).items())
+        for setting, group in groups.items()
+    }
+    gains = {setting: fmean(row.gain for row in group) for setting, group in groups.items()}
+
+    def beaten(one: Setting) -> bool:
+        return any(speeds[other] >= speeds[one] and gains[other] > gains[one] for other in groups)
+
+    return [
+        Summary(
+            *setting,
+            gain=gains[setting],
+            worst=min(row.gain for row in group),
+            psnr_to_first=fmean(row.psnr_to_first for row in group),
+            ssim_to_first=fmean(row.ssim_to_first for row in group),
+            speed=speeds[setting],
+            front=not beaten(setting),
+        )
+        for setting, group in groups.items()
+    ]
+
+
+def seconds_by_size(rows: Iterable[Row]) -> dict[tuple[int, int], float]:
+    """Median seconds of each size of picture."""
+    times: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        times.setdefault((row.height, row.width), []).append(row.seconds)
+    return {size: median(values) for size, values in times.items()}
+
+
+def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:
+    """Write the figures of each of the bundle's qualities that was measured into its manifest; returns their names."""
+    bundle, found = read_bundle(folder), {(line.steps, line.views): line for line in summaries}
+    measured = {name: found[key] for name, key in keys_of(bundle.qualities).items() if key in found}
+    manifest = read_manifest(folder)
+    for name, line in measured.items():
+        figures = {
+            "gain_db": round(line.gain, 3),
+            "psnr_to_first_db": round(line.psnr_to_first, 2),
+            "ssim_to_first": round(line.ssim_to_first, 4),
+            "speed": round(line.speed, 2),
+        }
+        manifest["qualities"][name]["figures"] = figures
+    with written_whole(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return list(measured)
+
+
+def keys_of(qualities: Mapping[str, Quality]) -> dict[str, Setting]:
+    """The setting of each quality."""
+    return {name: (quality.steps, quality.views) for name, quality in qualities.items()}

@@ -1,0 +1,237 @@
+"""OpenVINO on the CPU: ``openvino`` computes in float32, ``openvino-bf16`` in bfloat16 where the CPU does so natively.
+
+A component is compiled once, with its sizes left open, and the step graph once more for the size of the bundle's tiles:
+it runs most often and gains a fifth by fixed sizes, the others next to nothing. What was compiled is kept in the
+bundle's engine folder, since compiling takes longer than a picture.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13
+
+from uid import __version__
+from uid.engines.cache import default_folder, short_hash
+from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
+from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
+from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256
+from uid.runtime.files import written_whole
+from uid.runtime.plan import resolve
+
+DEVICE = "CPU"
+DIGEST = 32  # bytes of sha256 that a cached file begins with
+NO_MEMORY = "bad_alloc"  # its errors have no class for it: the word tells
+
+Sizes = Mapping[str, int]  # the manifest's symbols, such as "height", and their values
+
+
+class OpenvinoBuffer(Buffer):
+    """An ``ov.Tensor``, which owns its memory."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype
+        with memory_errors(f"a buffer of {dtype}{list(shape)}"):
+            self.tensor = ov.Tensor(ov.Type(dtype), list(shape))
+
+    def write(self, array: Array) -> None:
+        """Copy a host array of this shape and dtype in."""
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"got {array.dtype}{list(array.shape)} for a buffer of {self.dtype}{list(self.shape)}")
+        self.tensor.data[...] = array
+
+    def read(self) -> Array:
+        """Copy the contents to a host array of its own."""
+        return np.array(self.tensor.data)
+
+
+class OpenvinoEngine(Engine):
+    """One compiled model. ``names`` are the graph's own, to which compiling may add others.
+
+    A run that memory does not hold cannot be told: OpenVINO 2026.4 then goes on with wrong numbers, or crashes.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel, names: set[str], covers: Callable[[Sizes], bool]) -> None:
+        self.compiled, self.covered = compiled, covers
+        self.inputs = {spec.name: spec for spec in specs_of(compiled.inputs, names)}
+        self.outputs = {spec.name: spec for spec in specs_of(compiled.outputs, names)}
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
+        """Bind a buffer to every input and output by name; returns the launch, which reads and writes them in place."""
+        check_bindings(self, buffers)
+        request = self.compiled.create_infer_request()
+        for name in (*self.inputs, *self.outputs):
+            request.set_tensor(name, tensor_of(buffers[name]))
+
+        def launch() -> None:
+            request.infer(share_outputs=True)  # or it would return copies
+
+        return launch
+
+    def covers(self, sizes: Sizes) -> bool:
+        """Whether it is the one for these sizes: each has one, so that pictures do not depend on those before them."""
+        return self.covered(sizes)
+
+
+class OpenvinoBackend(Backend):
+    """OpenVINO's CPU device, computing in ``precision`` ("f32" or "bf16")."""
+
+    def __init__(self, name: str, precision: str, threads: int | None) -> None:
+        self.name = name
+        self.core = ov.Core()
+        self.settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Pinned, two processes on one machine would share its first cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if threads is not None:
+            self.settings["INFERENCE_NUM_THREADS"] = threads
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> OpenvinoBuffer:
+        """A new buffer in the host's memory."""
+        return OpenvinoBuffer(shape, dtype)
+
+    def load(self, path: Path) -> OpenvinoEngine:
+        """Compile the graph at ``path`` with its sizes left open; nothing is kept on disk."""
+        with load_errors(path):
+            model = self.read(path)
+            names = {port.any_name for port in (*model.inputs, *model.outputs)}
+            return OpenvinoEngine(self.core.compile_model(model, DEVICE, self.settings), names, lambda _: True)
+
+    def load_component(self, bundle: Bundle, component: Component, sizes: Sizes) -> OpenvinoEngine:
+        """The component compiled before, or now, with its sizes fixed or left open."""
+        fixed = has_fixed_sizes(bundle, component, sizes)
+        path = self.cached_path(bundle, component, fixed)
+        compiled = self.kept(path)
+        if compiled is None:
+            with load_errors(bundle.folder / component.file):
+                model = self.read(bundle.folder / component.file)
+                if fixed:
+                    model.reshape({spec.name: list(resolve(spec.shape, sizes)) for spec in component.inputs})
+                compiled = self.core.compile_model(model, DEVICE, self.settings)
+            self.keep(compiled, path)
+        names = {spec.name for spec in (*component.inputs, *component.outputs)}
+        return OpenvinoEngine(compiled, names, lambda other: has_fixed_sizes(bundle, component, other) == fixed)
+
+    def read(self, path: Path) -> ov.Model:
+        """The graph at ``path``, safe to compile."""
+        model = self.core.read_model(path)
+        fold_constants(self.core, model)
+        return model
+
+    def cached_path(self, bundle: Bundle, component: Component, fixed: bool) -> Path:
+        """Where a compiled component is kept; the name's hash is of all that it depends on."""
+        cpu = [self.core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+        versions = (__version__, ov.get_version())
+        depends = (sha256(bundle.folder / MANIFEST), *versions, *cpu, self.name, bundle.tile if fixed else None)
+        return default_folder(bundle, "openvino") / f"{component.name}-{short_hash(repr(depends))}.blob"
+
+    def kept(self, path: Path) -> ov.CompiledModel | None:
+        """What ``keep`` wrote, or None: OpenVINO itself reads a model whose weights were altered without a word."""
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+                raise BackendError("it is damaged")
+            return self.core.import_model(data[DIGEST:], DEVICE, self.settings)
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, BackendError) as error:  # OpenVINO's own: made for other instructions
+            self.report(f"{path} is not used and made again: {error}")
+            return None
+
+    def keep(self, compiled: ov.CompiledModel, path: Path) -> None:
+        """Write a compiled model after its sha256; where that cannot be, the next process compiles again."""
+        data = compiled.export_model().getvalue()
+        try:
+            with written_whole(path) as temporary:
+                temporary.write_bytes(hashlib.sha256(data).digest() + data)
+        except OutputError as error:
+            self.report(f"the next process will compile again: {error}")
+
+
+def create_f32(threads: int | None) -> OpenvinoBackend:
+    """OpenVINO in float32."""
+    return OpenvinoBackend("openvino", "f32", threads)
+
+
+def create_bf16(threads: int | None) -> OpenvinoBackend:
+    """OpenVINO in bfloat16; raises ``BackendError`` where the CPU would only imitate it."""
+    backend = OpenvinoBackend("openvino-bf16", "bf16", threads)
+    if "BF16" not in backend.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise BackendError("this CPU does not compute in bfloat16; use --backend openvino, which computes in float32")
+    return backend
+
+
+def has_fixed_sizes(bundle: Bundle, component: Component, sizes: Sizes) -> bool:
+    """Whether a component is compiled for these sizes alone."""
+    return component.stage == "step" and sizes["height"] == sizes["width"] == bundle.tile
+
+
+def fold_constants(core: ov.Core, model: ov.Model) -> None:
+    """Put values in place of the floats that a graph computes from constants alone, such as a Q-Former's first queries.
+
+    OpenVINO 2026.4 computes those once, and then lets other tensors have their memory where float32 attention reads
+    them: the first run is right, and all later ones are wrong. Casts, as of weights stored in float16, stay.
+    """
+    constant: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = [port.get_source_output().get_node().get_name() for port in node.inputs()]
+        if node.get_type_name() == "Constant" or (sources and constant.issuperset(sources)):
+            constant.add(node.get_name())
+    computed = [
+        (port, readers)
+        for node in model.get_ordered_ops()
+        if node.get_name() in constant and node.get_type_name() not in ("Constant", "Convert")
+        for port in node.outputs()
+        if port.get_element_type().is_real()
+        and (readers := [one for one in port.get_target_inputs() if one.get_node().get_name() not in constant])
+    ]
+    if not computed:
+        return
+    parts = ov.Model([port for port, _ in computed], [], "constants")
+    values = core.compile_model(parts, DEVICE, {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request().infer({})
+    for i, (_, readers) in enumerate(computed):
+        value = opset13.constant(values[i]).output(0)
+        for reader in readers:
+            reader.replace_source_output(value)
+
+
+@contextmanager
+def memory_errors(wanted: str) -> Iterator[None]:
+    """Raise ``OutOfMemoryError`` where OpenVINO says, in its own way, that memory ran out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if NO_MEMORY not in str(error):
+            raise
+        raise OutOfMemoryError(f"OpenVINO has no memory for {wanted}") from error
+
+
+@contextmanager
+def load_errors(path: Path) -> Iterator[None]:
+    """Raise ``BundleError`` for what OpenVINO cannot read or compile, ``OutOfMemoryError`` where memory ran out."""
+    try:
+        with memory_errors(str(path)):
+            yield
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO {ov.get_version()} cannot load {path}: {error}") from error
+
+
+def tensor_of(buffer: Buffer) -> ov.Tensor:
+    """The tensor of one of this backend's own buffers."""
+    if not isinstance(buffer, OpenvinoBuffer):
+        raise TypeError(f"got a {type(buffer).__name__}; buffers must come from this backend's allocate()")
+    return buffer.tensor
+
+
+def specs_of(ports: Sequence[Any], names: set[str]) -> Iterator[TensorSpec]:
+    """OpenVINO's descriptions of inputs or outputs as ``TensorSpec``s; a size that is left open is "?"."""
+    for port in ports:
+        name = next((name for name in port.names if name in names), port.any_name)
+        shape = tuple("?" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+        yield TensorSpec(name, port.element_type.to_dtype(), shape)

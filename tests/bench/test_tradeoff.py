@@ -1,0 +1,52 @@
+"""The trade of quality for speed: rows on a real bundle, the front of known rows, and figures in a manifest."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from uid.bench.cli import main
+from uid.bench.tradeoff import Row, record, summarise
+from uid.runtime.bundle import read_bundle
+
+ROW = Row("rocket", "zigzag", 4, 8, gain=1.0, psnr_to_first=100.0, ssim_to_first=1.0, seconds=8.0, height=8, width=8)
+
+
+def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None:
+    rows = []
+    for setting, gain, seconds in [((4, 8), 1.0, 8.0), ((4, 2), 0.9, 2.0), ((4, 4), 0.8, 4.0), ((1, 1), 0.5, 1.0)]:
+        row = replace(ROW, steps=setting[0], views=setting[1], gain=gain, seconds=seconds)
+        rows += [row, replace(row, photo="china", gain=gain - 0.5, seconds=10.0 * seconds, width=80)]
+    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=900.0))  # an outlier, which a median leaves out
+    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=1.0))
+    lines = summarise(rows)
+    assert [(line.steps, line.views, line.speed, line.front) for line in lines] == [
+        (4, 8, 1.0, True),
+        (4, 2, 4.0, True),
+        (4, 4, 2.0, False),
+        (1, 1, 8.0, True),
+    ]
+    assert [line.worst for line in lines] == [0.5, 0.4, 0.30000000000000004, 0.0]
+
+
+def test_command_on_a_bundle_and_its_record(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, output = tmp_path / "tiny", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    qualities = {"full": {"steps": 2, "views": 2}, "fast": {"steps": 1, "views": 1}, "other": {"steps": 9, "views": 1}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"qualities": qualities, "quality": "full"}))
+    words = ["tradeoff", "-m", str(bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "1"]
+    words += ["--steps", "2", "--views", "1", "--views", "2", "-o", str(output), "--record"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["steps"], row["views"]) for row in rows] == 2 * [(2, 2), (2, 1), (1, 2), (1, 1)]
+    assert [row["psnr_to_first"] for row in rows][::4] == [100.0, 100.0]
+    assert max(row["psnr_to_first"] for row in rows if row["steps"] == 1) < 60.0
+    declared = read_bundle(bundle).qualities
+    assert declared["full"].figures["speed"] == 1.0
+    assert declared["fast"].figures["psnr_to_first_db"] < 60.0
+    assert declared["other"].figures == {}
+    assert record(bundle, []) == []
