@@ -47,7 +47,9 @@ class InvertingPipeline:
             image=np.iinfo(image.dtype).max - image,
             backend=self.backend,
             mode=options.mode,
+            quality=options.quality,
             steps=steps,
+            views=options.views or 1,
             guidance=1.5,
             seed=options.seed,
             height=image.shape[0],
@@ -304,9 +306,19 @@ def test_a_failure_stops_the_run_unless_told_to_keep_going(uid_run, loads):
 
 def test_json_tells_what_ran(uid_run):
     draw("in.png")
-    (record,) = records(uid_run("in.png", "-o", "out.png", "--json", "--steps", "3", "--seed", "7"))
+    (record,) = records(uid_run("in.png", "-o", "out.png", "--json", "--steps", "3", "--views", "2", "--seed", "7"))
     expected = {"input": "in.png", "output": "out.png", "ok": True, "width": 48, "height": 32, "backend": "inverter"}
-    expected |= {"mode": "deblur", "steps": 3, "guidance": 1.5, "seed": 7, "tiles": 1, "tile": None, "captured": False}
+    expected |= {
+        "mode": "deblur",
+        "quality": None,
+        "steps": 3,
+        "views": 2,
+        "guidance": 1.5,
+        "seed": 7,
+        "tiles": 1,
+        "tile": None,
+        "captured": False,
+    }
     expected |= {"seconds": {"prepare": 0.25, "step": 0.5, "finish": 0.25}}
     assert record == expected
 
