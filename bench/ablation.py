@@ -1,7 +1,8 @@
 """The paper's ablation at the size of one checkpoint: train each variant's diffusion anew, and measure it alike.
 
-Every variant starts from the same checkpoint, trains for the same number of steps on the same examples, and is judged
-in PyTorch on the held-out photos of ``uid.bench.quality``.
+Every variant has the checkpoint's VAE and text encoder, starts from the same fresh weights of all that joint training
+changes, trains for the same number of steps on the same examples, and is judged in PyTorch on the held-out photos of
+``uid.bench.quality``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,10 +77,19 @@ def ablate(
         model = checkpoint.load(source)
         if not variant.refined:
             without_refiners(model)
-        stage = Joint(model, backbone=True, without=variant.without)
+        stage = Joint(model, steps=steps, backbone=True, without=variant.without)
+        for module in stage.trained.values():
+            torch.manual_seed(settings.seed)
+            renew(module)
         train(stage, examples, settings, folder / variant.name.replace("/", "").replace(" ", "-"), report)
         model.eval()
-        yield score(variant.name, partial(deblurred, stage, steps), photos, settings.steps)
+        yield score(variant.name, partial(deblurred, stage), photos, settings.steps)
+
+
+def renew(module: Any) -> None:
+    """Give a component the weights that its library starts it with."""
+    anew = getattr(type(module), "from_config", type(module))
+    module.load_state_dict(anew(module.config).state_dict())
 
 
 def without_refiners(model: UIDDiff) -> None:
@@ -92,10 +102,10 @@ def without_refiners(model: UIDDiff) -> None:
 
 
 @torch.inference_mode()
-def deblurred(stage: Joint, steps: int, blurred: Pixels) -> Pixels:
+def deblurred(stage: Joint, blurred: Pixels) -> Pixels:
     """(H, W, 3) in [0, 1] -> the same, unguided, from the same noise for every variant."""
     image = torch.from_numpy(np.ascontiguousarray(blurred.transpose(2, 0, 1)))[None]
-    output: Pixels = stage.sampled(image, steps=steps, seed=0)[0].permute(1, 2, 0).numpy()
+    output: Pixels = stage.sampled(image, seed=0)[0].permute(1, 2, 0).numpy()
     return output
 
 

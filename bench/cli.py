@@ -198,6 +198,7 @@ def tradeoff(
 @click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Side of the training pictures.")
 @click.option("--pictures", default=6000, show_default=True, type=click.IntRange(1), help="Pictures to train on.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
+@click.option("--mixed-precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]))
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
 def ablation(
     checkpoint: Path,
@@ -206,6 +207,7 @@ def ablation(
     size: int,
     pictures: int,
     names: Sequence[str],
+    mixed_precision: str,
     output: Path | None,
 ) -> None:
     """Train CHECKPOINT's diffusion without each part of the method in turn, and compare them on held-out photos.
@@ -220,7 +222,7 @@ def ablation(
 
         work = checkpoint / "training"
         made = MadePictures(work / f"pictures-0-{pictures}.npy", pictures, 0, click.echo)
-        settings = Settings(steps=steps, learning_rate=learning_rate)
+        settings = Settings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
         rows = list(ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings, held_out(names)))
         if output is not None:
             write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})

@@ -57,7 +57,8 @@ class QFormer(ModelMixin, ConfigMixin):
         encoder_hidden_size: int = 1024,
     ) -> None:
         super().__init__()
-        self.query_tokens = nn.Parameter(torch.zeros(1, queries, hidden_size))
+        # as BLIP-2 does; queries that start equal stay equal
+        self.query_tokens = nn.Parameter(0.02 * torch.randn(1, queries, hidden_size))
         self.encoder = InstructBlipQFormerModel(
             InstructBlipQFormerConfig(
                 vocab_size=vocab_size,
@@ -94,6 +95,15 @@ class Extractor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B, queries, hidden_size); f_s or f_b in the paper."""
+        return self.read(self.tokens(image))
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """The image encoder's tokens of (B, 3, H, W) float32 in [0, 1], (B, T, D)."""
         pixels = clip_pixels(image, self.image_encoder.config.image_size).to(self.image_encoder.dtype)
-        tokens = self.image_encoder(pixels).last_hidden_state
-        return self.q_former(tokens, self.text_ids)
+        tokens: Tensor = self.image_encoder(pixels).last_hidden_state
+        return tokens
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """What the Q-Former reads in tokens (B, T, D): (B, queries, hidden_size)."""
+        features: Tensor = self.q_former(tokens, self.text_ids)
+        return features

@@ -105,11 +105,11 @@ def build(stage: str, model: "UIDDiff", backbone: bool, without: tuple[str, ...]
         "refiner": lambda: vae.JointRefiner(autoencoder, refiner),
         "encoder-refiner": lambda: vae.EncoderRefiner(autoencoder, refiner),
         "decoder-refiner": lambda: vae.DecoderRefiner(autoencoder, refiner),
-        "base": lambda: diffusion.BaseDiffusion(model),
-        "deblur": lambda: diffusion.Deblurring(model, backbone=backbone),
-        "blur-transfer": lambda: diffusion.BlurTransfer(model),
-        "joint": lambda: diffusion.Joint(model, backbone=backbone, without=without),
-        "delivery": lambda: diffusion.Delivery(model, steps),
+        "base": lambda: diffusion.BaseDiffusion(model, steps=steps),
+        "deblur": lambda: diffusion.Deblurring(model, steps=steps, backbone=backbone),
+        "blur-transfer": lambda: diffusion.BlurTransfer(model, steps=steps),
+        "joint": lambda: diffusion.Joint(model, steps=steps, backbone=backbone, without=without),
+        "delivery": lambda: diffusion.Delivery(model, steps=steps),
     }
     return stages[stage]()
 

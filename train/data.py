@@ -108,7 +108,7 @@ class Domains(Pairs):
     """Pairs, and beside them ``y_2`` and ``y_3``: two blurred pictures of one domain, which no sharp ones go with.
 
     Of a user's ``blurry`` folder they are two crops of one picture, since a domain may hold many blurs; otherwise two
-    sharp pictures blurred by one synthetic exposure.
+    sharp pictures blurred by one synthetic exposure, and then ``x_3`` is the second one before that.
     """
 
     def __init__(self, source: Source, size: int, seed: int, blurry: PictureFolder | None = None) -> None:
@@ -117,12 +117,13 @@ class Domains(Pairs):
 
     def pictures(self, rng: Random) -> dict[str, Pixels]:
         """The example as (size, size, 3)."""
+        pair = super().pictures(rng)
         if self.blurry:
             y_2, y_3 = self.blurry.crops(rng, self.size, self.size, 2)
-        else:
-            exposure = random_exposure(rng)
-            y_2, y_3 = (exposure(self.source(rng, self.size, self.size)) for _ in range(2))
-        return {**super().pictures(rng), "y_2": y_2, "y_3": y_3}
+            return {**pair, "y_2": y_2, "y_3": y_3}
+        exposure = random_exposure(rng)
+        x_2, x_3 = (self.source(rng, self.size, self.size) for _ in range(2))
+        return {**pair, "y_2": exposure(x_2), "y_3": exposure(x_3), "x_3": x_3}
 
 
 def tensors(example: dict[str, Pixels]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ three are trained together (eq. 8). All predict the noise of a latent. Prompts a
 empty prompt means something and guidance has two branches to compare.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from uid.train.loop import Batch, Stage
 from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, exchanged, psnr, restoration_loss
 
 PROMPT_DROPOUT = 0.1  # share of examples that see the empty prompt
-SHEET_STEPS = 8  # of DDIM, unguided, for the pictures of a sheet
+VISITED = 0.5  # share of examples at a timestep that the checkpoint's own number of steps visits; the rest at any
 
 
 def structure_side(model: UIDDiff) -> dict[str, nn.Module]:
@@ -41,47 +41,72 @@ def unused(without: Collection[str]) -> set[str]:
 
 
 class DiffusionStage(Stage):
-    """What these stages share: latents, noise, prompts and the loss. All of ``model`` is frozen but ``trained``."""
+    """What these stages share: latents, noise, prompts and the loss. All of ``model`` is frozen but ``trained``.
 
-    def __init__(self, model: UIDDiff, trained: dict[str, nn.Module]) -> None:
+    ``steps`` is the number of denoising steps that the checkpoint is used with.
+    """
+
+    def __init__(self, model: UIDDiff, trained: dict[str, nn.Module], steps: int) -> None:
         super().__init__()
-        self.model, self.trained = model.requires_grad_(False), trained
+        self.model, self.trained, self.steps = model.requires_grad_(False), trained, steps
         for module in trained.values():
             module.requires_grad_(True)
+        if "image_encoder" in trained:  # on a CPU the fused attention takes a third of a step in its backward pass
+            model.structure.image_encoder.set_attn_implementation("eager")
 
-    def structure(self, pictures: Tensor) -> Tensor:
-        """f_s of (B, 3, H, W) in [0, 1]."""
-        return self.model.structure(pictures)
+    def task_losses(self, batch: Batch, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Each task's noise loss, and their sum, from one pass of every network.
+
+        T_1 (eq. 4) is ``sharp`` under the sharp prompt, given ``blurred``; T_2 (eq. 6) ``y_3`` under the blurry one,
+        given its structure and the blur of ``y_2``; T_3 (eq. 7) ``y_2`` from its own structure and its own blur.
+        """
+        wanted = [batch[{"T_1": "sharp", "T_2": "y_3", "T_3": "y_2"}[task]] for task in tasks]
+        given = [self.given(batch, task) for task in tasks]
+        prompts = [SHARP_PROMPT if task == "T_1" else BLURRY_PROMPT for task in tasks for _ in batch["sharp"]]
+        with torch.no_grad():
+            z_y = self.model.encoder(torch.cat(given))[0]
+        # T_3 comes last: one pass of the image encoder serves f_s and f_b of y_2
+        seen = given if tasks[-1] in ("T_1", "T_3") else [*given, batch["y_2"]]
+        tokens = self.model.structure.tokens(torch.cat(seen)).split(len(batch["sharp"]))
+        f_s = self.structure(torch.cat(tokens[: len(tasks)]))
+        f_b = self.blurs(tokens[-1], tasks) if set(tasks) != {"T_1"} else None
+        losses = self.noise_losses(self.latents(torch.cat(wanted)), self.text(prompts), (z_y, f_s), f_b)
+        each = {task: loss.mean() for task, loss in zip(tasks, losses.chunk(len(tasks)), strict=True)}
+        return {"loss": torch.stack(list(each.values())).sum(), **each}
+
+    def given(self, batch: Batch, task: str) -> Tensor:
+        """What a task takes the structure of. For half of T_2's examples that is ``x_3``, ``y_3`` before its blur.
+
+        z_y should be no shortcut to ``y_3``, since the refined encoder was trained to give the latent of the sharp
+        picture. But it falls short of that, and what it leaves tells the blur where f_b should. A sharp picture is what
+        transfer is used on; a domain of blurred pictures alone does not have it.
+        """
+        if task != "T_2":
+            return batch[{"T_1": "blurred", "T_3": "y_2"}[task]]
+        half = len(batch["y_3"]) // 2 if "x_3" in batch else 0
+        return torch.cat([batch.get("x_3", batch["y_3"])[:half], batch["y_3"][half:]])
+
+    def blurs(self, tokens: Tensor, tasks: Sequence[str]) -> Tensor:
+        """f_b for each task in turn; T_1 has none, and zeros add nothing to the attention (eq. 5, without biases)."""
+        f_b = self.model.blur.read(tokens)
+        return torch.cat([torch.zeros_like(f_b) if task == "T_1" else f_b for task in tasks])
+
+    def structure(self, tokens: Tensor) -> Tensor:
+        """f_s of the image encoder's tokens."""
+        return self.model.structure.read(tokens)
 
     def condition(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """z_y and f_s of pictures; the refined encoder is frozen."""
-        with torch.no_grad():
-            z_y = self.model.encoder(pictures)[0]
-        return z_y, self.structure(pictures)
+        """z_y and f_s of (B, 3, H, W) in [0, 1]."""
+        return self.model.encoder(pictures)[0], self.structure(self.model.structure.tokens(pictures))
 
-    def deblurring_loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
-        """T_1 (eq. 4): ``sharp`` under the sharp prompt, given its blurred picture."""
-        text = self.text([SHARP_PROMPT] * len(sharp))
-        return self.noise_loss(self.latents(sharp), text, self.condition(blurred))
-
-    def blurring_loss(self, blurred: Tensor, f_b: Tensor) -> Tensor:
-        """T_2 and T_3 (eqs. 6 and 7): ``blurred`` under the blurry prompt, given its own structure and a blur's f_b.
-
-        z_y is no shortcut: the refined encoder was trained to give the latent of the sharp picture.
-        """
-        text = self.text([BLURRY_PROMPT] * len(blurred))
-        return self.noise_loss(self.latents(blurred), text, self.condition(blurred), f_b)
-
-    def sampled(
-        self, pictures: Tensor, blur: Tensor | None = None, *, steps: int = SHEET_STEPS, seed: int | None = None
-    ) -> Tensor:
+    def sampled(self, pictures: Tensor, blur: Tensor | None = None, *, seed: int | None = None) -> Tensor:
         """What the model makes of pictures, unguided: sharp, or with the blur of ``blur``."""
         prompt = SHARP_PROMPT if blur is None else BLURRY_PROMPT
         z_y, f_s = self.condition(pictures)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(z_y.shape, generator=generator).to(z_y.device)
         f_b = None if blur is None else self.model.blur(blur)
-        z = self.model.denoise(noise, z_y, f_s, self.model.prompts(prompt), steps, 1.0, f_b)
+        z = self.model.denoise(noise, z_y, f_s, self.model.prompts(prompt), self.steps, 1.0, f_b)
         return self.model.decoder(z, self.model.encoder(pictures)[1])
 
     def latents(self, pictures: Tensor) -> Tensor:
@@ -95,12 +120,12 @@ class DiffusionStage(Stage):
         embeddings = {prompt: self.model.prompts(prompt)[1] for prompt in dict.fromkeys(kept)}
         return torch.stack([embeddings[prompt] for prompt in kept])
 
-    def noise_loss(
+    def noise_losses(
         self, z: Tensor, text: Tensor, condition: tuple[Tensor, Tensor] | None, f_b: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the predicted noise (or velocity) at a random timestep of each latent."""
+        """Squared error of the predicted noise (or velocity) at a random timestep of each latent, (B,)."""
         scheduler = self.model.scheduler
-        t = torch.randint(0, scheduler.config.num_train_timesteps, (len(z),), device=z.device)
+        t = self.timesteps(len(z)).to(z.device)
         eps = torch.randn_like(z)
         x_t = scheduler.add_noise(z, eps, t)
         velocity = scheduler.config.prediction_type == "v_prediction"
@@ -110,7 +135,16 @@ class DiffusionStage(Stage):
             down, middle = self.model.step.adapter(x_t, condition[0], t, condition[1])
             residuals = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
         blur = None if f_b is None else {"f_b": f_b}
-        return F.mse_loss(self.model.step.unet(x_t, t, text, cross_attention_kwargs=blur, **residuals).sample, target)
+        output = self.model.step.unet(x_t, t, text, cross_attention_kwargs=blur, **residuals).sample
+        return (output - target).square().mean(dim=(1, 2, 3))
+
+    def timesteps(self, count: int) -> Tensor:
+        """(count,) of 0 to 999: uniform as in the paper, but a share of those that the sampler will visit."""
+        scheduler = self.model.scheduler
+        t = torch.randint(0, scheduler.config.num_train_timesteps, (count,))
+        scheduler.set_timesteps(self.steps)
+        visited = scheduler.timesteps[torch.randint(0, self.steps, (count,))]
+        return torch.where(torch.rand(count) < VISITED, visited, t)
 
 
 class BaseDiffusion(DiffusionStage):
@@ -118,14 +152,15 @@ class BaseDiffusion(DiffusionStage):
 
     name = "base"
 
-    def __init__(self, model: UIDDiff) -> None:
-        super().__init__(model, {"unet": model.step.unet, "text_encoder": model.text_encoder})
+    def __init__(self, model: UIDDiff, *, steps: int) -> None:
+        super().__init__(model, {"unet": model.step.unet, "text_encoder": model.text_encoder}, steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The noise loss over both halves of the pairs."""
         count = len(batch["sharp"])
         z = self.latents(torch.cat([batch["sharp"], batch["blurred"]]))
-        return {"loss": self.noise_loss(z, self.text([SHARP_PROMPT] * count + [BLURRY_PROMPT] * count), None)}
+        text = self.text([SHARP_PROMPT] * count + [BLURRY_PROMPT] * count)
+        return {"loss": self.noise_losses(z, text, None).mean()}
 
     def sheet(self, batch: Batch) -> Tensor:
         """Sharp pictures, and their latents noised to the middle and denoised in one step."""
@@ -154,12 +189,12 @@ class Deblurring(DiffusionStage):
 
     name = "deblur"
 
-    def __init__(self, model: UIDDiff, *, backbone: bool) -> None:
-        super().__init__(model, structure_side(model) | (pretrained_side(model) if backbone else {}))
+    def __init__(self, model: UIDDiff, *, steps: int, backbone: bool) -> None:
+        super().__init__(model, structure_side(model) | (pretrained_side(model) if backbone else {}), steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The noise loss of the sharp pictures under the sharp prompt."""
-        return {"loss": self.deblurring_loss(batch["blurred"], batch["sharp"])}
+        return self.task_losses(batch, ["T_1"])
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what the model makes of them, and the sharp ones."""
@@ -175,12 +210,12 @@ class BlurTransfer(DiffusionStage):
 
     name = "blur-transfer"
 
-    def __init__(self, model: UIDDiff) -> None:
-        super().__init__(model, blur_side(model))
+    def __init__(self, model: UIDDiff, *, steps: int) -> None:
+        super().__init__(model, blur_side(model), steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The noise loss of the blurred pictures y_3."""
-        return {"loss": self.blurring_loss(batch["y_3"], self.model.blur(batch["y_2"]))}
+        return self.task_losses(batch, ["T_2"])
 
     def sheet(self, batch: Batch) -> Tensor:
         """Pictures that give the blur, sharp pictures that take it, and what comes of them."""
@@ -197,25 +232,19 @@ class Joint(DiffusionStage):
 
     name = "joint"
 
-    def __init__(self, model: UIDDiff, *, backbone: bool, without: Collection[str] = ()) -> None:
+    def __init__(self, model: UIDDiff, *, steps: int, backbone: bool, without: Collection[str] = ()) -> None:
         trained = structure_side(model) | blur_side(model) | (pretrained_side(model) if backbone else {})
-        super().__init__(model, {name: module for name, module in trained.items() if name not in unused(without)})
+        kept = {name: module for name, module in trained.items() if name not in unused(without)}
+        super().__init__(model, kept, steps)
         self.without = frozenset(without)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each task's noise loss, and their sum."""
-        losses = {"T_1": self.deblurring_loss(batch["blurred"], batch["sharp"])}
-        if not {"T_2", "T_3"} <= self.without:
-            f_b = self.model.blur(batch["y_2"])
-            if "T_2" not in self.without:
-                losses["T_2"] = self.blurring_loss(batch["y_3"], f_b)
-            if "T_3" not in self.without:
-                losses["T_3"] = self.blurring_loss(batch["y_2"], f_b)  # y_4 is y_2: one pass of Q_b serves both
-        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+        return self.task_losses(batch, [task for task in ("T_1", "T_2", "T_3") if task not in self.without])
 
-    def structure(self, pictures: Tensor) -> Tensor:
+    def structure(self, tokens: Tensor) -> Tensor:
         """f_s, or zeros without Q_s."""
-        f_s = super().structure(pictures)
+        f_s = super().structure(tokens)
         return torch.zeros_like(f_s) if "Q_s" in self.without else f_s
 
     def sheet(self, batch: Batch) -> Tensor:
@@ -233,9 +262,8 @@ class Delivery(DiffusionStage):
 
     name = "delivery"
 
-    def __init__(self, model: UIDDiff, steps: int) -> None:
-        super().__init__(model, {"vae_refiner": model.refiner})
-        self.steps = steps
+    def __init__(self, model: UIDDiff, *, steps: int) -> None:
+        super().__init__(model, {"vae_refiner": model.refiner}, steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Image loss of both tasks and eq. 9; how much nearer to the sharp pictures the deblurred ones came, in dB."""
@@ -253,7 +281,8 @@ class Delivery(DiffusionStage):
     def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
         """The diffusion's latents of blurred pictures, unguided."""
         prompts = self.model.prompts(SHARP_PROMPT)
-        return self.model.denoise(torch.randn_like(z_y), z_y, self.structure(blurred), prompts, self.steps, 1.0)
+        f_s = self.structure(self.model.structure.tokens(blurred))
+        return self.model.denoise(torch.randn_like(z_y), z_y, f_s, prompts, self.steps, 1.0)
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what the model makes of them, and the sharp ones."""

@@ -69,7 +69,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     trained = [p for p in stage.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, betas=(0.9, 0.99), fused=True)
     average = Average(stage, settings.average)
     start = resume(stage, average, optimizer, folder)
     model, optimizer = accelerator.prepare(stage, optimizer)

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -100,15 +101,18 @@ def test_each_stage_learns_and_leaves_the_frozen_alone(tmp_path: Path, name: str
 PAPER = {"structure.q_former", "step.adapter", "blur.q_former", "blur_projections"}
 BACKBONE = {"step.unet", "structure.image_encoder"}
 DIFFUSION_STAGES: dict[str, tuple[Callable[[UIDDiff], DiffusionStage], set[str]]] = {
-    "base": (BaseDiffusion, {"step.unet", "text_encoder"}),
-    "deblur": (lambda m: Deblurring(m, backbone=False), {"structure.q_former", "step.adapter"}),
-    "deblur, backbone": (lambda m: Deblurring(m, backbone=True), {"structure.q_former", "step.adapter"} | BACKBONE),
-    "blur-transfer": (BlurTransfer, {"blur.q_former", "blur_projections"}),
-    "joint": (lambda m: Joint(m, backbone=False), PAPER),
-    "joint, backbone": (lambda m: Joint(m, backbone=True), PAPER | BACKBONE),
-    "joint without Q_s": (lambda m: Joint(m, backbone=False, without={"Q_s"}), PAPER - {"structure.q_former"}),
+    "base": (partial(BaseDiffusion, steps=2), {"step.unet", "text_encoder"}),
+    "deblur": (lambda m: Deblurring(m, steps=2, backbone=False), {"structure.q_former", "step.adapter"}),
+    "deblur, backbone": (
+        lambda m: Deblurring(m, steps=2, backbone=True),
+        {"structure.q_former", "step.adapter"} | BACKBONE,
+    ),
+    "blur-transfer": (partial(BlurTransfer, steps=2), {"blur.q_former", "blur_projections"}),
+    "joint": (lambda m: Joint(m, steps=2, backbone=False), PAPER),
+    "joint, backbone": (lambda m: Joint(m, steps=2, backbone=True), PAPER | BACKBONE),
+    "joint without Q_s": (lambda m: Joint(m, steps=2, backbone=False, without={"Q_s"}), PAPER - {"structure.q_former"}),
     "joint without T_2, T_3": (
-        lambda m: Joint(m, backbone=False, without={"T_2", "T_3"}),
+        lambda m: Joint(m, steps=2, backbone=False, without={"T_2", "T_3"}),
         {"structure.q_former", "step.adapter"},
     ),
     "delivery": (lambda m: Delivery(m, steps=2), {"refiner"}),
@@ -141,9 +145,42 @@ def test_joint_losses_are_the_sum_of_its_tasks(tiny_checkpoint: Path) -> None:
     model = checkpoint.load(tiny_checkpoint)
     batch = {name: torch.rand(2, 3, 16, 16) for name in ("sharp", "blurred", "y_2", "y_3")}
     for without, tasks in (((), {"T_1", "T_2", "T_3"}), (("T_3",), {"T_1", "T_2"}), (("T_2", "T_3"), {"T_1"})):
-        terms = {name: loss.detach() for name, loss in Joint(model, backbone=False, without=without)(batch).items()}
+        stage = Joint(model, steps=2, backbone=False, without=without)
+        terms = {name: loss.detach() for name, loss in stage(batch).items()}
         assert set(terms) == tasks | {"loss"}
         assert float(terms["loss"]) == pytest.approx(sum(float(terms[task]) for task in tasks), rel=1e-5)
+
+
+def test_zeros_for_f_b_are_no_blur_at_all(tiny_checkpoint: Path) -> None:
+    """So that T_1, which has none, runs in one batch with the tasks that have."""
+    model = checkpoint.load(tiny_checkpoint)
+    stage = Joint(model, steps=2, backbone=False)
+    z, text = torch.randn(3, 4, 8, 8), stage.text(["blurry image"] * 3)
+    f_b = model.blur(torch.rand(3, 3, 16, 16))
+    torch.manual_seed(0)
+    without = stage.noise_losses(z, text, None)
+    for given, equal in ((torch.zeros_like(f_b), True), (f_b, False)):
+        torch.manual_seed(0)
+        assert torch.allclose(stage.noise_losses(z, text, None, given), without, rtol=1e-5) == equal
+
+
+def test_half_of_the_timesteps_are_those_of_the_sampler(tiny_checkpoint: Path) -> None:
+    stage = Joint(checkpoint.load(tiny_checkpoint), steps=2, backbone=False)
+    torch.manual_seed(0)
+    t = stage.timesteps(4000)
+    stage.model.scheduler.set_timesteps(2)
+    shares = [float((t == visited).float().mean()) for visited in stage.model.scheduler.timesteps]
+    assert shares == pytest.approx([0.25, 0.25], abs=0.03)
+    assert len(t.unique()) > 700
+
+
+def test_queries_of_a_new_q_former_differ(tmp_path: Path) -> None:
+    """Equal ones have equal gradients, and would stay one query for ever."""
+    checkpoint.write_untrained(tmp_path / "new", "tiny")
+    model = checkpoint.load(tmp_path / "new")
+    for extractor in (model.structure, model.blur):
+        features = extractor(torch.rand(1, 3, 16, 16))[0]
+        assert torch.pdist(features).min() > 1e-3
 
 
 def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:

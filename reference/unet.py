@@ -1,0 +1,91 @@
+"""The U-Net's forward pass under several prompts, with what comes before the first prompt computed once.
+
+diffusers' ``UNet2DConditionModel`` holds the modules and the weights. Its own forward pass takes one latent per prompt,
+and so computes the first residual block and the first self-attention, which is among the costliest, once per prompt.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    x_t: Tensor,
+    timestep: Tensor,
+    prompt: Tensor,
+    down: Sequence[Tensor],
+    middle: Tensor,
+    f_b: Tensor | None,
+) -> Tensor:
+    """The U-Net's output under each of P prompts, (P * B, C, h, w), prompt by prompt.
+
+    x_t (B, C, h, w), timestep (B,), prompt (P * B, L, D); residuals ``down`` and ``middle`` of a batch of B, f_b
+    (B, 16, D). A tensor that holds B examples stays so until it meets one that holds P * B.
+    """
+    x = unet.conv_in(x_t)
+    time = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
+    features = [x]
+    for block in unet.down_blocks:
+        for resnet, attention in zip(block.resnets, attentions(block), strict=True):
+            x = resnet(x, like(time, x))
+            x = transformed(attention, x, prompt, f_b) if attention is not None else x
+            features.append(x)
+        for downsample in block.downsamplers or ():
+            x = downsample(x)
+            features.append(x)
+    features = [feature + like(residual, feature) for feature, residual in zip(features, down, strict=True)]
+    x = unet.mid_block.resnets[0](x, like(time, x))
+    for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
+        x = resnet(transformed(attention, x, prompt, f_b), like(time, x))
+    x = x + like(middle, x)
+    for block in unet.up_blocks:
+        for resnet, attention in zip(block.resnets, attentions(block), strict=True):
+            x = resnet(torch.cat([x, like(features.pop(), x)], dim=1), like(time, x))
+            x = transformed(attention, x, prompt, f_b) if attention is not None else x
+        for upsample in block.upsamplers or ():
+            x = upsample(x)
+    output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return output
+
+
+def attentions(block: Any) -> Sequence[Transformer2DModel | None]:
+    """A block's transformers, one after each of its residual blocks; None where it has none."""
+    found: Sequence[Transformer2DModel | None] = getattr(block, "attentions", None) or [None] * len(block.resnets)
+    return found
+
+
+def transformed(module: Transformer2DModel, x: Tensor, prompt: Tensor, f_b: Tensor | None) -> Tensor:
+    """Self-attention, cross-attention and feed-forward on the pixels of (B, C, h, w), or of (P * B, C, h, w)."""
+    height, width = x.shape[-2:]
+    linear = module.config.use_linear_projection
+    y = module.norm(x)
+    y = y if linear else module.proj_in(y)
+    y = y.flatten(2).transpose(1, 2)
+    y = module.proj_in(y) if linear else y
+    for block in module.transformer_blocks:
+        y = attended(block, y, prompt, f_b)
+    y = module.proj_out(y) if linear else y
+    y = y.transpose(1, 2).unflatten(2, (height, width))
+    y = y if linear else module.proj_out(y)
+    return y + like(x, y)
+
+
+def attended(block: BasicTransformerBlock, y: Tensor, prompt: Tensor, f_b: Tensor | None) -> Tensor:
+    """One transformer block on (B, T, C) or (P * B, T, C); its second attention is the first to read the prompt."""
+    y = y + block.attn1(block.norm1(y))
+    y = like(y, prompt)
+    y = y + block.attn2(block.norm2(y), prompt, f_b=None if f_b is None else like(f_b, y))
+    output: Tensor = y + block.ff(block.norm3(y))
+    return output
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` as often as it takes to match the batch of ``other``."""
+    times = other.shape[0] // tensor.shape[0]
+    return tensor if times == 1 else torch.cat([tensor] * times)
