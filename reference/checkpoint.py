@@ -206,7 +206,7 @@ def build(preset: Preset) -> dict[str, Any]:
     return {
         "image_encoder": CLIPVisionModel(CLIPVisionConfig(**preset.image_encoder)),
         "structure_extractor": QFormer(queries=preset.queries, text="structure", **preset.q_former),
-        "blur_extractor": QFormer(queries=preset.queries, text="blur", **preset.q_former),
+        "blur_extractor": QFormer(queries=preset.queries, text="blur", window=preset.blur_window, **preset.q_former),
         "text_encoder": CLIPTextModel(CLIPTextConfig(**preset.text_encoder)),
         "adapter": Adapter(
             in_channels=2 * unet.config.in_channels,

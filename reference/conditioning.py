@@ -10,15 +10,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def resize_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
+def resize_matrix(size_in: int, size_out: int, device: torch.device, window: int | None = None) -> Tensor:
     """Rows of the antialiased bicubic filter (a = -0.5) that Pillow and ``F.interpolate(antialias=True)`` apply.
 
     Returns (size_out, size_in) float32, each row summing to 1. Two matrix products with such matrices resize an image
-    of any size, in operators that every backend has; ``size_in`` may be symbolic, hence the sums on tensors.
+    of any size, or the ``window`` pixels in its middle, in operators that every backend has; ``size_in`` may be
+    symbolic, hence the sums on tensors.
     """
     positions = torch.arange(size_in, dtype=torch.float32, device=device) + 0.5
-    scale = (positions[-1:] + 0.5) / size_out
-    centres = (torch.arange(size_out, dtype=torch.float32, device=device) + 0.5) * scale
+    whole = positions[-1:] + 0.5
+    seen = whole if window is None else whole.clamp(max=window)
+    scale = seen / size_out
+    centres = 0.5 * (whole - seen) + (torch.arange(size_out, dtype=torch.float32, device=device) + 0.5) * scale
     x = (positions[None, :] - centres[:, None]).abs() / scale.clamp(min=1.0)
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
@@ -26,11 +29,14 @@ def resize_matrix(size_in: int, size_out: int, device: torch.device) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def clip_pixels(image: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) float32 in [0, 1] -> (B, 3, size, size), CLIP-normalised. The whole image is kept, not a crop."""
+def clip_pixels(image: Tensor, size: int, window: int | None = None) -> Tensor:
+    """(B, 3, H, W) float32 in [0, 1] -> (B, 3, size, size), CLIP-normalised.
+
+    The whole image is kept, or the ``window`` x ``window`` pixels in its middle.
+    """
     height, width = image.shape[-2:]
-    rows = resize_matrix(height, size, image.device)
-    columns = resize_matrix(width, size, image.device)
+    rows = resize_matrix(height, size, image.device, window)
+    columns = resize_matrix(width, size, image.device, window)
     resized = rows @ image @ columns.T
     mean = torch.tensor(CLIP_MEAN, device=image.device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=image.device).view(1, 3, 1, 1)
@@ -40,7 +46,8 @@ def clip_pixels(image: Tensor, size: int) -> Tensor:
 class QFormer(ModelMixin, ConfigMixin):
     """Learnable queries that read an image's CLIP tokens under a text ("structure" or "blur"), after BLIP-Diffusion.
 
-    Configured by ``InstructBlipQFormerConfig`` fields and the number of queries.
+    Configured by ``InstructBlipQFormerConfig`` fields, the number of queries, and the ``window`` of the image that they
+    are to see: a blur is as many pixels wide in a large picture as in a small one, and resizing would hide it.
     """
 
     @register_to_config
@@ -48,6 +55,7 @@ class QFormer(ModelMixin, ConfigMixin):
         self,
         queries: int = 16,
         text: str = "structure",
+        window: int | None = None,
         vocab_size: int = 30522,
         hidden_size: int = 768,
         intermediate_size: int = 3072,
@@ -95,15 +103,6 @@ class Extractor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] -> (B, queries, hidden_size); f_s or f_b in the paper."""
-        return self.read(self.tokens(image))
-
-    def tokens(self, image: Tensor) -> Tensor:
-        """The image encoder's tokens of (B, 3, H, W) float32 in [0, 1], (B, T, D)."""
-        pixels = clip_pixels(image, self.image_encoder.config.image_size).to(self.image_encoder.dtype)
-        tokens: Tensor = self.image_encoder(pixels).last_hidden_state
-        return tokens
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """What the Q-Former reads in tokens (B, T, D): (B, queries, hidden_size)."""
-        features: Tensor = self.q_former(tokens, self.text_ids)
-        return features
+        size, window = self.image_encoder.config.image_size, self.q_former.config.window
+        pixels = clip_pixels(image, size, window).to(self.image_encoder.dtype)
+        return self.q_former(self.image_encoder(pixels).last_hidden_state, self.text_ids)

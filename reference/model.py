@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from uid.reference import blur_attention
+from uid.reference import blur_attention, unet
 from uid.reference.adapter import Adapter
 from uid.reference.conditioning import Extractor, QFormer
 from uid.reference.ddim import ddim_update, guide
@@ -66,23 +66,11 @@ class DenoisingStep(nn.Module):
         self, x_t: Tensor, z_y: Tensor, f_s: Tensor, prompt: Tensor, timestep: Tensor, f_b: Tensor | None
     ) -> Tensor:
         """The U-Net's output under each of the prompts (P, L, D), (P * B, C, h, w) float32."""
-        dtype, batch, branches = z_y.dtype, x_t.shape[0], prompt.shape[0]
-        x = x_t.to(dtype)
-        down, middle = self.adapter(x, z_y, timestep.expand(batch), f_s)
-
-        def each(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor] * branches)
-
-        output: Tensor = self.unet(
-            each(x),
-            timestep.expand(branches * batch),
-            prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
-            down_block_additional_residuals=tuple(each(r) for r in down),
-            mid_block_additional_residual=each(middle),
-            cross_attention_kwargs=None if f_b is None else {"f_b": each(f_b)},
-            return_dict=False,
-        )[0]
-        return output.float()
+        dtype, batch = z_y.dtype, x_t.shape[0]
+        x, t = x_t.to(dtype), timestep.expand(batch)
+        down, middle = self.adapter(x, z_y, t, f_s)
+        text = prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
+        return unet.predict(self.unet, x, t, text, down, middle, f_b).float()
 
 
 class UIDDiff(nn.Module):

@@ -34,6 +34,7 @@ class Preset:
     refiner: dict[str, Any]  # VAERefiner's: for each VAE level the width of its refiners and the blocks in them
     tile: int  # an image of more than tile * tile pixels is run in tiles of this side
     queries: int = 16  # learnable queries of each Q-Former
+    blur_window: int | None = None  # side in pixels of what Q_b sees of its picture, in the middle; None: all, resized
     steps: int = 30  # DDIM steps (paper: 30)
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # steps and views by name, the best first
@@ -140,6 +141,7 @@ EDGE = Preset(
     },
     refiner={"hidden": (48, 96), "blocks": (4, 8), "pixel_channels": 48},
     tile=512,
+    blur_window=128,  # as it was trained
     steps=1,  # as trained so far, more steps do not change the picture
     guidance=1.0,
     qualities={

@@ -1,4 +1,4 @@
-"""The U-Net's forward pass under several prompts, with what comes before the first prompt computed once.
+"""The U-Net under several prompts, with what comes before its first look at the prompt computed once.
 
 diffusers' ``UNet2DConditionModel`` holds the modules and the weights. Its own forward pass takes one latent per prompt,
 and so computes the first residual block and the first self-attention, which is among the costliest, once per prompt.

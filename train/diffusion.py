@@ -65,11 +65,8 @@ class DiffusionStage(Stage):
         prompts = [SHARP_PROMPT if task == "T_1" else BLURRY_PROMPT for task in tasks for _ in batch["sharp"]]
         with torch.no_grad():
             z_y = self.model.encoder(torch.cat(given))[0]
-        # T_3 comes last: one pass of the image encoder serves f_s and f_b of y_2
-        seen = given if tasks[-1] in ("T_1", "T_3") else [*given, batch["y_2"]]
-        tokens = self.model.structure.tokens(torch.cat(seen)).split(len(batch["sharp"]))
-        f_s = self.structure(torch.cat(tokens[: len(tasks)]))
-        f_b = self.blurs(tokens[-1], tasks) if set(tasks) != {"T_1"} else None
+        f_s = self.structure(torch.cat(given))
+        f_b = self.blurs(batch["y_2"], tasks) if set(tasks) != {"T_1"} else None
         losses = self.noise_losses(self.latents(torch.cat(wanted)), self.text(prompts), (z_y, f_s), f_b)
         each = {task: loss.mean() for task, loss in zip(tasks, losses.chunk(len(tasks)), strict=True)}
         return {"loss": torch.stack(list(each.values())).sum(), **each}
@@ -86,28 +83,25 @@ class DiffusionStage(Stage):
         half = len(batch["y_3"]) // 2 if "x_3" in batch else 0
         return torch.cat([batch.get("x_3", batch["y_3"])[:half], batch["y_3"][half:]])
 
-    def blurs(self, tokens: Tensor, tasks: Sequence[str]) -> Tensor:
+    def blurs(self, y_2: Tensor, tasks: Sequence[str]) -> Tensor:
         """f_b for each task in turn; T_1 has none, and zeros add nothing to the attention (eq. 5, without biases)."""
-        f_b = self.model.blur.read(tokens)
+        f_b = self.model.blur(y_2)
         return torch.cat([torch.zeros_like(f_b) if task == "T_1" else f_b for task in tasks])
 
-    def structure(self, tokens: Tensor) -> Tensor:
-        """f_s of the image encoder's tokens."""
-        return self.model.structure.read(tokens)
-
-    def condition(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """z_y and f_s of (B, 3, H, W) in [0, 1]."""
-        return self.model.encoder(pictures)[0], self.structure(self.model.structure.tokens(pictures))
+    def structure(self, pictures: Tensor) -> Tensor:
+        """f_s of (B, 3, H, W) in [0, 1]."""
+        return self.model.structure(pictures)
 
     def sampled(self, pictures: Tensor, blur: Tensor | None = None, *, seed: int | None = None) -> Tensor:
         """What the model makes of pictures, unguided: sharp, or with the blur of ``blur``."""
         prompt = SHARP_PROMPT if blur is None else BLURRY_PROMPT
-        z_y, f_s = self.condition(pictures)
+        z_y, skips = self.model.encoder(pictures)
+        f_s = self.structure(pictures)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(z_y.shape, generator=generator).to(z_y.device)
         f_b = None if blur is None else self.model.blur(blur)
         z = self.model.denoise(noise, z_y, f_s, self.model.prompts(prompt), self.steps, 1.0, f_b)
-        return self.model.decoder(z, self.model.encoder(pictures)[1])
+        return self.model.decoder(z, skips)
 
     def latents(self, pictures: Tensor) -> Tensor:
         """The base VAE's latents of (B, 3, H, W) in [0, 1], a posterior sample with unit variance."""
@@ -242,9 +236,9 @@ class Joint(DiffusionStage):
         """Each task's noise loss, and their sum."""
         return self.task_losses(batch, [task for task in ("T_1", "T_2", "T_3") if task not in self.without])
 
-    def structure(self, tokens: Tensor) -> Tensor:
+    def structure(self, pictures: Tensor) -> Tensor:
         """f_s, or zeros without Q_s."""
-        f_s = super().structure(tokens)
+        f_s = super().structure(pictures)
         return torch.zeros_like(f_s) if "Q_s" in self.without else f_s
 
     def sheet(self, batch: Batch) -> Tensor:
@@ -281,8 +275,7 @@ class Delivery(DiffusionStage):
     def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
         """The diffusion's latents of blurred pictures, unguided."""
         prompts = self.model.prompts(SHARP_PROMPT)
-        f_s = self.structure(self.model.structure.tokens(blurred))
-        return self.model.denoise(torch.randn_like(z_y), z_y, f_s, prompts, self.steps, 1.0)
+        return self.model.denoise(torch.randn_like(z_y), z_y, self.structure(blurred), prompts, self.steps, 1.0)
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what the model makes of them, and the sharp ones."""

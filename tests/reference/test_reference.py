@@ -16,6 +16,7 @@ from uid.reference.conditioning import resize_matrix
 from uid.reference.ddim import ddim_update
 from uid.reference.model import UIDDiff
 from uid.reference.presets import EDGE, PRESETS, SCHEDULER
+from uid.reference.unet import predict
 from uid.reference.vae import RefinedDecoder, RefinedEncoder, from_patches, to_patches
 
 
@@ -25,6 +26,15 @@ def test_resizing_is_antialiased_bicubic(height: int, width: int) -> None:
     rows, columns = (resize_matrix(n, 32, image.device) for n in (height, width))
     expected = F.interpolate(image, (32, 32), mode="bicubic", antialias=True)
     torch.testing.assert_close(rows @ image @ columns.T, expected, atol=2e-5, rtol=0)
+
+
+def test_a_window_is_the_middle_of_the_picture() -> None:
+    image = torch.rand(1, 3, 300, 40)
+    rows, columns = (resize_matrix(n, 32, image.device, window=64) for n in (300, 40))
+    seen = rows @ image @ columns.T
+    expected = F.interpolate(image[:, :, 118:182], (32, 32), mode="bicubic", antialias=True)
+    inside = slice(3, -3)  # at the border of the window, pixels beyond it weigh in
+    torch.testing.assert_close(seen[:, :, inside], expected[:, :, inside], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -47,6 +57,26 @@ def test_without_blur_features_the_unet_is_stable_diffusions(tiny_checkpoint: Pa
         given = tiny_model.step.unet(x, 500, text, cross_attention_kwargs={"f_b": f_b}).sample
     torch.testing.assert_close(without, expected, atol=1e-5, rtol=1e-5)
     assert (given - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("batch", "prompts"), [(1, 1), (1, 2), (2, 3)])
+def test_the_shared_forward_pass_is_that_of_diffusers(tiny_model: UIDDiff, batch: int, prompts: int) -> None:
+    step, t = tiny_model.step, torch.full((batch,), 501.0)
+    x, z_y = torch.randn(2, batch, 4, 8, 8)
+    f_s, f_b = torch.randn(2, batch, 16, 32)
+    text = torch.randn(prompts, 24, 32).repeat_interleave(batch, 0)
+    with torch.inference_mode():
+        down, middle = step.adapter(x, z_y, t, f_s)
+        expected = step.unet(
+            x.repeat(prompts, 1, 1, 1),
+            501,
+            text,
+            down_block_additional_residuals=[residual.repeat(prompts, 1, 1, 1) for residual in down],
+            mid_block_additional_residual=middle.repeat(prompts, 1, 1, 1),
+            cross_attention_kwargs={"f_b": f_b.repeat(prompts, 1, 1)},
+        ).sample
+        got = predict(step.unet, x, t, text, down, middle, f_b)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_input_matters(tiny_model: UIDDiff) -> None:
