@@ -50,13 +50,19 @@ class OpenvinoBuffer(Buffer):
 
 
 class OpenvinoEngine(Engine):
-    """One compiled model. ``names`` are the graph's own, to which compiling may add others.
+    """One compiled model. ``names`` are the graph's own, to which compiling may add others; ``memory`` outlives it.
 
     A run that memory does not hold cannot be told: OpenVINO 2026.4 then goes on with wrong numbers, or crashes.
     """
 
-    def __init__(self, compiled: ov.CompiledModel, names: set[str], covers: Callable[[Sizes], bool]) -> None:
-        self.compiled, self.covered = compiled, covers
+    def __init__(
+        self,
+        compiled: ov.CompiledModel,
+        names: set[str],
+        covers: Callable[[Sizes], bool],
+        memory: Array | None = None,
+    ) -> None:
+        self.compiled, self.covered, self.memory = compiled, covers, memory
         self.inputs = {spec.name: spec for spec in specs_of(compiled.inputs, names)}
         self.outputs = {spec.name: spec for spec in specs_of(compiled.outputs, names)}
 
@@ -107,7 +113,7 @@ class OpenvinoBackend(Backend):
         """The component compiled before, or now, with its sizes fixed or left open."""
         fixed = has_fixed_sizes(bundle, component, sizes)
         path = self.cached_path(bundle, component, fixed)
-        compiled = self.kept(path)
+        compiled, memory = self.kept(path) or (None, None)
         if compiled is None:
             with load_errors(bundle.folder / component.file):
                 model = self.read(bundle.folder / component.file)
@@ -116,7 +122,7 @@ class OpenvinoBackend(Backend):
                 compiled = self.core.compile_model(model, DEVICE, self.settings)
             self.keep(compiled, path)
         names = {spec.name for spec in (*component.inputs, *component.outputs)}
-        return OpenvinoEngine(compiled, names, lambda other: has_fixed_sizes(bundle, component, other) == fixed)
+        return OpenvinoEngine(compiled, names, lambda other: has_fixed_sizes(bundle, component, other) == fixed, memory)
 
     def read(self, path: Path) -> ov.Model:
         """The graph at ``path``, safe to compile."""
@@ -131,25 +137,30 @@ class OpenvinoBackend(Backend):
         depends = (sha256(bundle.folder / MANIFEST), *versions, *cpu, self.name, bundle.tile if fixed else None)
         return default_folder(bundle, "openvino") / f"{component.name}-{short_hash(repr(depends))}.blob"
 
-    def kept(self, path: Path) -> ov.CompiledModel | None:
-        """What ``keep`` wrote, or None: OpenVINO itself reads a model whose weights were altered without a word."""
+    def kept(self, path: Path) -> tuple[ov.CompiledModel, Array] | None:
+        """What ``keep`` wrote, and the memory that it lives in, which is the file's own; None where it is not sound.
+
+        OpenVINO itself reads a model whose weights were altered without a word.
+        """
         try:
-            data = path.read_bytes()
-            if hashlib.sha256(data[DIGEST:]).digest() != data[:DIGEST]:
+            data = np.memmap(path, np.uint8, "c")  # OpenVINO takes no memory that is read-only
+            if hashlib.sha256(data[DIGEST:].data).digest() != data[:DIGEST].tobytes():
                 raise BackendError("it is damaged")
-            return self.core.import_model(data[DIGEST:], DEVICE, self.settings)
+            tensor = ov.Tensor(data[DIGEST:], shared_memory=True)
+            return self.core.import_model(tensor, DEVICE, self.settings), data
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, BackendError) as error:  # OpenVINO's own: made for other instructions
+        except (OSError, ValueError, RuntimeError, BackendError) as error:  # empty, or made for other instructions
             self.report(f"{path} is not used and made again: {error}")
             return None
 
     def keep(self, compiled: ov.CompiledModel, path: Path) -> None:
         """Write a compiled model after its sha256; where that cannot be, the next process compiles again."""
-        data = compiled.export_model().getvalue()
+        data = compiled.export_model().getbuffer()
         try:
-            with written_whole(path) as temporary:
-                temporary.write_bytes(hashlib.sha256(data).digest() + data)
+            with written_whole(path) as temporary, temporary.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
         except OutputError as error:
             self.report(f"the next process will compile again: {error}")
 
