@@ -49,10 +49,6 @@ def infer_shapes(model: ir.Model) -> None:
     Reshapes take sizes that the graph computes from its inputs' shapes, so these constants are folded on the way.
     """
     for node in model.graph:
-        if node.op_type == "GroupNormalization":  # onnx infers no shape for it: it is its input's
-            node.op_type = "Identity"
-            node.resize_inputs(1)
-            node.attributes.clear()
         for value in node.outputs:
             value.shape = None  # the exporter's symbols mean nothing here
     fold_constants(model, onnx_shape_inference=True)

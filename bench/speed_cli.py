@@ -88,7 +88,11 @@ PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="
 @COMPILE
 @click.option("--csv", "table", type=OUTPUT, metavar="FILE.csv", help="The same rows as a table.")
 @PLOT
-@click.option("--process", is_flag=True, help="Time `uid-run` as a whole process instead, from start to exit.")
+@click.option(
+    "--process",
+    is_flag=True,
+    help="Time `uid-run` as a whole process instead, from start to exit; with --checkpoint, PyTorch too.",
+)
 def latency(process: bool, table: Path | None, plotted: Path | None, output: Path | None, **values: Any) -> None:
     """Time pictures on every backend in turn, and hold each picture against the reference's.
 
@@ -256,20 +260,23 @@ def _starts(values: dict[str, Any]) -> list[Any]:
     """Rows of whole processes, and the medians of their stages."""
     from statistics import median
 
-    from uid.bench.latency import default_size, usable_cores, working
+    from uid.bench.latency import PYTORCH, default_size, usable_cores, working
     from uid.bench.startup import starts
 
-    bundle = _bundle(values["model"])
-    rows = []
-    for backend in working(values["backends"]):
-        for size in values["sizes"] or [default_size(bundle)]:
-            for steps in values["steps"] or [bundle.steps]:
-                times = {"warm_up": values["warm_up"], "repeats": values["repeats"]}
-                made = list(starts(bundle, backend, size, steps, threads=values["threads"] or usable_cores(), **times))
-                rows += made
+    bundle, checkpoint = _bundle(values["model"]), values["checkpoint"]
+    runners = [*working(values["backends"]), *([PYTORCH] if checkpoint else [])]
+    settings = {"warm_up": values["warm_up"], "repeats": values["repeats"], "checkpoint": checkpoint}
+    settings["threads"] = values["threads"] or usable_cores()
+    rows: list[Any] = []
+    for size in values["sizes"] or [default_size(bundle)]:
+        for steps in values["steps"] or [bundle.steps]:
+            # One start of each in turn, so that what slows the machine slows them all.
+            turns = list(zip(*(starts(bundle, runner, size, steps, **settings) for runner in runners), strict=True))
+            rows += [row for turn in turns for row in turn]
+            for made in zip(*turns, strict=True):
                 stages = ("seconds", "interpreter", "imports", "load", "compute")
                 figures = ", ".join(f"{name} {median(getattr(row, name) for row in made):.2f}" for name in stages)
-                click.echo(f"uid-run on {backend}, {size[0]}x{size[1]}, {steps} steps: {figures}")
+                click.echo(f"{made[0].backend}, {size[0]}x{size[1]}, {steps} steps: {figures}")
     return rows
 
 

@@ -1,4 +1,7 @@
-"""``uid-run`` as a whole process on a small picture: where the seconds go before the first pixel comes out."""
+"""``uid-run`` as a whole process on a small picture: where the seconds go before the first pixel comes out.
+
+And the same picture by the PyTorch reference, which is what the process would be without an export.
+"""
 
 import json
 import subprocess
@@ -6,16 +9,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from uid.bench.latency import Size, sample_picture
+import numpy as np
+
+from uid.bench.latency import PYTORCH, Size, sample_picture
 from uid.bench.rows import device, versions, write_png
+from uid.engines import Array
 from uid.errors import BackendError
 from uid.runtime.bundle import Bundle
 
-# What `uid-run` imports before it reads a bundle, and the backend's library.
+# What each imports before it reads its model, and the backend's library.
 IMPORTS = "import uid.runtime.cli, uid.runtime.images, uid.runtime.pipeline; uid.engines.create({backend!r})"
+TORCH_IMPORTS = "import uid.reference.checkpoint, uid.runtime.images, uid.runtime.pipeline"
 
 
 @dataclass(frozen=True)
@@ -41,22 +49,41 @@ class StartRow:
 
 
 def starts(
-    bundle: Bundle, backend: str, size: Size, steps: int, *, threads: int, warm_up: int, repeats: int
+    bundle: Bundle,
+    backend: str,
+    size: Size,
+    steps: int,
+    *,
+    threads: int,
+    warm_up: int,
+    repeats: int,
+    checkpoint: Path | None = None,
 ) -> Iterator[StartRow]:
-    """``repeats`` starts after ``warm_up`` that do not count. Raises ``BackendError`` when one fails."""
+    """``repeats`` starts after ``warm_up`` that do not count, in the bundle's default quality.
+
+    Backend "pytorch" is the reference on ``checkpoint``. Raises ``BackendError`` when a start fails.
+    """
     here, found = device(), versions()
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "blurred.png", Path(folder) / "sharp.png"
         write_png(source, sample_picture(*size))
-        run = ["-m", "uid.runtime.cli", str(source), "-o", str(made), "-m", str(bundle.folder), "--backend", backend]
-        run += ["--steps", str(steps), "--threads", str(threads), "--tile", str(2 * max(size)), "--json", "--quiet"]
+        if backend == PYTORCH:
+            views = bundle.qualities[bundle.quality].views if bundle.quality else 1
+            settings: dict[str, Any] = {"steps": steps, "views": views, "guidance": bundle.guidance, "threads": threads}
+            settings |= {"checkpoint": str(checkpoint), "source": str(source), "made": str(made)}
+            imports, run = TORCH_IMPORTS, ["-m", __name__, json.dumps(settings)]
+        else:
+            imports = IMPORTS.format(backend=backend)
+            run = ["-m", "uid.runtime.cli", str(source), "-o", str(made), "-m", str(bundle.folder)]
+            run += ["--backend", backend, "--steps", str(steps), "--threads", str(threads)]
+            run += ["--tile", str(2 * max(size)), "--json", "--quiet"]
         for repeat in range(-warm_up, repeats):
             made.unlink(missing_ok=True)
             interpreter, _ = timed(["-c", "pass"])
-            imports, _ = timed(["-c", IMPORTS.format(backend=backend)])
+            imported, _ = timed(["-c", imports])
             seconds, printed = timed(run)
             compute = sum(json.loads(printed)["seconds"].values())
-            stages = (interpreter, imports - interpreter, seconds - imports - compute, compute)
+            stages = (interpreter, imported - interpreter, seconds - imported - compute, compute)
             if repeat >= 0:
                 yield StartRow(
                     backend,
@@ -82,3 +109,25 @@ def timed(words: Sequence[str]) -> tuple[float, str]:
     if done.returncode:
         raise BackendError(f"{' '.join(words)} ended with exit status {done.returncode}: {done.stderr.strip()[-500:]}")
     return seconds, done.stdout
+
+
+def reference(
+    checkpoint: str, source: str, made: str, steps: int, views: int, guidance: float, threads: int
+) -> dict[str, float]:
+    """Sharpen the picture ``source`` into ``made`` with PyTorch; returns the seconds of its stages."""
+    from uid.bench.runners import STAGES, Task, TorchRunner
+    from uid.runtime.images import read_image, write_image
+    from uid.runtime.pipeline import turned, turned_back
+    from uid.runtime.pixels import like, to_float
+
+    runner = TorchRunner(Task(Path(checkpoint), guidance, 0, threads), Path(checkpoint), compiled=False)
+    picture = read_image(Path(source))
+    pixels = to_float(picture.pixels)
+    results = [runner.run(np.ascontiguousarray(turned(pixels, view)), steps) for view in range(views)]
+    mean: Array = np.stack([turned_back(result.image, view) for view, result in enumerate(results)]).mean(axis=0)
+    write_image(replace(picture, pixels=like(mean, picture.pixels)), Path(made))
+    return {stage: sum(result.stages[stage] for result in results) for stage in STAGES}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"seconds": reference(**json.loads(sys.argv[1]))}))  # as uid-run --json has it

@@ -22,12 +22,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from uid.bench.cli import main
 from uid.bench.flops import component_flops, picture_flops
 from uid.bench.latency import Crew, Runner, agreement, measure, plan, sample_picture
+from uid.bench.rows import write_png
+from uid.bench.startup import reference
 from uid.bench.summary import summarise
 from uid.bench.workers import Spec, Worker
 from uid.errors import BackendError, InputError
 from uid.export.components import declare, dummy_inputs
 from uid.reference.model import UIDDiff
 from uid.runtime.bundle import read_bundle
+from uid.runtime.images import read_image
+from uid.runtime.pipeline import Options, load
 
 SERVED = """
 import dataclasses, os, signal
@@ -197,16 +201,30 @@ def test_memory_and_parity_are_views_of_the_same(tiny_bundle: Path, tiny_checkpo
     assert "WRONG" not in result.output
 
 
-def test_a_whole_process_in_stages(tiny_bundle: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "starts.jsonl"
+def test_a_whole_process_in_stages(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "starts.jsonl"
     words = ["latency", "--process", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--size", "16x24"]
-    words += ["--steps", "1", "--repeats", "1", "--warm-up", "0", "-o", str(rows)]
+    words += ["--checkpoint", str(tiny_checkpoint)]
+    words += ["--steps", "1", "--repeats", "1", "--warm-up", "0", "-o", str(output)]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    row = json.loads(rows.read_text())
-    assert row["seconds"] == pytest.approx(sum(row[name] for name in ("interpreter", "imports", "load", "compute")))
-    assert row["seconds"] > row["interpreter"] > 0.0
-    assert row["compute"] > 0.0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["backend"] for row in rows] == ["onnxruntime", "pytorch"]
+    for row in rows:
+        assert row["seconds"] == pytest.approx(sum(row[name] for name in ("interpreter", "imports", "load", "compute")))
+        assert row["seconds"] > row["interpreter"] > 0.0
+        assert row["compute"] > 0.0
+
+
+def test_the_reference_process_makes_what_the_runtime_makes(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source, made = tmp_path / "in.png", tmp_path / "out.png"
+    image = sample_picture(16, 24)
+    write_png(source, image)
+    reference(str(tiny_checkpoint), str(source), str(made), steps=2, views=2, guidance=7.5, threads=1)
+    expected = load(tiny_bundle, backend="onnxruntime")(image, Options(steps=2, views=2, guidance=7.5)).image
+    assert np.abs(read_image(made).pixels.astype(int) - expected).max() <= 1
 
 
 def test_ctrl_c_leaves_no_process(tiny_bundle: Path) -> None:
