@@ -7,7 +7,7 @@ bundle's engine folder, since compiling takes longer than a picture.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ class OpenvinoBackend(Backend):
         cpu = [self.core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
         versions = (__version__, ov.get_version())
         depends = (sha256(bundle.folder / MANIFEST), *versions, *cpu, self.name, bundle.tile if fixed else None)
-        return default_folder(bundle, "openvino") / f"{component.name}-{short_hash(repr(depends))}.blob"
+        what = f"{component.name}.{'tile' if fixed else 'any'}.{self.name}"
+        return default_folder(bundle, "openvino") / f"{what}-{short_hash(repr(depends))}.blob"
 
     def kept(self, path: Path) -> tuple[ov.CompiledModel, Array] | None:
         """What ``keep`` wrote, and the memory that it lives in, which is the file's own; None where it is not sound.
@@ -155,12 +156,19 @@ class OpenvinoBackend(Backend):
             return None
 
     def keep(self, compiled: ov.CompiledModel, path: Path) -> None:
-        """Write a compiled model after its sha256; where that cannot be, the next process compiles again."""
+        """Write a compiled model after its sha256, in place of those of other versions or of an earlier bundle here.
+
+        Where that cannot be, the next process compiles again.
+        """
         data = compiled.export_model().getbuffer()
         try:
             with written_whole(path) as temporary, temporary.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())
                 file.write(data)
+            for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.blob"):
+                if other != path:
+                    with suppress(OSError):  # another process may have been first, or, on Windows, still have it mapped
+                        other.unlink()
         except OutputError as error:
             self.report(f"the next process will compile again: {error}")
 

@@ -16,7 +16,7 @@ from uid.engines import Array, Backend, Engine  # noqa: E402
 from uid.engines.cache import default_folder  # noqa: E402
 from uid.engines.openvino import OpenvinoBackend, create_bf16  # noqa: E402
 from uid.errors import BackendError, BundleError, OutOfMemoryError  # noqa: E402
-from uid.runtime.bundle import Bundle, Component, read_bundle  # noqa: E402
+from uid.runtime.bundle import MANIFEST, Bundle, Component, read_bundle  # noqa: E402
 from uid.runtime.pipeline import Options, Pipeline, load  # noqa: E402
 from uid.runtime.plan import resolve  # noqa: E402
 
@@ -212,6 +212,20 @@ def test_a_cached_file_that_is_not_sound_is_made_again(bundle: Bundle, damage: s
     backend.load_component(bundle, part, SIZES)  # finds the one that took its place
     assert len(lines) == 1
     assert "is not used and made again" in lines[0]
+
+
+def test_what_is_kept_takes_the_place_of_its_own_earlier_states_alone(bundle: Bundle) -> None:
+    backend = engines.create("openvino", threads=1)
+    folder = default_folder(bundle, "openvino")
+    for name in ("step", "step_blur", "decoder"):
+        backend.load_component(bundle, bundle.components[name], SIZES)
+    before = set(folder.iterdir())
+    manifest = bundle.folder / MANIFEST
+    manifest.write_text(manifest.read_text() + " ")
+    backend.load_component(bundle, bundle.components["step"], SIZES)
+    after = set(folder.iterdir())
+    assert [path.name.split(".")[0] for path in before - after] == ["step"]
+    assert [path.name.split(".")[0] for path in after - before] == ["step"]
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_no_more(bundle: Bundle) -> None:
