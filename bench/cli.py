@@ -117,6 +117,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
         from uid.bench import transfer as transfers
         from uid.bench.quality import CASE_SEED, held_out
         from uid.runtime.pipeline import Options, load
+        from uid.train.blur import UNKNOWN_KERNELS
 
         photos = held_out(names)
         pipeline = load(model, backend=backend)
@@ -132,11 +133,17 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
                 f"{row.photo} with the {row.kernel} of {row.blur_from}: {row.psnr:.2f} dB from it (untouched "
                 f"{row.psnr_untouched:.2f}), sharpness {row.sharpness:.2f} (wanted {row.sharpness_wanted:.2f})"
             )
-        nearer = fmean(row.psnr > row.psnr_untouched for row in rows)
-        gained = fmean(row.psnr - row.psnr_untouched for row in rows)
+        unknown = [row for row in rows if row.kernel in UNKNOWN_KERNELS]
+        nearer = fmean(row.psnr > row.psnr_untouched for row in unknown)
+        gained = fmean(row.psnr - row.psnr_untouched for row in unknown)
         click.echo(
-            f"nearer to the wanted picture than the untouched photo: {nearer:.0%}, by {gained:+.2f} dB on average"
+            f"kernels unknown to training: nearer to the wanted picture than the untouched photo in {nearer:.0%}, by "
+            f"{gained:+.2f} dB on average"
         )
+        for kernel in (f"gaussian {deviation:g}" for deviation in transfers.STRENGTHS):
+            same = [row for row in rows if row.kernel == kernel]
+            figures = (fmean(row.sharpness for row in same), fmean(row.sharpness_wanted for row in same))
+            click.echo(f"{kernel} px: sharpness {figures[0]:.2f} on average (wanted {figures[1]:.2f})")
 
 
 @main.command()

@@ -1,7 +1,9 @@
 """Blur transfer on held-out photos: does a sharp photo take on the blur of another, and keep its own structure?
 
-Each photo is given the blur of the next one. The same kernel applied to the photo itself is what a perfect transfer
-would give, so the output is judged by its distance to that, beside the distance that the untouched photo has.
+Each photo is given the blur of the next one: kernels of families that training never shows, and one that training does,
+ever stronger, so that it can be seen whether a stronger blur gives a stronger one. The same kernel applied to the photo
+itself is what a perfect transfer would give, so the output is judged by its distance to that, beside the distance that
+the untouched photo has.
 """
 
 import time
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from uid.bench.methods import Case
 from uid.bench.quality import CASE_SEED, cases, cell, psnr, ssim, tenengrad
 from uid.runtime.pipeline import Options, Pipeline
-from uid.train.blur import Pixels, degrade
+from uid.train.blur import Pixels, degrade, distance, normalised
+
+STRENGTHS = (0.5, 1.0, 2.0, 3.0)  # deviations of a Gaussian, in pixels
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Row:
 
     photo: str  # the sharp one, which should keep its structure
     blur_from: str  # the photo that came with the blur
-    kernel: str  # family of that blur
+    kernel: str  # family of that blur, of a Gaussian with its deviation in pixels
     psnr: float  # dB, output against the photo under the same kernel
     psnr_untouched: float  # dB, the photo as it was against the same
     ssim: float  # output against the photo under the same kernel
@@ -46,10 +51,15 @@ class Transfer:
 
 def measure(pipeline: Pipeline, options: Options, photos: Mapping[str, Pixels]) -> Iterator[Transfer]:
     """Every photo with each blur of the next photo. ``options.mode`` is "blur-transfer"."""
+
+    def blurs(photo: str) -> Iterator[Case]:
+        yield from cases(photo, photos[photo], noise=0.0, jpeg=None)
+        yield from ever_stronger(photo, photos[photo])
+
     names = list(photos)
     for photo, other in zip(names, [*names[1:], names[0]], strict=True):
         sharp = photos[photo]
-        for case in cases(other, photos[other], noise=0.0, jpeg=None):
+        for case in blurs(other):
             wanted = degrade(np.random.default_rng(CASE_SEED), sharp, case.psf)
             started = time.perf_counter()
             output = pipeline(sharp, options, blur_image=case.blurred).image
@@ -68,6 +78,13 @@ def measure(pipeline: Pipeline, options: Options, photos: Mapping[str, Pixels]) 
                 width=sharp.shape[1],
             )
             yield Transfer(row, case.blurred, sharp, output, wanted)
+
+
+def ever_stronger(photo: str, sharp: Pixels) -> Iterator[Case]:
+    """A photo under Gaussians of ``STRENGTHS``."""
+    for deviation in STRENGTHS:
+        psf = normalised(np.exp(-((distance() / deviation) ** 2) / 2.0))
+        yield Case(photo, f"gaussian {deviation:g}", sharp, psf, degrade(np.random.default_rng(CASE_SEED), sharp, psf))
 
 
 def sheet(transfers: Iterable[Transfer], rows: int = 4) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ uid-train refiner "$checkpoint" --steps 25000 --learning-rate 6e-4 --mixed-preci
 uid-train base "$checkpoint" --steps 3000 --learning-rate 5e-4
 uid-train deblur "$checkpoint" --backbone --steps 2500 --learning-rate 5e-4         # T_1, warm-up
 uid-train blur-transfer "$checkpoint" --steps 500 --learning-rate 5e-4              # T_2, warm-up
-uid-train joint "$checkpoint" --backbone --steps 1000 --learning-rate 2e-4          # T_1, T_2, T_3
+uid-train joint "$checkpoint" --backbone --steps 4500 --learning-rate 5e-4 --mixed-precision bf16    # T_1, T_2, T_3
 uid-export half "$checkpoint" "$checkpoint-half"
 uid-export bundle "$checkpoint-half" -o "$checkpoint-bundle"
 uid-bench tradeoff -m "$checkpoint-bundle" --record                                 # the figures of its qualities
