@@ -37,6 +37,7 @@ class Preset:
     blur_window: int | None = None  # side in pixels of what Q_b sees of its picture, in the middle; None: all, resized
     steps: int = 30  # DDIM steps (paper: 30)
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
+    learning_rate: float = 5e-5  # highest, of AdamW in training (paper: 5e-5)
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # steps and views by name, the best first
     quality: str | None = None  # the default one; None: ``steps``, and one view
     scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULER))
@@ -144,6 +145,7 @@ EDGE = Preset(
     blur_window=128,  # as it was trained
     steps=1,  # as trained so far, more steps do not change the picture
     guidance=1.0,
+    learning_rate=3e-4,
     qualities={
         "full": {"steps": 1, "views": 8},
         "balanced": {"steps": 1, "views": 2},
@@ -203,6 +205,7 @@ TINY = Preset(
     },
     refiner={"hidden": (4, 4), "blocks": (0, 0)},
     tile=64,
+    learning_rate=3e-4,
 )
 
 PRESETS = {"sd15": SD15, "edge": EDGE, "tiny": TINY}

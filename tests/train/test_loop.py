@@ -18,7 +18,7 @@ from uid.reference.model import UIDDiff
 from uid.reference.presets import TINY
 from uid.runtime.images import Picture, write_image
 from uid.train.blur import Pixels, Random
-from uid.train.cli import main
+from uid.train.cli import default_learning_rate, main
 from uid.train.data import Domains, MadePictures, Pairs, PictureFolder
 from uid.train.diffusion import BaseDiffusion, BlurTransfer, Deblurring, Delivery, DiffusionStage, Joint
 from uid.train.loop import Settings, Stage, train
@@ -181,6 +181,10 @@ def test_queries_of_a_new_q_former_differ(tmp_path: Path) -> None:
     for extractor in (model.structure, model.blur):
         features = extractor(torch.rand(1, 3, 16, 16))[0]
         assert torch.pdist(features).min() > 1e-3
+
+
+def test_the_papers_rate_is_the_default_but_for_the_small_presets() -> None:
+    assert [default_learning_rate(name) for name in ("sd15", "edge", "a user's own")] == [5e-5, 3e-4, 5e-5]
 
 
 def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
