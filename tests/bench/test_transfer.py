@@ -15,7 +15,7 @@ from uid.runtime import Options, load
 
 
 def test_each_photo_is_held_against_itself_under_the_same_kernel(tiny_bundle: Path) -> None:
-    photos = {name: photo[:128, :128] for name, photo in held_out(["rocket", "coffee"]).items()}
+    photos = {name: photo[:256, :256] for name, photo in held_out(["rocket", "coffee"]).items()}
     options = Options(mode="blur-transfer", steps=1)
     made = list(measure(load(tiny_bundle), options, photos))
     blurs = 2 + len(STRENGTHS)
@@ -32,7 +32,7 @@ def test_each_photo_is_held_against_itself_under_the_same_kernel(tiny_bundle: Pa
         assert row.psnr == pytest.approx(psnr(transfer.output, transfer.wanted))
         assert row.sharpness_wanted == pytest.approx(tenengrad(transfer.wanted) / tenengrad(sharp))
         assert row.sharpness_wanted < 0.9
-    assert sheet(made).shape == (2 * (20 + 128), 4 * 128, 3)
+    assert sheet(made).shape == (2 * (20 + 256), 4 * 256, 3)
 
 
 def test_command_line_writes_rows_and_sheet(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
