@@ -1,4 +1,4 @@
-"""``uid-bench transfer`` on a real bundle."""
+"""``uid-bench transfer`` on the built-in bundle."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,9 @@ from uid.bench.transfer import STRENGTHS, measure, sheet
 from uid.runtime import Options, load
 
 
-def test_each_photo_is_held_against_itself_under_the_same_kernel(tiny_bundle: Path) -> None:
+def test_each_photo_is_held_against_itself_under_the_same_kernel() -> None:
     photos = {name: photo[:256, :256] for name, photo in held_out(["rocket", "coffee"]).items()}
-    options = Options(mode="blur-transfer", steps=1)
-    made = list(measure(load(tiny_bundle), options, photos))
+    made = list(measure(load(), Options(mode="blur-transfer", views=1), photos))
     blurs = 2 + len(STRENGTHS)
     names = blurs * [("rocket", "coffee")] + blurs * [("coffee", "rocket")]
     assert [(m.row.photo, m.row.blur_from) for m in made] == names
@@ -38,10 +37,10 @@ def test_each_photo_is_held_against_itself_under_the_same_kernel(tiny_bundle: Pa
 def test_command_line_writes_rows_and_sheet(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uid.bench.transfer.STRENGTHS", (3.0,))  # 30 steps each
     rows, picture = tmp_path / "rows.jsonl", tmp_path / "sheet.png"
-    words = ["transfer", "-m", str(tiny_bundle), "--photo", "motorcycle_left", "-o", str(rows), "--sheet", str(picture)]
+    words = ["transfer", "--photo", "motorcycle_left", "-o", str(rows), "--sheet", str(picture)]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "nearer to the wanted picture" in result.output
     assert "gaussian 3 px: sharpness" in result.output
-    assert all(json.loads(line)["trained"] is False for line in rows.read_text().splitlines())
+    assert all(json.loads(line)["trained"] is True for line in rows.read_text().splitlines())
     assert cv2.imread(str(picture)) is not None
