@@ -25,7 +25,8 @@ def picture_flops(bundle: Bundle, height: int, width: int, steps: int, mode: str
     counts = {"prepare": 0, "step": 0, "finish": 0}
     for name in bundle.modes[mode].components:
         component = bundle.components[name]
-        counts[component.stage] += component_flops(bundle.folder, component, sizes)
+        if component.stage in counts:
+            counts[component.stage] += component_flops(bundle.folder, component, sizes)
     return counts | {"step": counts["step"] * steps}
 
 

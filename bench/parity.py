@@ -12,7 +12,7 @@ from uid.export.bundle import check_sizes, guided
 from uid.export.components import declare
 from uid.export.validate import TOLERANCES, Case, component_case, run_engine
 from uid.reference import checkpoint as checkpoints
-from uid.runtime.bundle import Bundle
+from uid.runtime.bundle import SHALLOW, Bundle
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def component_parities(
 def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, Case]:
     """Inputs and PyTorch's outputs, in float32, of the bundle's components."""
     model = checkpoints.load(checkpoint)
-    parts = declare(model, "fp32", guided=guided(checkpoints.read_index(checkpoint)))
+    shortcuts = any(component.stage == SHALLOW for component in bundle.components.values())
+    parts = declare(model, "fp32", guided=guided(checkpoints.read_index(checkpoint)), shortcuts=shortcuts)
     sizes = check_sizes(bundle.size_multiple)
     return {
         part.declaration.name: component_case(part, sizes)

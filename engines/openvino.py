@@ -19,7 +19,7 @@ from uid import __version__
 from uid.engines.cache import default_folder, short_hash
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
 from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
-from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256
+from uid.runtime.bundle import MANIFEST, STEPS, Bundle, Component, sha256
 from uid.runtime.files import written_whole
 from uid.runtime.plan import resolve
 
@@ -188,7 +188,7 @@ def create_bf16(threads: int | None) -> OpenvinoBackend:
 
 def has_fixed_sizes(bundle: Bundle, component: Component, sizes: Sizes) -> bool:
     """Whether a component is compiled for these sizes alone."""
-    return component.stage == "step" and sizes["height"] == sizes["width"] == bundle.tile
+    return component.stage in STEPS and sizes["height"] == sizes["width"] == bundle.tile
 
 
 def fold_constants(core: ov.Core, model: ov.Model) -> None:

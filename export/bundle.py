@@ -13,7 +13,7 @@ from safetensors.torch import save
 from uid import __version__
 from uid.engines import TensorSpec, create
 from uid.export import validate
-from uid.export.components import MODES, TORCH_DTYPES, ExportComponent, declare
+from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declare, modes
 from uid.export.onnx import WeightStore, store_weights, to_onnx
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
@@ -40,16 +40,17 @@ def export_bundle(
     destination: Path,
     *,
     precision: str = "fp32",
+    shortcuts: bool = False,
     image_steps: int | None = None,
     allow_pickle: bool = False,
     report: Report = print,
 ) -> list[validate.Parity]:
     """Export the checkpoint in ``source`` as a bundle in ``destination``, a new or empty folder.
 
-    ``precision`` is "fp32" or "fp16". ``image_steps`` is the number of steps of the whole-image comparison (None: the
-    checkpoint's own). PyTorch's results are computed first and its modules freed before the bundle is run, so that
-    the two are never in memory together. The bundle appears whole or not at all. Raises ``CheckpointError``,
-    ``OutputError`` or ``ParityError``.
+    ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps that leave work out. ``image_steps`` is the number
+    of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results are computed first and its
+    modules freed before the bundle is run, so that the two are never in memory together. The bundle appears whole or
+    not at all. Raises ``CheckpointError``, ``OutputError`` or ``ParityError``.
     """
     index = checkpoint.read_index(source)
     with folder_written_whole(destination) as folder:
@@ -57,12 +58,11 @@ def export_bundle(
         model = checkpoint.load(source, allow_pickle=allow_pickle)
         sizes = check_sizes(model.size_multiple)
         report("running PyTorch, to compare with")
-        components = declare(model, "fp32", guided=guided(index))
+        components = declare(model, "fp32", guided=guided(index), shortcuts=shortcuts)
         cases = {c.declaration.name: validate.component_case(c, sizes) for c in components}
         steps = image_steps or index["steps"]
-        prompts = {name: mode.prompt for name, mode in MODES.items()}
-        image = validate.image_case(model, prompts, steps, index["guidance"])
-        declarations = write(model, folder, precision, index, report)
+        image = validate.image_case(model, PROMPTS, steps, index["guidance"])
+        declarations = write(model, folder, precision, index, shortcuts, report)
         del model, components
         gc.collect()
         parities = compare(folder, declarations, cases, image, report)
@@ -79,15 +79,18 @@ def check_sizes(multiple: int) -> dict[str, int]:
     return {"height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
 
 
-def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], report: Report) -> list[Component]:
+def write(
+    model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], shortcuts: bool, report: Report
+) -> list[Component]:
     """Write every file of the bundle; returns the declarations in the order of export. Halves ``model`` for fp16."""
     schedule = {key: model.scheduler.config[key] for key in SCHEDULE_KEYS}
-    prompts = {mode.constants["prompt"]: prompts_of(model, mode.prompt, guided(index)) for mode in MODES.values()}
+    prompts = {name: prompts_of(model, prompt, guided(index)) for name, prompt in PROMPTS.items()}
     if precision == "fp16":
         model.half()
-    components = declare(model, precision, guided=guided(index))
+    components = declare(model, precision, guided=guided(index), shortcuts=shortcuts)
     dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
-    (folder / CONSTANTS).write_bytes(save({name: tensor.to(dtype).contiguous() for name, tensor in prompts.items()}))
+    constants = {f"prompt.{name}": tensor.to(dtype).contiguous() for name, tensor in prompts.items()}
+    (folder / CONSTANTS).write_bytes(save(constants))
     write_graphs(components, folder, model.size_multiple, report)
     manifest = {
         "schema": SCHEMA,
@@ -105,7 +108,7 @@ def write(model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], r
         "schedule": schedule,
         "modes": {
             name: {"prompt": mode.prompt, "components": mode.components, "constants": mode.constants}
-            for name, mode in MODES.items()
+            for name, mode in modes(components).items()
         },
         "components": {c.declaration.name: entry(c.declaration) for c in components},
         "constants": CONSTANTS,

@@ -37,11 +37,11 @@ from uid.export.layers import (
     varying,
     widen,
 )
-from uid.runtime.bundle import Bundle
+from uid.runtime.bundle import STEPS, Bundle
 from uid.runtime.images import read_image
 from uid.runtime.pixels import check_image, pad, planar, to_float
 from uid.runtime.plan import GUIDANCE, OUTPUT, STATE, Plans, ignore, number
-from uid.runtime.schedule import ddim
+from uid.runtime.schedule import Step, ddim
 
 HALF_MAX = 65504.0
 HALF_INFINITE = 65520.0  # from here on float16 rounds to infinity
@@ -195,7 +195,8 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     """The same for the components of one mode; ``pixels`` is (1, 3, H, W) float32 in [0, 1]."""
     height, width = pixels.shape[2:]
     sizes = {"height": height, "width": width, "blur_height": height, "blur_width": width}
-    plan = Plans(bundle, create_cpu(None)).make(mode, sizes, ddim(bundle.schedule, bundle.steps), OUTPUT)
+    all_steps = [Step(row) for row in ddim(bundle.schedule, bundle.steps)]
+    plan = Plans(bundle, create_cpu(None)).make(mode, sizes, all_steps, OUTPUT)
     for key, value in {"image": pixels, "blur_image": pixels, GUIDANCE: number(bundle.guidance)}.items():
         if key in plan.buffers:
             plan.buffers[key].write(value)
@@ -207,7 +208,7 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
         latents.append(plan.states[index % 2].read())
         launch()
     tensors = {key: buffer.read() for key, buffer in (*plan.buffers.items(), *plan.numbers[step].items())}
-    states = {"step": latents[step], "finish": plan.result.read()}
+    states = dict.fromkeys(STEPS, latents[step]) | {"finish": plan.result.read()}
     parts = [bundle.components[name] for name in bundle.modes[mode].components]
     return {
         part.name: {s.name: states[part.stage] if s.name == STATE else tensors[s.name] for s in part.inputs}

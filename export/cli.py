@@ -69,9 +69,16 @@ def half(checkpoint: Path, folder: Path) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of weights and arithmetic.")
+@click.option(
+    "--shortcuts",
+    is_flag=True,
+    help="Also the steps that leave work out, for uid-run's --guidance-interval and --reuse.",
+)
 @click.option("--image-steps", type=click.IntRange(1), help="Steps of the whole-image comparison.  [default: its own]")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with weights_only=True.")
-def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | None, allow_pickle: bool) -> None:
+def bundle(
+    checkpoint: Path, output: Path, precision: str, shortcuts: bool, image_steps: int | None, allow_pickle: bool
+) -> None:
     """Export CHECKPOINT, a folder in the diffusers layout, and compare every component with PyTorch."""
     with plain_errors("export"):
         from uid.export.bundle import export_bundle
@@ -80,6 +87,7 @@ def bundle(checkpoint: Path, output: Path, precision: str, image_steps: int | No
             checkpoint,
             output,
             precision=precision,
+            shortcuts=shortcuts,
             image_steps=image_steps,
             allow_pickle=allow_pickle,
             report=click.echo,

@@ -13,17 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from uid.engines.contract import TensorSpec
-from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
-from uid.runtime.bundle import Component, Mode
+from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, Kept, UIDDiff
+from uid.reference.unet import level_size
+from uid.runtime.bundle import SHALLOW, STEP, STEPS, UNGUIDED, Component, Mode
 
-MODES = {
-    "deblur": Mode(SHARP_PROMPT, ("structure", "encoder", "step", "decoder"), {"prompt": "prompt.deblur"}),
-    "blur-transfer": Mode(
-        BLURRY_PROMPT,
-        ("structure", "blur", "encoder", "step_blur", "decoder"),
-        {"prompt": "prompt.blur-transfer"},
-    ),
-}
+PROMPTS = {"deblur": SHARP_PROMPT, "blur-transfer": BLURRY_PROMPT}
+DEEP, RESIDUAL = "deep", "residual_"  # what a step leaves to shallow ones
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -49,26 +44,25 @@ class Encode(nn.Module):
         return z, *skips
 
 
-class UnguidedStep(nn.Module):
-    """The step of a model that is run without guidance."""
+class Step(nn.Module):
+    """The step with float32 latents and numbers, with guidance or without, whole or shallow."""
 
-    def __init__(self, model: UIDDiff) -> None:
+    def __init__(self, model: UIDDiff, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         super().__init__()
-        self.step = model.step
+        self.step, self.names = model.step, [spec.name for spec in inputs]
+        self.keeps = len(outputs) > 1
 
-    def forward(
-        self,
-        latent: Tensor,
-        z_y: Tensor,
-        f_s: Tensor,
-        prompt: Tensor,
-        timestep: Tensor,
-        alpha_bar: Tensor,
-        alpha_bar_prev: Tensor,
-        f_b: Tensor | None = None,
-    ) -> Tensor:
-        """Everything but guidance_scale -> latent_next."""
-        return self.step.unguided(latent, z_y, f_s, prompt, timestep, alpha_bar, alpha_bar_prev, f_b)
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the inputs declare -> latent_next and, of a step that others reuse, what it leaves them."""
+        given = dict(zip(self.names, values, strict=True))
+        # Where guidance could be had and is not, the prompt is still both branches'.
+        prompt = given["prompt"] if "guidance_scale" in given else given["prompt"][-1:]
+        numbers = given["timestep"], given["alpha_bar"], given["alpha_bar_prev"], given.get("guidance_scale")
+        if DEEP in given:
+            kept = Kept(given[DEEP], [given[name] for name in self.names if name.startswith(RESIDUAL)])
+            return (self.step.shallow(given["latent"], prompt, *numbers, kept, given.get("f_b")),)
+        x, kept = self.step(given["latent"], given["z_y"], given["f_s"], prompt, *numbers, given.get("f_b"))
+        return (x, kept.deep, *kept.residuals) if self.keeps else (x,)
 
 
 class Decode(nn.Module):
@@ -78,22 +72,24 @@ class Decode(nn.Module):
         super().__init__()
         self.decoder = model.decoder
 
-    def forward(self, latent: Tensor, *skips: Tensor) -> Tensor:
+    def forward(self, *values: Tensor) -> Tensor:
         """latent, skip_0, ... -> output."""
-        return self.decoder(latent.to(self.decoder.vae.dtype), list(skips))
+        latent, *skips = values
+        return self.decoder(latent.to(self.decoder.vae.dtype), skips)
 
 
-def declare(model: UIDDiff, precision: str, *, guided: bool) -> list[ExportComponent]:
+def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = False) -> list[ExportComponent]:
     """Every component of ``model`` with its tensors; features between graphs have ``precision`` ("fp32", "fp16").
 
-    Without ``guided`` the step computes the conditional branch alone. Pixels, latents and the step's numbers are
-    float32 in both precisions.
+    Without ``guided`` the step computes the conditional branch alone. ``shortcuts`` adds steps that leave work out: the
+    U-Net's outermost level alone and, where the step is guided, the conditional branch alone. Pixels, latents and the
+    step's numbers are float32 in both precisions.
     """
     half = np.dtype(np.float16 if precision == "fp16" else np.float32)
     unet, factor = model.step.unet.config, model.latent_factor
     queries = model.structure.q_former.config
     text = model.text_encoder.config
-    latent_shape = (1, unet.in_channels, f"height/{factor}", f"width/{factor}")
+    branches = 2 if guided else 1
 
     def tensor(name: str, *shape: int | str, dtype: np.dtype[Any] = half) -> TensorSpec:
         return TensorSpec(name, dtype, shape)
@@ -101,34 +97,72 @@ def declare(model: UIDDiff, precision: str, *, guided: bool) -> list[ExportCompo
     def full(name: str, *shape: int | str) -> TensorSpec:
         return tensor(name, *shape, dtype=np.dtype(np.float32))
 
+    def latents(channels: int, batch: int = 1) -> tuple[int | str, ...]:
+        return batch, channels, f"height/{factor}", f"width/{factor}"
+
     image = full("image", 1, 3, "height", "width")
     blur_image = full("blur_image", 1, 3, "blur_height", "blur_width")
     f_s = tensor("f_s", 1, queries.queries, queries.hidden_size)
     f_b = tensor("f_b", 1, queries.queries, queries.hidden_size)
-    z_y = tensor("z_y", *latent_shape)
+    z_y = tensor("z_y", *latents(unet.in_channels))
     skips = [
         tensor(f"skip_{i}", 1, width, divided("height", divisor), divided("width", divisor))
         for i, (width, divisor) in enumerate(model.skips)
     ]
-    latent, latent_next = full("latent", *latent_shape), full("latent_next", *latent_shape)
-    prompt = tensor("prompt", 2 if guided else 1, text.max_position_embeddings, text.hidden_size)
+    latent, latent_next = (full(name, *latents(unet.in_channels)) for name in ("latent", "latent_next"))
+    prompt = tensor("prompt", branches, text.max_position_embeddings, text.hidden_size)
     numbers = [full(name, 1) for name in ("timestep", "alpha_bar", "alpha_bar_prev")]
-    step_inputs = [latent, z_y, f_s, prompt, *numbers, *([full("guidance_scale", 1)] if guided else [])]
-    step = model.step if guided else UnguidedStep(model)
+    scale = [full("guidance_scale", 1)] if guided else []
+    widths = unet.block_out_channels
+    kept = [
+        tensor(DEEP, *latents(widths[min(1, len(widths) - 1)], branches)),
+        *(tensor(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
+    ]
 
     def component(
         name: str, stage: str, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> ExportComponent:
         return ExportComponent(Component(name, f"{name}.onnx", stage, tuple(inputs), tuple(outputs)), module)
 
+    def step(name: str, stage: str, inputs: Sequence[TensorSpec], left: Sequence[TensorSpec] = ()) -> ExportComponent:
+        return component(name, stage, Step(model, inputs, [latent_next, *left]), inputs, [latent_next, *left])
+
+    def steps(suffix: str, blur: Sequence[TensorSpec]) -> list[ExportComponent]:
+        conditions = [latent, z_y, f_s, prompt, *numbers]
+        whole = step(f"step{suffix}", STEP, [*conditions, *scale, *blur], kept if shortcuts else [])
+        shallow = step(f"step_shallow{suffix}", SHALLOW, [latent, prompt, *numbers, *scale, *kept, *blur])
+        unguided = step(f"step_unguided{suffix}", UNGUIDED, [*conditions, *blur])
+        return [whole, *([shallow] if shortcuts else []), *([unguided] if shortcuts and guided else [])]
+
     return [
         component("structure", "prepare", model.structure, [image], [f_s]),
         component("blur", "prepare", model.blur, [blur_image], [f_b]),
         component("encoder", "prepare", Encode(model), [image], [z_y, *skips]),
-        component("step", "step", step, step_inputs, [latent_next]),
-        component("step_blur", "step", step, [*step_inputs, f_b], [latent_next]),
+        *steps("", []),
+        *steps("_blur", [f_b]),
         component("decoder", "finish", Decode(model), [latent, *skips], [full("output", 1, 3, "height", "width")]),
     ]
+
+
+def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
+    """The modes with the components that each runs: all but those of the other."""
+
+    def mode(name: str, prompt: str) -> Mode:
+        transfers = name == "blur-transfer"
+        parts = [one.declaration for one in components]
+        chosen = [
+            part.name for part in parts if part.stage not in STEPS or ("f_b" in tensors(part.inputs)) == transfers
+        ]
+        if not transfers:
+            chosen.remove("blur")
+        return Mode(prompt, tuple(chosen), {"prompt": f"prompt.{name}"})
+
+    return {name: mode(name, prompt) for name, prompt in PROMPTS.items()}
+
+
+def tensors(specs: Sequence[TensorSpec]) -> set[str]:
+    """The tensors' names."""
+    return {spec.name for spec in specs}
 
 
 def divided(symbol: str, divisor: int) -> str:

@@ -1,6 +1,7 @@
 """One component to one ONNX graph, its weights in a store that all components of a bundle share."""
 
 import hashlib
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any,
 
     shapes = [{i: axis(symbol) for i, symbol in enumerate(spec.shape)} for spec in component.declaration.inputs]
     shapes = [{i: dim for i, dim in shape.items() if dim is not None} for shape in shapes]
-    if component.declaration.name == "decoder":  # forward(latent, *skips)
-        return (shapes[0], tuple(shapes[1:]))
+    parameters = inspect.signature(component.module.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return (tuple(shapes),)
     return tuple(shapes)
 
 

@@ -1,5 +1,7 @@
 """UID-Diff, image to image: the slow, readable path that every backend is compared with."""
 
+from typing import NamedTuple
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
@@ -13,6 +15,13 @@ from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner, patch_
 
 SHARP_PROMPT = "sharp and clean image"  # deblurring
 BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
+
+
+class Kept(NamedTuple):
+    """What a step leaves for a later one that computes the U-Net's outermost level alone."""
+
+    deep: Tensor  # (P * B, C, h, w), what the last level reads; P prompts
+    residuals: list[Tensor]  # the adapter's, of that level, (B, C, h, w) each
 
 
 class DenoisingStep(nn.Module):
@@ -35,42 +44,53 @@ class DenoisingStep(nn.Module):
         timestep: Tensor,
         alpha_bar: Tensor,
         alpha_bar_prev: Tensor,
-        guidance_scale: Tensor,
+        guidance_scale: Tensor | None = None,
         f_b: Tensor | None = None,
-    ) -> Tensor:
-        """One step.
+    ) -> tuple[Tensor, Kept]:
+        """One step, and what it leaves for the next ones.
 
         x_t (B, C, h, w) float32; z_y (B, C, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
-        empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Returns float32.
+        empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Without
+        guidance_scale, which stands for 1, the conditional branch runs alone: prompt (1, L, D). x_{t-1} is float32.
         """
-        unconditional, conditional = self.predict(x_t, z_y, f_s, prompt, timestep, f_b).chunk(2)
-        guided = guide(unconditional, conditional, guidance_scale)
-        return ddim_update(x_t, guided, alpha_bar, alpha_bar_prev, self.prediction_type)
+        batch = x_t.shape[0]
+        x, t = x_t.to(z_y.dtype), timestep.expand(batch)
+        down, middle = self.adapter(x, z_y, t, f_s)
+        output, deep = unet.predict(self.unet, x, t, repeated(prompt, batch), down, middle, f_b)
+        numbers = alpha_bar, alpha_bar_prev, guidance_scale
+        return self.update(x_t, output, *numbers), Kept(deep, down[: unet.level_size(self.unet)])
 
-    def unguided(
+    def shallow(
         self,
         x_t: Tensor,
-        z_y: Tensor,
-        f_s: Tensor,
         prompt: Tensor,
         timestep: Tensor,
         alpha_bar: Tensor,
         alpha_bar_prev: Tensor,
+        guidance_scale: Tensor | None,
+        kept: Kept,
         f_b: Tensor | None = None,
     ) -> Tensor:
-        """The step at guidance scale 1, which needs the conditional branch alone: prompt (1, L, D)."""
-        output = self.predict(x_t, z_y, f_s, prompt, timestep, f_b)
+        """One step by the U-Net's outermost level, with the rest and the adapter as an earlier step left them."""
+        batch, dtype = x_t.shape[0], kept.deep.dtype
+        x, t, text = x_t.to(dtype), timestep.expand(batch), repeated(prompt, batch)
+        output = unet.shallow(self.unet, x, t, text, kept.residuals, kept.deep, f_b)
+        return self.update(x_t, output, alpha_bar, alpha_bar_prev, guidance_scale)
+
+    def update(
+        self, x_t: Tensor, output: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
+        output = output.float()
+        if guidance_scale is not None:
+            unconditional, conditional = output.chunk(2)
+            output = guide(unconditional, conditional, guidance_scale)
         return ddim_update(x_t, output, alpha_bar, alpha_bar_prev, self.prediction_type)
 
-    def predict(
-        self, x_t: Tensor, z_y: Tensor, f_s: Tensor, prompt: Tensor, timestep: Tensor, f_b: Tensor | None
-    ) -> Tensor:
-        """The U-Net's output under each of the prompts (P, L, D), (P * B, C, h, w) float32."""
-        dtype, batch = z_y.dtype, x_t.shape[0]
-        x, t = x_t.to(dtype), timestep.expand(batch)
-        down, middle = self.adapter(x, z_y, t, f_s)
-        text = prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
-        return unet.predict(self.unet, x, t, text, down, middle, f_b).float()
+
+def repeated(prompt: Tensor, batch: int) -> Tensor:
+    """Embeddings (P, L, D) for a batch, (P * B, L, D), prompt by prompt."""
+    return prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
 
 
 class UIDDiff(nn.Module):
@@ -137,12 +157,25 @@ class UIDDiff(nn.Module):
 
     @torch.inference_mode()
     def sample(
-        self, image: Tensor, noise: Tensor, prompt: str, steps: int, guidance: float, blur_image: Tensor | None = None
+        self,
+        image: Tensor,
+        noise: Tensor,
+        prompt: str,
+        steps: int,
+        guidance: float,
+        blur_image: Tensor | None = None,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        reuse: int = 1,
     ) -> Tensor:
-        """DDIM from ``noise`` (B, C, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1]."""
+        """DDIM from ``noise`` (B, C, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1].
+
+        ``interval`` and ``reuse`` as in ``denoise``.
+        """
         z_y, skips = self.encoder(image)
         f_b = None if blur_image is None else self.blur(blur_image)
-        z = self.denoise(noise, z_y, self.structure(image), self.prompts(prompt), steps, guidance, f_b)
+        f_s, prompts = self.structure(image), self.prompts(prompt)
+        z = self.denoise(noise, z_y, f_s, prompts, steps, guidance, f_b, interval=interval, reuse=reuse)
         return self.decoder(z.to(z_y.dtype), skips)
 
     def denoise(
@@ -154,19 +187,31 @@ class UIDDiff(nn.Module):
         steps: int,
         guidance: float,
         f_b: Tensor | None = None,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        reuse: int = 1,
     ) -> Tensor:
-        """The loop alone: every DDIM step from ``noise`` to the latent, (B, C, h, w) float32."""
+        """The loop alone: every DDIM step from ``noise`` to the latent, (B, C, h, w) float32.
+
+        Guidance acts in the steps that begin inside ``interval``, from 0, the first step, to 1, the end. Of those, the
+        first and every ``reuse``-th after it are computed in full, the others shallow.
+        """
         self.scheduler.set_timesteps(steps)
         alpha_bars = self.scheduler.alphas_cumprod
         stride = self.scheduler.config.num_train_timesteps // steps
-        x = noise
-        for t in self.scheduler.timesteps.tolist():
+        x, kept, left = noise, None, 0  # so many steps may still be shallow
+        for i, t in enumerate(self.scheduler.timesteps.tolist()):
             previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
             row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
-            if guidance == 1.0:
-                x = self.step.unguided(x, z_y, f_s, prompts[1:], *row, f_b=f_b)
+            inside = interval[0] <= i / steps < interval[1]
+            guided = inside and guidance != 1.0
+            prompt, scale = (prompts, torch.tensor([guidance])) if guided else (prompts[1:], None)
+            if inside and kept is not None and left > 0:
+                x = self.step.shallow(x, prompt, *row, scale, kept, f_b)
+                left -= 1
             else:
-                x = self.step(x, z_y, f_s, prompts, *row, torch.tensor([guidance]), f_b=f_b)
+                x, kept = self.step(x, z_y, f_s, prompt, *row, scale, f_b)
+                left = reuse - 1 if inside else 0
         return x
 
     def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:

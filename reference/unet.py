@@ -2,6 +2,8 @@
 
 diffusers' ``UNet2DConditionModel`` holds the modules and the weights. Its own forward pass takes one latent per prompt,
 and so computes the first residual block and the first self-attention, which is among the costliest, once per prompt.
+
+``shallow`` computes the outermost level alone and takes the rest from an earlier step ("DeepCache", Ma et al., 2023).
 """
 
 from collections.abc import Sequence
@@ -22,36 +24,89 @@ def predict(
     down: Sequence[Tensor],
     middle: Tensor,
     f_b: Tensor | None,
-) -> Tensor:
-    """The U-Net's output under each of P prompts, (P * B, C, h, w), prompt by prompt.
+) -> tuple[Tensor, Tensor]:
+    """The U-Net's output under each of P prompts, (P * B, C, h, w), prompt by prompt, and what its last level reads.
 
     x_t (B, C, h, w), timestep (B,), prompt (P * B, L, D); residuals ``down`` and ``middle`` of a batch of B, f_b
     (B, 16, D). A tensor that holds B examples stays so until it meets one that holds P * B.
     """
+    time = embedded(unet, timestep, x_t)
     x = unet.conv_in(x_t)
-    time = unet.time_embedding(unet.time_proj(timestep).to(x.dtype))
     features = [x]
     for block in unet.down_blocks:
-        for resnet, attention in zip(block.resnets, attentions(block), strict=True):
-            x = resnet(x, like(time, x))
-            x = transformed(attention, x, prompt, f_b) if attention is not None else x
-            features.append(x)
+        features += descended(block, x, time, prompt, f_b)
         for downsample in block.downsamplers or ():
-            x = downsample(x)
-            features.append(x)
-    features = [feature + like(residual, feature) for feature, residual in zip(features, down, strict=True)]
+            features.append(downsample(features[-1]))
+        x = features[-1]
+    features = added(features, down)
     x = unet.mid_block.resnets[0](x, like(time, x))
     for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
         x = resnet(transformed(attention, x, prompt, f_b), like(time, x))
     x = x + like(middle, x)
-    for block in unet.up_blocks:
-        for resnet, attention in zip(block.resnets, attentions(block), strict=True):
-            x = resnet(torch.cat([x, like(features.pop(), x)], dim=1), like(time, x))
-            x = transformed(attention, x, prompt, f_b) if attention is not None else x
+    for block in unet.up_blocks[:-1]:
+        x = ascended(block, x, features, time, prompt, f_b)
         for upsample in block.upsamplers or ():
             x = upsample(x)
-    output: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-    return output
+    return output(unet, ascended(unet.up_blocks[-1], x, features, time, prompt, f_b)), x
+
+
+def shallow(
+    unet: UNet2DConditionModel,
+    x_t: Tensor,
+    timestep: Tensor,
+    prompt: Tensor,
+    down: Sequence[Tensor],
+    deep: Tensor,
+    f_b: Tensor | None,
+) -> Tensor:
+    """The same output from the outermost level alone; ``deep`` is what the last level read in an earlier step.
+
+    ``down`` are the first residuals, as many as ``level_size`` says; the others have gone into ``deep``.
+    """
+    time = embedded(unet, timestep, x_t)
+    x = unet.conv_in(x_t)
+    features = added([x, *descended(unet.down_blocks[0], x, time, prompt, f_b)], down)
+    return output(unet, ascended(unet.up_blocks[-1], deep, features, time, prompt, f_b))
+
+
+def level_size(unet: UNet2DConditionModel) -> int:
+    """How many features, and so residuals, the outermost level of the down-sampling half has."""
+    return 1 + len(unet.down_blocks[0].resnets)
+
+
+def embedded(unet: UNet2DConditionModel, timestep: Tensor, x_t: Tensor) -> Tensor:
+    """The embedding of the timestep."""
+    embedding: Tensor = unet.time_embedding(unet.time_proj(timestep).to(x_t.dtype))
+    return embedding
+
+
+def descended(block: Any, x: Tensor, time: Tensor, prompt: Tensor, f_b: Tensor | None) -> list[Tensor]:
+    """The features that one level of the down-sampling half writes, before it makes them smaller."""
+    features = []
+    for resnet, attention in zip(block.resnets, attentions(block), strict=True):
+        x = resnet(x, like(time, x))
+        x = transformed(attention, x, prompt, f_b) if attention is not None else x
+        features.append(x)
+    return features
+
+
+def added(features: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """The features with the adapter's residuals."""
+    return [feature + like(residual, feature) for feature, residual in zip(features, residuals, strict=True)]
+
+
+def ascended(block: Any, x: Tensor, features: list[Tensor], time: Tensor, prompt: Tensor, f_b: Tensor | None) -> Tensor:
+    """One level of the up-sampling half, which takes its features off the list's end."""
+    for resnet, attention in zip(block.resnets, attentions(block), strict=True):
+        x = resnet(torch.cat([x, like(features.pop(), x)], dim=1), like(time, x))
+        x = transformed(attention, x, prompt, f_b) if attention is not None else x
+    return x
+
+
+def output(unet: UNet2DConditionModel, x: Tensor) -> Tensor:
+    """What the U-Net predicts, from its last level's features."""
+    predicted: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return predicted
 
 
 def attentions(block: Any) -> Sequence[Transformer2DModel | None]:
@@ -81,8 +136,8 @@ def attended(block: BasicTransformerBlock, y: Tensor, prompt: Tensor, f_b: Tenso
     y = y + block.attn1(block.norm1(y))
     y = like(y, prompt)
     y = y + block.attn2(block.norm2(y), prompt, f_b=None if f_b is None else like(f_b, y))
-    output: Tensor = y + block.ff(block.norm3(y))
-    return output
+    attended: Tensor = y + block.ff(block.norm3(y))
+    return attended
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:

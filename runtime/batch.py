@@ -44,6 +44,8 @@ class Settings:
     steps: int | None = None  # None: the quality's, or the bundle's own
     views: int | None = None  # None: the quality's, or 1
     guidance: float | None = None  # None: the bundle's own
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # the part of the loop in which it acts
+    reuse: int = 1  # of so many steps one is computed in full
     seed: int = 0
     tile: int | Literal["auto"] | None = None  # pixels; None: the bundle's own
     threads: int | None = None  # None: the backend's choice
@@ -92,6 +94,8 @@ class Settings:
             steps=self.steps,
             views=self.views,
             guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            reuse=self.reuse,
             seed=self.seed,
             tile=self.tile,
         )

@@ -21,7 +21,9 @@ from uid.errors import BundleError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 BUILT_IN = Path(__file__).parent / "models"
-STAGES = ("prepare", "step", "finish")
+STEP, SHALLOW, UNGUIDED = "step", "step-shallow", "step-unguided"
+STEPS = (STEP, SHALLOW, UNGUIDED)  # ways to take a denoising step; the first is always there
+STAGES = ("prepare", *STEPS, "finish")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Component:
 
     name: str
     file: str
-    stage: str  # "prepare", "step" or "finish"
+    stage: str  # one of ``STAGES``
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -1,7 +1,9 @@
 """The command line ``uid-run``: sharpen pictures and videos, or say what works here."""
 
 import importlib
+import math
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -43,6 +45,18 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
     return rate
 
 
+def _interval(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float]:
+    """Start and end as parts of the whole."""
+    match = re.fullmatch(r"([\d.]+):([\d.]+)", value or "0:1")
+    try:
+        start, end = (float(text) for text in match.groups()) if match else (math.nan, math.nan)
+    except ValueError:
+        start = end = math.nan
+    if not 0.0 <= start < end <= 1.0:
+        raise click.BadParameter(f"{value!r} is no interval; expected START:END, a part of 0:1 such as 0.2:0.8")
+    return start, end
+
+
 def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["auto"] | None:
     """A side in pixels, or "auto"."""
     if value is None:
@@ -72,6 +86,20 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--views", type=click.IntRange(1, 8), help="Turned and mirrored copies to average. Default: the quality's."
 )
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
+@click.option(
+    "--guidance-interval",
+    callback=_interval,
+    metavar="START:END",
+    help="Part of the steps that guidance acts in, of a bundle exported with --shortcuts. Default: 0:1, all.",
+)
+@click.option(
+    "--reuse",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Compute one in N steps in full, and of the others what changes most; likewise.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
 @click.option("--tile", callback=_tile, metavar="PIXELS|auto", help="Side of a tile; auto: what memory holds.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")

@@ -15,10 +15,10 @@ import numpy as np
 
 from uid.engines import Array, Backend, Report, create
 from uid.errors import InputError, OutOfMemoryError
-from uid.runtime.bundle import Bundle, Quality, built_in, read_bundle
+from uid.runtime.bundle import SHALLOW, UNGUIDED, Bundle, Quality, built_in, read_bundle
 from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
 from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
-from uid.runtime.schedule import StepRow, ddim
+from uid.runtime.schedule import Step, ddim, stages
 from uid.runtime.tiling import rows_of_tiles, spans
 
 VIEWS = 8  # ways to turn and mirror a square
@@ -36,6 +36,10 @@ class Options:
     # al., 2017): up to 4 keep the picture's size, the others exchange height and width.
     views: int | None = None
     guidance: float | None = None  # classifier-free guidance scale
+    # Two shortcuts, of bundles that were exported with them: guidance in the steps that begin in this part of the loop
+    # alone, from 0 to 1, and every ``reuse``-th of those steps in full, the others by the U-Net's outermost level.
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: int = 1
     seed: int = 0  # of the initial noise; the same seed gives the same image on the same backend
     # Side of a tile in pixels; an image of more than tile * tile pixels is run in tiles. "auto" takes the bundle's own,
     # and half as much when the backend's memory runs out; what fits is kept for the pipeline's next images.
@@ -53,6 +57,8 @@ class Result:
     steps: int
     views: int
     guidance: float
+    guidance_interval: tuple[float, float]
+    reuse: int
     seed: int
     height: int
     width: int
@@ -96,8 +102,8 @@ class Pipeline:
         chosen = self.chosen(options)
         guidance = self.bundle.guidance if options.guidance is None else options.guidance
         check_image(image, "image")
-        rows = ddim(self.bundle.schedule, chosen.steps)
-        run = _Run(self, options, rows, chosen.views, guidance, blur_image, on_step)
+        steps = self._steps(options, chosen.steps, guidance)
+        run = _Run(self, options, steps, chosen.views, guidance, blur_image, on_step)
         return Result(
             image=self._sharpened(run, image),
             backend=self.backend,
@@ -106,6 +112,8 @@ class Pipeline:
             steps=chosen.steps,
             views=chosen.views,
             guidance=guidance,
+            guidance_interval=options.guidance_interval,
+            reuse=options.reuse,
             seed=options.seed,
             height=image.shape[0],
             width=image.shape[1],
@@ -121,6 +129,14 @@ class Pipeline:
         quality = Quality(self.bundle.steps, 1, {}) if name is None else self.bundle.qualities[name]
         steps = quality.steps if options.steps is None else options.steps
         return replace(quality, steps=steps, views=options.views or quality.views)
+
+    def _steps(self, options: Options, count: int, guidance: float) -> list[Step]:
+        """The steps, and how each is computed; at guidance scale 1 the conditional branch alone says the same."""
+        interval = options.guidance_interval
+        if guidance == 1.0 and options.reuse == 1 and self._has(options.mode, UNGUIDED):
+            interval = (0.0, 0.0)
+        rows = ddim(self.bundle.schedule, count)
+        return [Step(*step) for step in zip(rows, stages(count, interval, options.reuse), strict=True)]
 
     def _check(self, options: Options, blur_image: Array | None) -> None:
         """Refuse contradictory options before any work."""
@@ -142,6 +158,7 @@ class Pipeline:
             raise InputError(f"guidance is {options.guidance}; expected a finite number")
         if options.guidance not in (None, 1.0) and not self._reads(options.mode, "guidance_scale"):
             raise InputError(f"bundle {self.bundle.name!r} was exported without guidance; drop --guidance, or give 1")
+        self._check_shortcuts(options)
         if options.seed < 0:
             raise InputError(f"seed is {options.seed}; expected 0 or more")
         if isinstance(options.tile, int) and options.tile < self._smallest_tile:
@@ -150,6 +167,25 @@ class Pipeline:
             )
         if isinstance(options.tile, str) and options.tile != "auto":
             raise InputError(f"tile is {options.tile!r}; expected a number of pixels, 'auto' or None")
+
+    def _check_shortcuts(self, options: Options) -> None:
+        """Refuse ways to leave work out that make no sense or that the bundle lacks."""
+        start, end = options.guidance_interval
+        if not 0.0 <= start < end <= 1.0:
+            raise InputError(f"guidance interval is {start:g}:{end:g}; expected a part of 0:1 such as 0.2:0.8")
+        if options.reuse < 1:
+            raise InputError(f"reuse is {options.reuse}; expected 1 (every step in full) or more")
+        asked = {UNGUIDED: ("a guidance interval", (start, end) != (0.0, 1.0)), SHALLOW: ("reuse", options.reuse > 1)}
+        for stage, (what, wanted) in asked.items():
+            if wanted and not self._has(options.mode, stage):
+                raise InputError(
+                    f"bundle {self.bundle.name!r} has no {stage!r} components, which {what} takes: export it from a "
+                    f"checkpoint{' that is run with guidance' if stage == UNGUIDED else ''} with --shortcuts"
+                )
+
+    def _has(self, mode: str, stage: str) -> bool:
+        """Whether any component of a mode is of a stage."""
+        return any(self.bundle.components[name].stage == stage for name in self.bundle.modes[mode].components)
 
     def _reads(self, mode: str, tensor: str) -> bool:
         """Whether any component of a mode reads a tensor."""
@@ -191,14 +227,14 @@ class _Run:
         self,
         pipeline: Pipeline,
         options: Options,
-        rows: list[StepRow],
+        steps: list[Step],
         views: int,
         guidance: float,
         blur_image: Array | None,
         on_step: Callable[[int, int], None] | None,
     ) -> None:
         self.pipeline, self.bundle, self.options = pipeline, pipeline.bundle, options
-        self.rows, self.views, self.guidance, self.on_step = rows, views, guidance, on_step
+        self.steps, self.views, self.guidance, self.on_step = steps, views, guidance, on_step
         self.blur_image: Pixels | None = None
         if blur_image is not None:
             check_image(blur_image, "blur_image")
@@ -301,7 +337,7 @@ class _Run:
         if self.blur is not None:
             inputs = {**inputs, "blur_image": self.blur}
             sizes |= {"blur_height": self.blur.shape[2], "blur_width": self.blur.shape[3]}
-        plan = self.pipeline._plans.get(self.options.mode, sizes, self.rows, output)
+        plan = self.pipeline._plans.get(self.options.mode, sizes, self.steps, output)
         result, seconds = plan.run(inputs, noise, self.guidance, self.count_steps, output)
         self.tiles_done += 1
         self.captured = plan.captured
@@ -312,7 +348,7 @@ class _Run:
     def count_steps(self, done: int) -> None:
         """Tell the caller that this many steps of a tile are done."""
         if self.on_step is not None:
-            self.on_step(self.tiles_done * len(self.rows) + done, len(self.rows) * self.tiles * self.views)
+            self.on_step(self.tiles_done * len(self.steps) + done, len(self.steps) * self.tiles * self.views)
 
 
 def turned(image: Array, number: int) -> Array:

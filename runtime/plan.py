@@ -28,9 +28,9 @@ import numpy as np
 
 from uid.engines import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, TensorSpec
 from uid.errors import ModelError, OutOfMemoryError
-from uid.runtime.bundle import Bundle, Component
+from uid.runtime.bundle import STEPS, Bundle, Component
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, OUTPUT_PIXELS, PIXELS_IN, PIXELS_OUT
-from uid.runtime.schedule import StepRow
+from uid.runtime.schedule import Step, StepRow
 
 Part = tuple[Component, Engine]
 Tensors = Mapping[str, Buffer]
@@ -63,17 +63,17 @@ class Plan:
         parts: Sequence[Part],
         sizes: Mapping[str, int],
         constants: Mapping[str, Array],
-        rows: Sequence[StepRow],
+        steps: Sequence[Step],
     ) -> None:
         """Allocate a buffer for every tensor, write constants and the steps' numbers, bind and capture every launch.
 
-        ``rows`` are the steps, first one first. Raises ``ModelError`` when a component reads what no earlier one
+        ``steps`` are in the order that they run in. Raises ``ModelError`` when a component reads what no earlier one
         writes, or a graph differs from its declaration; ``OutOfMemoryError`` when the backend has no room.
         """
         check_wiring([part for part, _ in parts], set(constants))
         for part, engine in parts:
             check_declaration(part, engine)
-        self.backend, self.rows = backend, rows
+        self.backend, self.rows = backend, [step.row for step in steps]
         self.engines = [engine for _, engine in parts]
         self.buffers = {
             name: backend.allocate(resolve(spec.shape, sizes), spec.dtype)
@@ -83,8 +83,8 @@ class Plan:
         for name, value in constants.items():
             self.buffers[name].write(value)
         self.states = (self.buffers[STATE], self.buffers[NEXT])
-        self.numbers = [dict(self.write_row(row, parts)) for row in rows]
-        self.steps = [in_order(bind(parts, "step", turn)) for turn in self.turns()]
+        self.numbers = [dict(self.write_row(row, parts)) for row in self.rows]
+        self.steps = [in_order(bind(parts, step.stage, turn)) for step, turn in zip(steps, self.turns(), strict=True)]
         prepare = bind(parts, "prepare", self.buffers)
         finish = bind(parts, "finish", {**self.buffers, STATE: self.result})
         # After all are bound: only then is it known how much scratch memory serves every engine.
@@ -181,34 +181,36 @@ class Plans:
         self.engines: dict[str, list[Engine]] = {}  # by component: one, or several for different sizes
         self.kept: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 
-    def get(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
+    def get(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], output: str) -> Plan:
         """The plan for a mode at these sizes and steps that ends in the tensor ``output``."""
-        key = (mode, *sorted(sizes.items()), *rows, output)
+        key = (mode, *sorted(sizes.items()), *steps, output)
         if key not in self.kept:
             while len(self.kept) >= PLANS_KEPT:
                 self.kept.popitem(last=False)
             try:
-                self.kept[key] = self.make(mode, sizes, rows, output)
+                self.kept[key] = self.make(mode, sizes, steps, output)
             except OutOfMemoryError:
                 if not self.kept:
                     raise
             if key not in self.kept:  # the others stood in its way
                 self.clear()
-                self.kept[key] = self.make(mode, sizes, rows, output)
+                self.kept[key] = self.make(mode, sizes, steps, output)
         self.kept.move_to_end(key)
         limit = self.backend.memory_limit
         while limit and len(self.kept) > 1 and sum(plan.nbytes for plan in self.kept.values()) > limit:
             self.kept.popitem(last=False)
         return self.kept[key]
 
-    def make(self, mode: str, sizes: Mapping[str, int], rows: Sequence[StepRow], output: str) -> Plan:
+    def make(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], output: str) -> Plan:
         """A new plan; loads the engines that it needs."""
         task = self.bundle.modes[mode]
-        parts = [self.part(self.bundle.components[name], sizes) for name in task.components]
+        stages = {"prepare", "finish"} | {step.stage for step in steps}
+        components = [self.bundle.components[name] for name in task.components]
+        parts = [self.part(component, sizes) for component in components if component.stage in stages]
         if output == OUTPUT_PIXELS:
             parts = [self.pixels(PIXELS_IN, sizes), *parts, self.pixels(PIXELS_OUT, sizes)]
         constants = {tensor: self.bundle.constants[key] for tensor, key in task.constants.items()}
-        return Plan(self.backend, parts, sizes, constants, rows)
+        return Plan(self.backend, parts, sizes, constants, steps)
 
     def part(self, component: Component, sizes: Mapping[str, int]) -> Part:
         """A component of the bundle with an engine that covers ``sizes``."""
@@ -271,7 +273,7 @@ def check_wiring(parts: Sequence[Component], constants: set[str]) -> None:
     known = {"image", "blur_image", IMAGE_PIXELS, STATE, GUIDANCE} | constants
     for part in parts:
         for spec in part.inputs:
-            if spec.name in ROW_NUMBERS and part.stage != "step":
+            if spec.name in ROW_NUMBERS and part.stage not in STEPS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is told")
             if spec.name not in known and spec.name not in ROW_NUMBERS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")

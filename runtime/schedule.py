@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uid.errors import BundleError, InputError
+from uid.runtime.bundle import SHALLOW, STEP, UNGUIDED
 
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -19,6 +20,33 @@ class StepRow:
     timestep: float
     alpha_bar: float
     alpha_bar_prev: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step: its numbers, and the stage whose components compute it."""
+
+    row: StepRow
+    stage: str = STEP
+
+
+def stages(steps: int, interval: tuple[float, float] = (0.0, 1.0), reuse: int = 1) -> list[str]:
+    """How each step is computed: in full, by its outermost level alone, or without guidance.
+
+    Guidance acts in the steps that begin inside ``interval``, from 0, the first one, to 1, the end (Kynkaanniemi et
+    al., 2024). Of those, the first and every ``reuse``-th after it are full; the others reuse what that one left
+    ("DeepCache", Ma et al., 2023).
+    """
+    chosen: list[str] = []
+    since = 0  # steps since the last full one, it included; 0: there is none to reuse
+    for step in range(steps):
+        if not interval[0] <= step / steps < interval[1]:
+            chosen.append(UNGUIDED)
+            since = 0
+        else:
+            since = since + 1 if 0 < since < reuse else 1
+            chosen.append(STEP if since == 1 else SHALLOW)
+    return chosen
 
 
 def alpha_bars(schedule: Mapping[str, Any]) -> npt.NDArray[np.float32]:

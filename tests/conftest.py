@@ -33,7 +33,7 @@ def tiny_model(tiny_checkpoint: Path) -> UIDDiff:
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint, exported in fp32; the export itself compares every component and the image with PyTorch."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(tiny_checkpoint, folder, report=lambda _: None)
+    export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
     return folder
 
 

@@ -75,7 +75,7 @@ def test_the_shared_forward_pass_is_that_of_diffusers(tiny_model: UIDDiff, batch
             mid_block_additional_residual=middle.repeat(prompts, 1, 1, 1),
             cross_attention_kwargs={"f_b": f_b.repeat(prompts, 1, 1)},
         ).sample
-        got = predict(step.unet, x, t, text, down, middle, f_b)
+        got, _ = predict(step.unet, x, t, text, down, middle, f_b)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_the_edge_vae_starts_from_the_picture_that_came_in() -> None:
 
 
 @torch.inference_mode()
-def test_at_scale_one_the_unguided_step_is_the_guided_one(tiny_model: UIDDiff) -> None:
+def test_the_unguided_and_the_shallow_step_are_the_whole_one_where_they_can_be(tiny_model: UIDDiff) -> None:
     x_t, z_y, f_s, f_b = (
         torch.randn(1, 4, 8, 8),
         torch.randn(1, 4, 8, 8),
@@ -235,5 +235,8 @@ def test_at_scale_one_the_unguided_step_is_the_guided_one(tiny_model: UIDDiff) -
     prompts = tiny_model.prompts("sharp and clean image")
     row = (torch.tensor([501.0]), torch.tensor([0.28]), torch.tensor([0.31]))
     for blur in (None, f_b):
-        guided = tiny_model.step(x_t, z_y, f_s, prompts, *row, torch.tensor([1.0]), f_b=blur)
-        torch.testing.assert_close(tiny_model.step.unguided(x_t, z_y, f_s, prompts[1:], *row, f_b=blur), guided)
+        guided, kept = tiny_model.step(x_t, z_y, f_s, prompts, *row, torch.tensor([1.0]), f_b=blur)
+        torch.testing.assert_close(tiny_model.step(x_t, z_y, f_s, prompts[1:], *row, f_b=blur)[0], guided)
+        # A shallow step with what this very step left is this step.
+        again = tiny_model.step.shallow(x_t, prompts, *row, torch.tensor([1.0]), kept, blur)
+        torch.testing.assert_close(again, guided)

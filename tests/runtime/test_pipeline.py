@@ -11,7 +11,7 @@ import torch
 
 from uid.engines import Array
 from uid.errors import BundleError, InputError, ModelError
-from uid.reference.model import UIDDiff
+from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.runtime.pipeline import Options, load, pad
 
 MakeToy = Callable[..., Path]
@@ -83,6 +83,32 @@ def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: UIDDiff,
     difference = np.abs(result.image - expected[0].permute(1, 2, 0).numpy())
     assert np.quantile(difference, 0.999) <= 1 / 255
     assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("guidance", "interval", "reuse"),
+    [(7.5, (0.25, 0.75), 1), (7.5, (0.0, 1.0), 3), (4.0, (0.3, 1.0), 2), (1.0, (0.0, 1.0), 4)],
+)
+@pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
+def test_shortcuts_agree_with_pytorchs(
+    tiny_bundle: Path, tiny_model: UIDDiff, mode: str, guidance: float, interval: tuple[float, float], reuse: int
+) -> None:
+    generator = np.random.default_rng(0)
+    image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
+    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(7)).standard_normal((1, 4, 10, 18), np.float32))
+    planar = [torch.from_numpy(x).permute(2, 0, 1)[None] for x in (image, blur)]
+    transfers = mode == "blur-transfer"
+    prompt, given = (BLURRY_PROMPT, planar[1]) if transfers else (SHARP_PROMPT, None)
+    how = {"interval": interval, "reuse": reuse}
+    expected = tiny_model.sample(planar[0], noise, prompt, 10, guidance, given, **how)
+    options = Options(mode=mode, steps=10, guidance=guidance, guidance_interval=interval, reuse=reuse, seed=7)
+    pipeline, blur_image = load(tiny_bundle), blur if transfers else None
+    result = pipeline(image, options, blur_image=blur_image)
+    difference = np.abs(result.image - expected[0].permute(1, 2, 0).numpy())
+    assert np.quantile(difference, 0.999) <= 1 / 255
+    assert (result.guidance_interval, result.reuse) == (interval, reuse)
+    whole = pipeline(image, Options(mode=mode, steps=10, guidance=guidance, seed=7), blur_image=blur_image)
+    assert np.abs(result.image - whole.image).max() > 2 / 255
 
 
 def test_tiles_join_without_a_seam(tiny_bundle: Path) -> None:
@@ -190,6 +216,10 @@ def test_bad_arrays_and_options_are_refused(make_toy: MakeToy, tiny_bundle: Path
         (Options(views=0), "views are 0; expected 1 to 8"),
         (Options(guidance=float("nan")), "expected a finite number"),
         (Options(seed=-1), "expected 0 or more"),
+        (Options(guidance_interval=(0.5, 0.5)), "interval is 0.5:0.5; expected a part of 0:1"),
+        (Options(guidance_interval=(0.0, 0.5)), "no 'step-unguided' components"),
+        (Options(reuse=0), r"reuse is 0; expected 1 \(every step in full\) or more"),
+        (Options(reuse=2), "no 'step-shallow' components, which reuse takes: export it .* with --shortcuts"),
         (Options(tile=4), "needs at least 8"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
 from uid.errors import InputError
 from uid.reference.presets import SCHEDULER
-from uid.runtime.schedule import ddim
+from uid.runtime.bundle import SHALLOW, STEP, UNGUIDED
+from uid.runtime.schedule import ddim, stages
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
@@ -38,3 +41,26 @@ def test_rows_are_those_of_diffusers(spacing: str, beta_schedule: str, last: boo
 def test_impossible_step_counts_are_refused(steps: int) -> None:
     with pytest.raises(InputError, match=f"got {steps} steps; expected 1 to"):
         ddim(SCHEDULER, steps)
+
+
+@given(
+    steps=st.integers(1, 60),
+    reuse=st.integers(1, 9),
+    ends=st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted),
+)
+def test_a_shallow_step_follows_closely_on_a_full_one(steps: int, reuse: int, ends: list[int]) -> None:
+    start, end = (value / 100 for value in ends)
+    chosen = stages(steps, (start, end), reuse)
+    assert len(chosen) == steps
+    for i, stage in enumerate(chosen):
+        assert (stage == UNGUIDED) == (not start <= i / steps < end)
+        if stage == SHALLOW:
+            before = chosen[max(0, i - reuse + 1) : i]
+            assert STEP in before
+            assert UNGUIDED not in before[before.index(STEP) :]
+        if stage == STEP and i and reuse > 1 and chosen[i - 1] != UNGUIDED:
+            assert chosen[i - reuse + 1 : i] == [SHALLOW] * (reuse - 1)
+
+
+def test_without_shortcuts_every_step_is_full() -> None:
+    assert stages(7) == [STEP] * 7
