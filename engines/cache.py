@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import sys
 import time
@@ -285,6 +286,15 @@ def try_lock(descriptor: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def cpu() -> str:
+    """The processor's name and instruction sets, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        return " ".join(sorted(set(told)))
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def default_folder(bundle: Bundle, backend: str) -> Path:

@@ -1,5 +1,13 @@
-"""ONNX Runtime, on the CPU or on CUDA through onnxruntime-gpu."""
+"""ONNX Runtime, on the CPU or on CUDA through onnxruntime-gpu.
 
+On the CPU a component's graph is kept in the bundle's engine folder as ONNX Runtime optimised it for the processor
+here, its weights in float32 and in the order that convolutions read them in. Loading it maps a file: weights are
+neither cast nor copied, and stay in the page cache, which all processes share.
+"""
+
+import functools
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +16,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from uid import __version__
+from uid.engines.cache import cpu, default_folder, short_hash
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
-from uid.errors import BackendError, BundleError, OutOfMemoryError
+from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
+from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256, verify_files
+from uid.runtime.files import folder_written_whole
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # CUDA: each run goes on the session's own stream and ends by waiting for it, as each copy does, so nothing is captured.
@@ -22,6 +34,7 @@ DTYPES = {
     "tensor(uint8)": np.uint8,
 }
 # ONNX Runtime's errors have no class for it: its own, the C++ library's and CUDA's words tell.
+GRAPH, WEIGHTS, SUMS = "graph.onnx", "weights.bin", "sha256.json"  # of a kept component
 NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory")
 
 
@@ -74,23 +87,91 @@ class OrtBackend(Backend):
     def __init__(self, name: str, device: str, threads: int | None) -> None:
         self.name, self.device = name, device
         self.uint8_pixels = device != "cpu"  # a quarter of the bytes over the bus
-        self.options = ort.SessionOptions()
-        self.options.log_severity_level = 3
-        # Denormals cost hundreds of cycles each and carry nothing at float32.
-        self.options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        if threads is not None:
-            self.options.intra_op_num_threads = threads
+        self.threads = threads
+        self.keeps = device == "cpu"  # whether what is optimised is kept for the next process
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> OrtBuffer:
         """A new buffer on the backend's device."""
         return OrtBuffer(shape, dtype, self.device)
 
-    def load(self, path: Path) -> OrtEngine:
+    def options(self) -> ort.SessionOptions:
+        """How sessions are made and run."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # Denormals cost hundreds of cycles each and carry nothing at float32.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        if self.device == "cpu":
+            # Scratch memory is one for all sessions, which run one after another, and is not planned ahead: the plan
+            # comes after the first run and doubles what that one took.
+            share_scratch_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            options.enable_mem_pattern = False
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        return options
+
+    def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtEngine:
+        """Load a component; on the CPU as it is kept, which is made when first needed."""
+        source = bundle.folder / component.file
+        if not self.keeps:
+            return self.load(source)
+        depends = (sha256(bundle.folder / MANIFEST), __version__, ort.__version__, cpu())
+        path = default_folder(bundle, self.name) / f"{component.name}-{short_hash(repr(depends))}"
+        return self.kept(path) or self.keep(source, path) or self.load(source)
+
+    def kept(self, path: Path) -> OrtEngine | None:
+        """What ``keep`` wrote; None where there is none, or it is not sound.
+
+        ONNX Runtime itself computes with altered weights without a word.
+        """
+        if not path.exists():
+            return None
+        try:
+            sums: dict[str, str] = json.loads((path / SUMS).read_bytes())
+            verify_files(path, {name: sums[name] for name in (GRAPH, WEIGHTS)})
+            options = self.options()
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # Matrices are then read from the file, not from packed copies, at the same speed.
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            return self.load(path / GRAPH, options)
+        except (OSError, ValueError, TypeError, KeyError, BundleError) as error:
+            self.report(f"{path} is not used and made again: {error}")
+            shutil.rmtree(path, ignore_errors=True)
+            return None
+
+    def keep(self, source: Path, path: Path) -> OrtEngine | None:
+        """Optimise a graph for this processor, write it to the folder ``path`` in place of its earlier states, load it.
+
+        None where it cannot be written: the next process will optimise again.
+        """
+        options = self.options()
+        for key, value in {
+            "session.optimized_model_external_initializers_file_name": WEIGHTS,
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }.items():
+            options.add_session_config_entry(key, value)
+        try:
+            with folder_written_whole(path) as folder:
+                options.optimized_model_filepath = str(folder / GRAPH)
+                self.load(source, options)
+                (folder / WEIGHTS).touch()  # a graph without large weights leaves none
+                sums = {name: sha256(folder / name) for name in (GRAPH, WEIGHTS)}
+                (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+            for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
+                if other != path:
+                    shutil.rmtree(other, ignore_errors=True)  # on Windows another process may still have it mapped
+        except OutputError as error:
+            if not path.exists():  # another process may have been first
+                self.report(f"the next process will optimise again: {error}")
+        return self.kept(path)
+
+    def load(self, path: Path, options: ort.SessionOptions | None = None) -> OrtEngine:
         """Create a session; raises ``BackendError`` if the asked-for provider is not the one that loaded."""
         provider = PROVIDERS[self.device]
         try:
             session = ort.InferenceSession(
-                str(path), self.options, providers=[provider], provider_options=[OPTIONS[self.device]]
+                str(path), options or self.options(), providers=[provider], provider_options=[OPTIONS[self.device]]
             )
         except Exception as error:  # its exceptions share no base class
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
@@ -100,6 +181,13 @@ class OrtBackend(Backend):
                 "not be loaded. Install them with pip install 'onnxruntime-gpu[cuda,cudnn]', or use another --backend"
             )
         return OrtEngine(session)
+
+
+@functools.cache
+def share_scratch_memory() -> None:
+    """Make the arena that sessions with ``session.use_env_allocators`` share, once in a process."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, -1, -1, -1))
 
 
 def create_cpu(threads: int | None) -> OrtBackend:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save
 
 from uid import __version__
-from uid.engines import TensorSpec, create
+from uid.engines import TensorSpec
+from uid.engines.onnxruntime import create_cpu
 from uid.export import validate
 from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declare, modes
 from uid.export.onnx import WeightStore, store_weights, to_onnx
@@ -159,7 +160,8 @@ def compare(
     report: Report,
 ) -> list[validate.Parity]:
     """Compare every component, one at a time in memory, and then the whole image with PyTorch."""
-    bundle, backend = read_bundle(folder), create("onnxruntime")
+    bundle, backend = read_bundle(folder), create_cpu(None)
+    backend.keeps = False  # a bundle travels, what is kept for this processor should not
     parities = []
     for declaration in declarations:
         engine = backend.load(folder / declaration.file)

@@ -57,8 +57,6 @@ class Result:
     steps: int
     views: int
     guidance: float
-    guidance_interval: tuple[float, float]
-    reuse: int
     seed: int
     height: int
     width: int
@@ -66,6 +64,8 @@ class Result:
     seconds: dict[str, float]  # per stage: prepare, step, finish
     tile: int | None = None  # side of a tile in pixels; None: the image was run whole
     captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: int = 1
 
 
 class Pipeline:
@@ -112,8 +112,6 @@ class Pipeline:
             steps=chosen.steps,
             views=chosen.views,
             guidance=guidance,
-            guidance_interval=options.guidance_interval,
-            reuse=options.reuse,
             seed=options.seed,
             height=image.shape[0],
             width=image.shape[1],
@@ -121,6 +119,8 @@ class Pipeline:
             seconds=run.seconds,
             tile=run.side if run.tiles > 1 else None,
             captured=run.captured,
+            guidance_interval=options.guidance_interval,
+            reuse=options.reuse,
         )
 
     def chosen(self, options: Options) -> Quality:

@@ -1,6 +1,7 @@
 """Fixtures that several folders share: one tiny random checkpoint and the bundle exported from it, per test run."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from uid.reference.model import UIDDiff
 quieten_libraries()
 # "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
 os.environ["UID_BACKEND"] = "onnxruntime"
+# What engines keep for bundles that are not theirs to write goes away with the tests.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The engine contract on ONNX Runtime, with graphs that carry their own expected result."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from uid import engines
+from uid.engines import Array, Backend, Engine
+from uid.engines.cache import default_folder
 from uid.engines.onnxruntime import OrtBackend
 from uid.errors import BackendError, BundleError, OutOfMemoryError
+from uid.runtime.bundle import MANIFEST, Bundle, Component, read_bundle
+from uid.runtime.plan import resolve
+
+SIZES = {"height": 32, "width": 24, "blur_height": 20, "blur_width": 28}
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -52,6 +59,87 @@ def test_buffers_that_do_not_fit_are_refused(doubler: Path) -> None:
         engine.bind({"x": good, "y": half})
     with pytest.raises(ValueError, match=r"got float64\[1, 5\] for a buffer of float32"):
         good.write(np.zeros((1, 5)))
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    """A copy of the tiny bundle with nothing kept."""
+    return read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny", ignore=shutil.ignore_patterns("engines"))))
+
+
+def outputs(engine: Engine, backend: Backend, part: Component) -> list[Array]:
+    """What a component makes of the same random numbers."""
+    generator = np.random.default_rng(0)
+    specs = (*part.inputs, *part.outputs)
+    buffers = {spec.name: backend.allocate(resolve(spec.shape, SIZES), spec.dtype) for spec in specs}
+    for spec in part.inputs:
+        buffers[spec.name].write(generator.random(buffers[spec.name].shape).astype(spec.dtype))
+    engine.bind(buffers)()
+    return [buffers[spec.name].read() for spec in part.outputs]
+
+
+@pytest.mark.parametrize("name", ["structure", "encoder", "step_blur", "decoder"])
+def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) -> None:
+    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components[name]
+    expected = outputs(backend.load(bundle.folder / part.file), backend, part)
+    (bundle.folder / part.file).touch()
+    for _ in range(2):  # made, then found
+        for got, value in zip(
+            outputs(backend.load_component(bundle, part, SIZES), backend, part), expected, strict=True
+        ):
+            np.testing.assert_allclose(got, value, rtol=0, atol=2e-6 * np.abs(value).max())
+    (folder,) = default_folder(bundle, "onnxruntime").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["graph.onnx", "sha256.json", "weights.bin"]
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no sums", "sums of other files", "no graph"])
+def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: str) -> None:
+    lines: list[str] = []
+    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components["decoder"]
+    backend.report = lines.append
+    expected = outputs(backend.load_component(bundle, part, SIZES), backend, part)
+    (folder,) = default_folder(bundle, "onnxruntime").iterdir()
+    weights = (folder / "weights.bin").read_bytes()
+    assert lines == []
+    match damage:
+        case "a flipped bit":
+            (folder / "weights.bin").write_bytes(bytes([weights[0] ^ 1]) + weights[1:])
+        case "a lost end":
+            (folder / "weights.bin").write_bytes(weights[:-1])
+        case "no sums":
+            (folder / "sha256.json").unlink()
+        case "sums of other files":
+            (folder / "sha256.json").write_text("[]")
+        case _:
+            (folder / "graph.onnx").unlink()
+    again = outputs(backend.load_component(bundle, part, SIZES), backend, part)
+    np.testing.assert_array_equal(again[0], expected[0])
+    assert (folder / "weights.bin").read_bytes() == weights
+    backend.load_component(bundle, part, SIZES)  # finds the one that took its place
+    assert len(lines) == 1
+    assert "is not used and made again" in lines[0]
+
+
+def test_kept_graphs_give_way_to_those_of_a_changed_bundle(bundle: Bundle) -> None:
+    backend, folder = OrtBackend("onnxruntime", "cpu", 1), default_folder(bundle, "onnxruntime")
+    for name in ("step", "step_blur", "decoder"):
+        backend.load_component(bundle, bundle.components[name], SIZES)
+    before = set(folder.iterdir())
+    manifest = bundle.folder / MANIFEST
+    manifest.write_text(manifest.read_text() + " ")
+    backend.load_component(bundle, bundle.components["step"], SIZES)
+    after = set(folder.iterdir())
+    assert [path.name.split("-")[0] for path in before - after] == ["step"]
+    assert [path.name.split("-")[0] for path in after - before] == ["step"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_no_more(bundle: Bundle) -> None:
+    lines: list[str] = []
+    (bundle.folder / "engines").write_bytes(b"in the way")
+    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components["decoder"]
+    backend.report = lines.append
+    assert outputs(backend.load_component(bundle, part, SIZES), backend, part)[0].std() > 0
+    assert "the next process will optimise again: cannot write" in lines[-1]
 
 
 def test_read_is_a_copy() -> None:

@@ -236,6 +236,10 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         ("a.png -o out.png --mode sharpen", "sharpen"),
         ("a.png -o out.png --steps 0", "--steps"),
         ("a.png -o out.png --guidance nan", "guidance"),
+        ("a.png -o out.png --guidance-interval 0.5", "'0.5' is no interval; expected START:END"),
+        ("a.png -o out.png --guidance-interval 0.8:0.2", "is no interval"),
+        ("a.png -o out.png --guidance-interval 0..1:1", "is no interval"),
+        ("a.png -o out.png --reuse 0", "reuse"),
         ("a.png -o out.png --frame-rate 30", "--frame-rate"),
         ("folder -o out.mp4 --frame-rate 1/0", "--frame-rate"),
         ("a.png - -o out", "2 inputs"),
@@ -318,6 +322,8 @@ def test_json_tells_what_ran(uid_run):
         "tiles": 1,
         "tile": None,
         "captured": False,
+        "guidance_interval": [0.0, 1.0],
+        "reuse": 1,
     }
     expected |= {"seconds": {"prepare": 0.25, "step": 0.5, "finish": 0.25}}
     assert record == expected
