@@ -34,6 +34,7 @@ DTYPES = {
     "tensor(uint8)": np.uint8,
 }
 # ONNX Runtime's errors have no class for it: its own, the C++ library's and CUDA's words tell.
+ONNXRUNTIME = "onnxruntime"  # the library that a component's variant may be for
 GRAPH, WEIGHTS, SUMS = "graph.onnx", "weights.bin", "sha256.json"  # of a kept component
 NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory")
 
@@ -113,7 +114,7 @@ class OrtBackend(Backend):
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtEngine:
         """Load a component; on the CPU as it is kept, which is made when first needed."""
-        source = bundle.folder / component.file
+        source = bundle.folder / component.variants.get(ONNXRUNTIME, component.file)
         if not self.keeps:
             return self.load(source)
         depends = (sha256(bundle.folder / MANIFEST), __version__, ort.__version__, cpu())

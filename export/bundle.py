@@ -3,6 +3,7 @@
 import gc
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from safetensors.torch import save
 
 from uid import __version__
 from uid.engines import TensorSpec
-from uid.engines.onnxruntime import create_cpu
+from uid.engines.onnxruntime import ONNXRUNTIME, create_cpu
 from uid.export import validate
+from uid.export.attention import fuse_attention
 from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declare, modes
 from uid.export.onnx import WeightStore, store_weights, to_onnx
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
-from uid.runtime.bundle import MANIFEST, SCHEMA, Component, read_bundle, sha256
+from uid.runtime.bundle import MANIFEST, SCHEMA, STEPS, Component, read_bundle, sha256
 from uid.runtime.files import folder_written_whole
 
 WEIGHTS = "weights.bin"
@@ -92,7 +94,8 @@ def write(
     dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
     constants = {f"prompt.{name}": tensor.to(dtype).contiguous() for name, tensor in prompts.items()}
     (folder / CONSTANTS).write_bytes(save(constants))
-    write_graphs(components, folder, model.size_multiple, report)
+    variants = write_graphs(components, folder, model.size_multiple, report)
+    declarations = [replace(c.declaration, variants=variants[c.declaration.name]) for c in components]
     manifest = {
         "schema": SCHEMA,
         "producer": f"uid-runtime {__version__}",
@@ -111,12 +114,12 @@ def write(
             name: {"prompt": mode.prompt, "components": mode.components, "constants": mode.constants}
             for name, mode in modes(components).items()
         },
-        "components": {c.declaration.name: entry(c.declaration) for c in components},
+        "components": {declaration.name: entry(declaration) for declaration in declarations},
         "constants": CONSTANTS,
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return [c.declaration for c in components]
+    return declarations
 
 
 @torch.inference_mode()
@@ -126,16 +129,27 @@ def prompts_of(model: UIDDiff, prompt: str, both: bool) -> torch.Tensor:
     return embeddings if both else embeddings[1:]
 
 
-def write_graphs(components: list[ExportComponent], folder: Path, size_multiple: int, report: Report) -> None:
-    """Write one ONNX graph per component, and the weights that they share."""
+def write_graphs(
+    components: list[ExportComponent], folder: Path, size_multiple: int, report: Report
+) -> dict[str, dict[str, str]]:
+    """Write one ONNX graph per component, and the weights that they share; returns each one's variants.
+
+    Steps get one for ONNX Runtime, where there is attention in them: the others gain nothing by it.
+    """
+    variants: dict[str, dict[str, str]] = {component.declaration.name: {} for component in components}
     with WeightStore(folder / WEIGHTS) as store:
         for component in components:
-            report(f"exporting {component.declaration.name}")
+            declaration = component.declaration
+            report(f"exporting {declaration.name}")
             graph = to_onnx(component, size_multiple)
             store_weights(graph, store)
-            ir.save(graph, folder / component.declaration.file)
+            ir.save(graph, folder / declaration.file)
+            if declaration.stage in STEPS and fuse_attention(graph):
+                variants[declaration.name][ONNXRUNTIME] = f"{declaration.name}.{ONNXRUNTIME}.onnx"
+                ir.save(graph, folder / variants[declaration.name][ONNXRUNTIME])
             del graph
             gc.collect()
+    return variants
 
 
 def entry(component: Component) -> dict[str, Any]:
@@ -146,10 +160,16 @@ def entry(component: Component) -> dict[str, Any]:
 
     return {
         "file": component.file,
+        **({"variants": component.variants} if component.variants else {}),
         "stage": component.stage,
         "inputs": [tensor(spec) for spec in component.inputs],
         "outputs": [tensor(spec) for spec in component.outputs],
     }
+
+
+def files_of(component: Component) -> list[str]:
+    """A component's graphs: the portable one and its variants."""
+    return [component.file, *component.variants.values()]
 
 
 def compare(
@@ -163,11 +183,12 @@ def compare(
     bundle, backend = read_bundle(folder), create_cpu(None)
     backend.keeps = False  # a bundle travels, what is kept for this processor should not
     parities = []
-    for declaration in declarations:
-        engine = backend.load(folder / declaration.file)
+    files = [(declaration, file) for declaration in declarations for file in files_of(declaration)]
+    for declaration, file in files:
+        engine = backend.load(folder / file)
         tolerance = validate.TOLERANCES[bundle.precision]
         parity = validate.check_component(backend, engine, declaration, cases[declaration.name], tolerance)
-        report(f"{parity.name}: differs from PyTorch by {parity.error:.1e} of its largest value")
+        report(f"{file}: differs from PyTorch by {parity.error:.1e} of its largest value")
         parities.append(parity)
         del engine
         gc.collect()

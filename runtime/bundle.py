@@ -7,7 +7,7 @@ every file.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +35,7 @@ class Component:
     stage: str  # one of ``STAGES``
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    variants: Mapping[str, str] = field(default_factory=dict)  # the same in another file, for a backend's library
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def component(name: str, entry: Mapping[str, Any], manifest: Mapping[str, Any]) 
     if entry["stage"] not in STAGES:
         raise BundleError(f"component {name!r} has stage {entry['stage']!r}; expected one of {', '.join(STAGES)}")
     inputs, outputs = tuple(specs(entry["inputs"])), tuple(specs(entry["outputs"]))
-    return Component(name, listed(entry["file"], manifest), entry["stage"], inputs, outputs)
+    variants = {library: listed(file, manifest) for library, file in entry.get("variants", {}).items()}
+    return Component(name, listed(entry["file"], manifest), entry["stage"], inputs, outputs, variants)
 
 
 def specs(entries: list[dict[str, Any]]) -> Iterator[TensorSpec]:
