@@ -10,7 +10,7 @@ import click
 from uid import __version__
 from uid.bench import metrics, speed_cli
 from uid.bench.rows import device, setting, versions, write_png, write_rows
-from uid.command import plain_errors
+from uid.command import interval, plain_errors
 
 if TYPE_CHECKING:
     from uid.bench.quality import Row
@@ -151,6 +151,15 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, help="Repeat for more. Default: the bundle's.")
 @click.option("--views", type=click.IntRange(1, 8), multiple=True, help="Repeat for more. Default: 8, 4, 2 and 1.")
+@click.option("--reuse", type=click.IntRange(min=1), multiple=True, help="As with `uid-run`; repeat for more.")
+@click.option(
+    "--guidance-interval",
+    "intervals",
+    multiple=True,
+    type=interval,
+    metavar="START:END",
+    help="As with `uid-run`; repeat for more.",
+)
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
 @click.option("--noise", type=click.FloatRange(min=0), default=0.003, show_default=True, help="As with `quality`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
@@ -160,14 +169,16 @@ def tradeoff(
     backend: str,
     steps: Sequence[int],
     views: Sequence[int],
+    reuse: Sequence[int],
+    intervals: Sequence[tuple[float, float]],
     names: Sequence[str],
     noise: float,
     output: Path | None,
     record: bool,
 ) -> None:
-    """What fewer steps and views cost on held-out photos, and how much faster they are than the first setting.
+    """What fewer steps and views and the shortcuts cost on held-out photos, and how much faster than in full they are.
 
-    The first setting is the most steps with the most views, and stands for the full run.
+    The first setting is the most steps with the most views and no shortcut, and stands for the full run.
     """
     with plain_errors("bench"):
         from uid.bench import tradeoff as tradeoffs
@@ -176,8 +187,7 @@ def tradeoff(
 
         photos = held_out(names)
         pipeline = load(model, backend=backend)
-        all_steps = sorted(set(steps or [pipeline.bundle.steps]), reverse=True)
-        settings = [(count, many) for count in all_steps for many in sorted(set(views or [8, 4, 2, 1]), reverse=True)]
+        settings = tradeoffs.settings(steps or [pipeline.bundle.steps], views or [8, 4, 2, 1], reuse, intervals)
         rows = list(tradeoffs.measure(pipeline, settings, photos, noise=noise))
         if output is not None:
             common = setting(pipeline, Options())
@@ -186,13 +196,17 @@ def tradeoff(
             write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
         lines = tradeoffs.summarise(rows)
         click.echo(
-            "| steps | views | gain dB | worst dB | dB to first | SSIM to first | times as fast | on the front |"
+            "| steps | views | reuse | guidance | gain dB | worst dB | dB to first | SSIM to first | times as fast "
+            "| on the front |"
         )
-        click.echo("|---|---|---|---|---|---|---|---|")
+        click.echo("|---|---|---|---|---|---|---|---|---|---|")
         for line in lines:
             figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
             front = "yes" if line.front else "no"
-            click.echo(f"| {line.steps} | {line.views} | {figures} | {line.speed:.2f} | {front} |")
+            one = line.setting
+            ends = ":".join(f"{end:g}" for end in one.guidance_interval)
+            what = f"{one.steps} | {one.views} | {one.reuse} | {ends}"
+            click.echo(f"| {what} | {figures} | {line.speed:.2f} | {front} |")
         if record:
             named = tradeoffs.record(pipeline.bundle.folder, lines)
             click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")

@@ -4,10 +4,11 @@ Speed and likeness are measured in the same interleaved runs. A setting is on th
 nearer to the sharp photos.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
@@ -17,7 +18,30 @@ from uid.runtime.files import written_whole
 from uid.runtime.pipeline import Options, Pipeline
 from uid.train.blur import Pixels
 
-Setting = tuple[int, int]  # denoising steps, views
+
+@dataclass(frozen=True)
+class Setting:
+    """What one may set to trade quality for speed."""
+
+    steps: int  # denoising steps
+    views: int
+    reuse: int = 1  # of so many steps one is computed in full
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # part of the steps that guidance acts in
+
+    @property
+    def options(self) -> Options:
+        """What the pipeline is told."""
+        return Options(**asdict(self))
+
+
+def settings(
+    steps: Iterable[int], views: Iterable[int], reuse: Iterable[int], intervals: Iterable[tuple[float, float]]
+) -> list[Setting]:
+    """Every combination, the fullest first: most steps and views, every step in full, guidance in all of them."""
+    most_steps, most_views = (sorted(set(values), reverse=True) for values in (steps, views))
+    longest = sorted({(0.0, 1.0), *intervals}, key=lambda ends: ends[0] - ends[1])
+    combinations = itertools.product(most_steps, most_views, sorted({1, *reuse}), longest)
+    return list(itertools.starmap(Setting, combinations))
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,8 @@ class Row:
     kernel: str  # family
     steps: int
     views: int
+    reuse: int
+    guidance_interval: tuple[float, float]
     gain: float  # dB over the blurred input
     psnr_to_first: float  # dB against the first setting's picture, at most 100
     ssim_to_first: float
@@ -40,8 +66,7 @@ class Row:
 class Summary:
     """One setting over all cases: means, and the median of the times."""
 
-    steps: int
-    views: int
+    setting: Setting
     gain: float  # dB
     worst: float  # dB, the smallest gain
     psnr_to_first: float  # dB
@@ -56,30 +81,26 @@ def measure(
     """Every setting on every case, in turn."""
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
         for setting in settings:
-            pipeline(sharp, options_of(setting))  # engines load and plans are made outside of the seconds
+            pipeline(sharp, setting.options)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=None):
             first: Pixels | None = None
             for setting in settings:
                 started = time.perf_counter()
-                image = pipeline(case.blurred, options_of(setting)).image
+                image = pipeline(case.blurred, setting.options).image
                 seconds = time.perf_counter() - started
                 first = image if first is None else first
                 gain = psnr(image, sharp) - psnr(case.blurred, sharp)
                 likeness = psnr(image, first), ssim(image, first)
-                yield Row(photo, case.kernel, *setting, gain, *likeness, seconds, *sharp.shape[:2])
-
-
-def options_of(setting: Setting) -> Options:
-    """What the pipeline is told."""
-    return Options(steps=setting[0], views=setting[1])
+                what = photo, case.kernel, setting.steps, setting.views, setting.reuse, setting.guidance_interval
+                yield Row(*what, gain, *likeness, seconds, *sharp.shape[:2])
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """The rows by setting, in order of appearance; speeds are of pictures of one size, then averaged over sizes."""
     groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.steps, row.views), []).append(row)
+        groups.setdefault(Setting(row.steps, row.views, row.reuse, row.guidance_interval), []).append(row)
     first = seconds_by_size(next(iter(groups.values())))
     speeds = {
         setting: fmean(first[size] / seconds for size, seconds in seconds_by_size(group).items())
@@ -92,7 +113,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
     return [
         Summary(
-            *setting,
+            setting,
             gain=gains[setting],
             worst=min(row.gain for row in group),
             psnr_to_first=fmean(row.psnr_to_first for row in group),
@@ -114,7 +135,7 @@ def seconds_by_size(rows: Iterable[Row]) -> dict[tuple[int, int], float]:
 
 def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:
     """Write the figures of each of the bundle's qualities that was measured into its manifest; returns their names."""
-    bundle, found = read_bundle(folder), {(line.steps, line.views): line for line in summaries}
+    bundle, found = read_bundle(folder), {line.setting: line for line in summaries}
     measured = {name: found[key] for name, key in keys_of(bundle.qualities).items() if key in found}
     manifest = read_manifest(folder)
     for name, line in measured.items():
@@ -132,4 +153,4 @@ def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:
 
 def keys_of(qualities: Mapping[str, Quality]) -> dict[str, Setting]:
     """The setting of each quality."""
-    return {name: (quality.steps, quality.views) for name, quality in qualities.items()}
+    return {name: Setting(quality.steps, quality.views) for name, quality in qualities.items()}

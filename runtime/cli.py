@@ -1,9 +1,7 @@
 """The command line ``uid-run``: sharpen pictures and videos, or say what works here."""
 
 import importlib
-import math
 import platform
-import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,6 +11,7 @@ from typing import Any, Literal
 import click
 
 from uid import __version__
+from uid.command import interval
 from uid.errors import UIDError
 from uid.runtime.batch import Batch, Settings
 from uid.runtime.images import FORMATS, MAX_PIXELS
@@ -43,18 +42,6 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
     if rate is not None and rate <= 0:
         raise click.BadParameter(f"{value!r} is no frame rate; expected frames per second such as 25 or 30000/1001")
     return rate
-
-
-def _interval(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, float]:
-    """Start and end as parts of the whole."""
-    match = re.fullmatch(r"([\d.]+):([\d.]+)", value or "0:1")
-    try:
-        start, end = (float(text) for text in match.groups()) if match else (math.nan, math.nan)
-    except ValueError:
-        start = end = math.nan
-    if not 0.0 <= start < end <= 1.0:
-        raise click.BadParameter(f"{value!r} is no interval; expected START:END, a part of 0:1 such as 0.2:0.8")
-    return start, end
 
 
 def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["auto"] | None:
@@ -88,9 +75,11 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
 @click.option(
     "--guidance-interval",
-    callback=_interval,
+    type=interval,
     metavar="START:END",
-    help="Part of the steps that guidance acts in, of a bundle exported with --shortcuts. Default: 0:1, all.",
+    default="0:1",
+    show_default=True,
+    help="Part of the steps that guidance acts in, of a bundle exported with --shortcuts.",
 )
 @click.option(
     "--reuse",

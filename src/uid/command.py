@@ -3,12 +3,23 @@
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 
 import click
 
 from uid.errors import UIDError
+
+
+def interval(text: str) -> tuple[float, float]:
+    """Start and end as parts of a whole, 0 <= start < end <= 1, from words such as 0.2:0.8; a click type."""
+    number = r"(\d+\.?\d*|\.\d+)"
+    match = re.fullmatch(f"{number}:{number}", text)
+    start, end = (float(match[1]), float(match[2])) if match else (1.0, 0.0)
+    if not 0.0 <= start < end <= 1.0:
+        raise click.BadParameter(f"{text!r} is no interval; expected START:END, a part of 0:1 such as 0.2:0.8")
+    return start, end
 
 
 @contextlib.contextmanager

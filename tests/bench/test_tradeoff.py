@@ -8,10 +8,12 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from uid.bench.cli import main
-from uid.bench.tradeoff import Row, record, summarise
+from uid.bench.tradeoff import Row, Setting, record, settings, summarise
 from uid.runtime.bundle import read_bundle
+from uid.runtime.pipeline import Options
 
-ROW = Row("rocket", "zigzag", 4, 8, gain=1.0, psnr_to_first=100.0, ssim_to_first=1.0, seconds=8.0, height=8, width=8)
+CLOSENESS = {"psnr_to_first": 100.0, "ssim_to_first": 1.0}
+ROW = Row("rocket", "zigzag", 4, 8, 1, (0.0, 1.0), gain=1.0, **CLOSENESS, seconds=8.0, height=8, width=8)
 
 
 def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None:
@@ -22,7 +24,7 @@ def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None
     rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=900.0))  # an outlier, which a median leaves out
     rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=1.0))
     lines = summarise(rows)
-    assert [(line.steps, line.views, line.speed, line.front) for line in lines] == [
+    assert [(line.setting.steps, line.setting.views, line.speed, line.front) for line in lines] == [
         (4, 8, 1.0, True),
         (4, 2, 4.0, True),
         (4, 4, 2.0, False),
@@ -50,3 +52,24 @@ def test_command_on_a_bundle_and_its_record(tiny_bundle: Path, tmp_path: Path) -
     assert declared["fast"].figures["psnr_to_first_db"] < 60.0
     assert declared["other"].figures == {}
     assert record(bundle, []) == []
+
+
+def test_the_fullest_setting_comes_first() -> None:
+    made = settings([1, 4], [1, 2], [3], [(0.2, 0.8), (0.5, 1.0)])
+    assert len(made) == len(set(made)) == 2 * 2 * 2 * 3
+    assert made[0] == Setting(4, 2, 1, (0.0, 1.0))
+    assert made[1:4] == [Setting(4, 2, 1, (0.2, 0.8)), Setting(4, 2, 1, (0.5, 1.0)), Setting(4, 2, 3, (0.0, 1.0))]
+    assert Setting(1, 1, 3, (0.5, 1.0)).options == Options(steps=1, views=1, reuse=3, guidance_interval=(0.5, 1.0))
+
+
+def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    words = ["tradeoff", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
+    words += ["--views", "1", "--reuse", "2", "--guidance-interval", "0.5:1", "-o", str(output)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    got = [(row["reuse"], row["guidance_interval"]) for row in rows]
+    assert got == 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
+    assert rows[0]["psnr_to_first"] == 100.0 > max(row["psnr_to_first"] for row in rows[1:4])
+    assert "| 4 | 1 | 2 | 0.5:1 |" in result.output
