@@ -70,6 +70,9 @@ class Engine(ABC):
         The launch may return before the work is done: a buffer's ``read`` waits for it.
         """
 
+    def rest(self) -> None:  # noqa: B027
+        """Told that it will not run for a while: memory that fills again by itself may go."""
+
     def covers(self, sizes: Mapping[str, int]) -> bool:
         """Whether it runs where the manifest's symbols ("height", "width", ...) have these values."""
         return True

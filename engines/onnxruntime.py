@@ -5,8 +5,11 @@ here, its weights in float32 and in the order that convolutions read them in. Lo
 neither cast nor copied, and stay in the page cache, which all processes share.
 """
 
+import ctypes
 import functools
 import json
+import mmap
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +38,7 @@ DTYPES = {
 }
 # ONNX Runtime's errors have no class for it: its own, the C++ library's and CUDA's words tell.
 ONNXRUNTIME = "onnxruntime"  # the library that a component's variant may be for
+LARGE = 1 << 28  # bytes of weights from which on filling them in again is little beside computing with them
 GRAPH, WEIGHTS, SUMS = "graph.onnx", "weights.bin", "sha256.json"  # of a kept component
 NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory")
 
@@ -59,10 +63,10 @@ class OrtBuffer(Buffer):
 
 
 class OrtEngine(Engine):
-    """One ``InferenceSession``."""
+    """One ``InferenceSession``, and the file that its weights are mapped from, if they are."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
+    def __init__(self, session: ort.InferenceSession, weights: Path | None = None) -> None:
+        self.session, self.weights = session, weights
         self.inputs = {node.name: spec_of(node) for node in session.get_inputs()}
         self.outputs = {node.name: spec_of(node) for node in session.get_outputs()}
 
@@ -80,6 +84,11 @@ class OrtEngine(Engine):
                 self.session.run_with_iobinding(binding)
 
         return launch
+
+    def rest(self) -> None:
+        """Let go of the weights, if there are many: they stay in the page cache while there is room."""
+        if self.weights is not None and self.weights.stat().st_size >= LARGE:
+            release(self.weights)
 
 
 class OrtBackend(Backend):
@@ -102,6 +111,8 @@ class OrtBackend(Backend):
         # Denormals cost hundreds of cycles each and carry nothing at float32.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         if self.device == "cpu":
+            # Weights stored in 8 bits are made floats once, at loading, and not in every run.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
             # Scratch memory is one for all sessions, which run one after another, and is not planned ahead: the plan
             # comes after the first run and doubles what that one took.
             share_scratch_memory()
@@ -135,7 +146,7 @@ class OrtBackend(Backend):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             # Matrices are then read from the file, not from packed copies, at the same speed.
             options.add_session_config_entry("session.disable_prepacking", "1")
-            return self.load(path / GRAPH, options)
+            return OrtEngine(self.load(path / GRAPH, options).session, path / WEIGHTS)
         except (OSError, ValueError, TypeError, KeyError, BundleError) as error:
             self.report(f"{path} is not used and made again: {error}")
             shutil.rmtree(path, ignore_errors=True)
@@ -182,6 +193,24 @@ class OrtBackend(Backend):
                 "not be loaded. Install them with pip install 'onnxruntime-gpu[cuda,cudnn]', or use another --backend"
             )
         return OrtEngine(session)
+
+
+def release(path: Path) -> None:
+    """Take the pages of a file that is mapped, and was not written to, out of this process's memory; on Linux alone.
+
+    ONNX Runtime maps weights privately and writably, so a page that was written to would be lost: those stay.
+    """
+    regions = Path("/proc/self/smaps")
+    if not regions.exists():
+        return
+    advise = ctypes.CDLL(None).madvise
+    start, end, ours = 0, 0, False
+    for line in regions.read_text(encoding="utf-8").splitlines():
+        if address := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            start, end = (int(digits, 16) for digits in address.groups())
+            ours = line.split(maxsplit=5)[-1] == str(path.resolve())
+        elif ours and re.match(r"Anonymous: +0 kB", line):
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 @functools.cache

@@ -67,6 +67,19 @@ def half(checkpoint: Path, folder: Path) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+def int8(checkpoint: Path, folder: Path) -> None:
+    """Write CHECKPOINT to FOLDER with weights rounded to 8 bits, for a bundle of half the size."""
+    with plain_errors("export"):
+        from uid.reference.checkpoint import write_int8
+
+        with folder_written_whole(folder) as temporary:
+            write_int8(checkpoint, temporary)
+    click.echo(f"wrote {folder}")
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of weights and arithmetic.")
 @click.option(

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch.export import Dim
 
 from uid.engines.contract import Array
 from uid.export.components import ExportComponent, dummy_inputs
+from uid.reference.checkpoint import INT8_MAX
 from uid.runtime.bundle import Component
 
 # At 21 GroupNormalization is one operator, which ONNX Runtime takes apart at every load, in twice the time of the rest;
 # OpenVINO is as fast without. 23 has Attention, of which TensorRT-RTX takes only some.
 OPSET = 20
+EIGHT_BITS_TOLERANCE = 1e-3  # of a step: what float32 leaves of a division; other weights are half a step off somewhere
 INLINE_BYTES = 4096  # smaller weights stay in the graph, where engines can fold them
 MODULES = "pkg.torch.onnx.name_scopes"  # a node's note: the modules around it, outermost first, and its own name
 ALIGNMENT = 4096  # so that weights can be mapped into memory
@@ -136,21 +139,24 @@ def strip_notes(model: ir.Model) -> None:
 
 
 def store_weights(model: ir.Model, store: WeightStore) -> None:
-    """Move the graph's weights into the store; float32 weights that float16 holds exactly are stored as float16.
+    """Move the graph's weights into the store: in 8 bits or in float16 those that lose nothing by it.
 
-    Those are cast back inside the graph, which every engine folds when it loads: half the size, the same numbers.
+    They are made float32 again inside the graph, which engines fold when they load: a quarter or half of the size, the
+    same numbers.
     """
-    casts: list[ir.Node] = []
+    restoring: list[ir.Node] = []
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
         array = value.const_value.numpy()
         if array.nbytes < INLINE_BYTES:
             value.const_value = ir.tensor(array, name=name)
+        elif (eight := in_eight_bits(array, output_axis(value))) is not None:
+            restoring.append(stored_int8(model, value, eight, store))
         elif fits_half(array):
-            casts.append(stored_half(model, value, store.put(f"{name}.half", array.astype(np.float16))))
+            restoring.append(stored_half(model, value, store.put(f"{name}.half", array.astype(np.float16))))
         else:
             value.const_value = store.put(name, array)
-    for node in reversed(casts):
+    for node in reversed(restoring):
         model.graph.insert_before(model.graph[0], node)
 
 
@@ -162,16 +168,69 @@ def fits_half(array: Array) -> bool:
         return bool(np.array_equal(array.astype(np.float16).astype(np.float32), array))
 
 
+def output_axis(value: ir.Value) -> int | None:
+    """The axis of a weight's output channels where all that it serves as is the second factor of products."""
+    axes = set()
+    for node, index in value.uses():
+        transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
+        rank = 0 if value.shape is None else len(value.shape)
+        if index == 1 and node.op_type == "Conv":
+            axes.add(0)
+        elif index == 1 and node.op_type in ("MatMul", "Gemm") and rank == 2:
+            axes.add(0 if transposed else 1)
+        else:
+            return None
+    return axes.pop() if len(axes) == 1 else None
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """A weight as whole numbers, and what restores it."""
+
+    numbers: Array  # int8
+    scale: Array  # float32, one for each output channel
+    axis: int  # of the output channels
+
+
+def in_eight_bits(array: Array, axis: int | None) -> EightBits | None:
+    """float32 weights in whole multiples of a scale for each output channel, as ``write_int8`` leaves them, or None."""
+    if axis is None or array.dtype != np.float32:
+        return None
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    scale = np.abs(array).max(axis=others) / np.float32(INT8_MAX)
+    scale[scale == 0] = 1.0
+    multiples = array / np.expand_dims(scale, others)
+    numbers = np.rint(multiples)
+    if np.abs(multiples - numbers).max() > EIGHT_BITS_TOLERANCE:
+        return None
+    return EightBits(numbers.astype(np.int8), scale, axis)
+
+
+def stored_int8(model: ir.Model, value: ir.Value, eight: EightBits, store: WeightStore) -> ir.Node:
+    """Replace an initializer by an int8 one, its scales, and the DequantizeLinear that restores it."""
+    stored = []
+    for one in (store.put(f"{value.name}.int8", eight.numbers), ir.tensor(eight.scale, name=f"{value.name}.scale")):
+        shape = ir.Shape(one.shape.numpy())
+        stored.append(ir.Value(name=one.name, shape=shape, type=ir.TensorType(one.dtype), const_value=one))
+    return restored_by(model, value, ir.node("DequantizeLinear", stored, attributes={"axis": eight.axis}))
+
+
 def stored_half(model: ir.Model, value: ir.Value, tensor: ir.ExternalTensor) -> ir.Node:
     """Replace an initializer by a float16 one and the Cast that restores it."""
     stored = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(ir.DataType.FLOAT16), const_value=tensor)
-    cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}, name=f"{value.name}.cast")
-    restored = cast.outputs[0]
-    restored.shape, restored.type = value.shape, value.type
-    name = value.name
+    return restored_by(model, value, ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT}))
+
+
+def restored_by(model: ir.Model, value: ir.Value, node: ir.Node) -> ir.Node:
+    """``node``, whose inputs become initializers, in place of an initializer; the caller puts it into the graph."""
+    name, restored = value.name, node.outputs[0]
     assert name is not None
+    node.name = f"{name}.restored"
+    restored.shape, restored.type = value.shape, value.type
     ir.convenience.replace_all_uses_with(value, restored)
     model.graph.initializers.pop(name)
     restored.name = name
-    model.graph.register_initializer(stored)
-    return cast
+    for stored in node.inputs:
+        assert stored is not None
+        model.graph.register_initializer(stored)
+    return node

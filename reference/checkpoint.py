@@ -11,7 +11,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from uid.runtime.files import written_whole
 
 FAMILY = "uid-diff"
 INDEX = "model_index.json"
+INT8_MAX = 127  # of 8-bit weights, either way
 
 MODULES: dict[str, type[Any]] = {
     "image_encoder": CLIPVisionModel,
@@ -158,9 +159,35 @@ def write(folder: Path, preset_name: str, modules: Mapping[str, Any]) -> None:
 
 def write_half(source: Path, folder: Path) -> None:
     """Write the checkpoint in ``source`` again with float16 weights: half the size, and what an fp16 bundle holds."""
+    rewrite(source, folder, lambda module: module.half())
+
+
+def write_int8(source: Path, folder: Path) -> None:
+    """Write the checkpoint in ``source`` again with the weights of its products rounded to 8 bits.
+
+    Those of each output channel become whole multiples, from -127 to 127, of a scale of its own. They stay float32 in
+    the checkpoint, so that it loads as any other; a bundle exported from it stores them in 8 bits.
+    """
+    rewrite(source, folder, rounded_to_int8)
+
+
+@torch.no_grad()
+def rounded_to_int8(module: nn.Module) -> nn.Module:
+    """The module with the weights of its products rounded in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            largest = layer.weight.abs().amax(dim=tuple(range(1, layer.weight.ndim)), keepdim=True)
+            scale = (largest / INT8_MAX).where(largest > 0, 1.0)
+            layer.weight.copy_((layer.weight / scale).round() * scale)
+    return module
+
+
+def rewrite(source: Path, folder: Path, change: Callable[[nn.Module], nn.Module]) -> None:
+    """Write the checkpoint in ``source`` again with each module changed."""
     read_index(source)
     for name, cls in MODULES.items():
-        load_module(source / name, cls, allow_pickle=False).half().save_pretrained(folder / name)
+        module: Any = change(load_module(source / name, cls, allow_pickle=False))
+        module.save_pretrained(folder / name)
         config = json.loads((folder / name / "config.json").read_text())
         config.pop("_name_or_path", None)  # where it was loaded from is nobody's business
         (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")

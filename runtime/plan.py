@@ -74,7 +74,7 @@ class Plan:
         for part, engine in parts:
             check_declaration(part, engine)
         self.backend, self.rows = backend, [step.row for step in steps]
-        self.engines = [engine for _, engine in parts]
+        self.parts = parts
         self.buffers = {
             name: backend.allocate(resolve(spec.shape, sizes), spec.dtype)
             for name, spec in {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs)}.items()
@@ -141,19 +141,28 @@ class Plan:
         self.states[0].write(noise)
         marks = [time.perf_counter()]
         self.prepare(ignore)
+        self.rest("prepare")
         marks.append(time.perf_counter())
         self.loop(progress)
         latent = self.result.read()
+        self.rest(*STEPS)
         marks.append(time.perf_counter())
         if not np.isfinite(latent).all():
             raise ModelError(self.find_non_finite(noise))
         self.finish(ignore)
         picture = self.buffers[output].read()
+        self.rest("finish")
         telling = picture if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
         marks.append(time.perf_counter())
         if not np.isfinite(telling).all():
             raise ModelError("the model wrote NaN or infinity in its finish stage; try an fp32 bundle")
         return picture, dict(zip(("prepare", "step", "finish"), np.diff(marks).tolist(), strict=True))
+
+    def rest(self, *stages: str) -> None:
+        """Tell the engines of these stages that others run now."""
+        for part, engine in self.parts:
+            if part.stage in stages:
+                engine.rest()
 
     def find_non_finite(self, noise: Array) -> str:
         """Run the steps again one by one, and say where NaN or infinity first appears.
@@ -231,7 +240,7 @@ class Plans:
         for engine in loaded:
             if engine.covers(sizes):
                 return engine
-        used = {id(engine) for plan in self.kept.values() for engine in plan.engines}
+        used = {id(engine) for plan in self.kept.values() for _, engine in plan.parts}
         self.engines[name] = [engine for engine in loaded if id(engine) in used]
         del loaded
         self.engines[name].append(load())

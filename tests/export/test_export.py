@@ -107,6 +107,52 @@ def test_weights_that_float16_holds_are_stored_so_and_come_back(tmp_path: Path) 
         np.testing.assert_allclose(result, value @ exact @ inexact, rtol=1e-5)
 
 
+def test_weights_in_whole_multiples_are_stored_in_eight_bits_and_come_back(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    scale = generator.random((1, 64), dtype=np.float32) / 127
+    whole = generator.integers(-127, 128, (64, 64)).astype(np.float32)
+    whole[0] = 127
+    whole[:, 3] = 0
+    kernel = (whole * scale).T.reshape(64, 64, 1, 1).copy()
+    near = (whole + 0.1 * generator.random((64, 64), dtype=np.float32)) * scale
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [64, 64]), ("y", None))
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "whole"], ["a"]),
+        helper.make_node("MatMul", ["a", "near"], ["b"]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("Conv", ["c", "kernel"], ["d"]),
+        helper.make_node("Reshape", ["d", "back"], ["e"]),
+        helper.make_node("MatMul", ["both", "e"], ["f"]),  # as a first factor too, which has no output channels
+        helper.make_node("MatMul", ["f", "both"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(value, name)
+        for name, value in {
+            "whole": whole * scale,
+            "near": near,
+            "kernel": kernel,
+            "both": whole * scale[:, ::-1],
+            "shape": np.array([64, 64, 1, 1]),
+            "back": np.array([64, 64]),
+        }.items()
+    ]
+    graph, opset = helper.make_graph(nodes, "g", [x], [y], weights), [helper.make_opsetid("", 20)]
+    model = ir.serde.deserialize_model(helper.make_model(graph, ir_version=9, opset_imports=opset))
+    with WeightStore(tmp_path / "weights.bin") as store:
+        store_weights(model, store)
+    ir.save(model, tmp_path / "g.onnx")
+    stored = {str(value.name): value.dtype for value in model.graph.initializers.values()}
+    assert {name for name, dtype in stored.items() if dtype == ir.DataType.INT8} == {"whole.int8", "kernel.int8"}
+    value = generator.random((64, 64), dtype=np.float32)
+    backend, case = create("onnxruntime"), validate.Case({"x": value}, {"y": np.zeros((64, 64), np.float32)})
+    result = validate.run_engine(backend, backend.load(tmp_path / "g.onnx"), case)["y"]
+    both = whole * scale[:, ::-1]
+    product = both @ (value @ (whole * scale) @ near @ kernel[:, :, 0, 0].T) @ both
+    np.testing.assert_allclose(result, product, rtol=0, atol=1e-5 * np.abs(product).max())
+
+
 def test_an_existing_output_is_left_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "kept").write_text("kept")

@@ -208,6 +208,23 @@ def test_a_half_checkpoint_holds_the_same_weights_rounded(tiny_checkpoint: Path,
         torch.testing.assert_close(half[name], expected, rtol=0, atol=0)
 
 
+def test_an_int8_checkpoint_holds_whole_multiples_near_the_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint.write_int8(tiny_checkpoint, tmp_path / "int8")
+    whole, rounded = (checkpoint.load(folder) for folder in (tiny_checkpoint, tmp_path / "int8"))
+    products = (torch.nn.Linear, torch.nn.Conv2d)
+    kept = dict(rounded.named_parameters())
+    weights = {f"{name}.weight" for name, layer in whole.named_modules() if isinstance(layer, products)}
+    assert weights < set(kept)
+    for name, value in whole.named_parameters():
+        if name not in weights:
+            torch.testing.assert_close(kept[name], value, rtol=0, atol=0)
+            continue
+        scale = value.abs().flatten(1).amax(dim=1, keepdim=True) / 127
+        steps = kept[name].flatten(1) / scale
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(steps, value.flatten(1) / scale, rtol=0, atol=0.501)
+
+
 @torch.inference_mode()
 def test_the_edge_vae_starts_from_the_picture_that_came_in() -> None:
     """Fresh refiners add nothing: the latent is the base VAE's, and the pixel skip brings the picture back."""
