@@ -149,6 +149,14 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
 @main.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
+@click.option(
+    "--other",
+    "others",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="BUNDLE",
+    help="One to hold against it, such as one with 8-bit weights; repeat for more.",
+)
 @click.option("--steps", type=click.IntRange(min=1), multiple=True, help="Repeat for more. Default: the bundle's.")
 @click.option("--views", type=click.IntRange(1, 8), multiple=True, help="Repeat for more. Default: 8, 4, 2 and 1.")
 @click.option("--reuse", type=click.IntRange(min=1), multiple=True, help="As with `uid-run`; repeat for more.")
@@ -166,6 +174,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
 @click.option("--record", is_flag=True, help="Write the figures of the bundle's qualities into its manifest.")
 def tradeoff(
     model: Path | None,
+    others: Sequence[Path],
     backend: str,
     steps: Sequence[int],
     views: Sequence[int],
@@ -183,29 +192,36 @@ def tradeoff(
     with plain_errors("bench"):
         from uid.bench import tradeoff as tradeoffs
         from uid.bench.quality import CASE_SEED, held_out
+        from uid.errors import InputError
         from uid.runtime.pipeline import Options, load
 
         photos = held_out(names)
         pipeline = load(model, backend=backend)
-        settings = tradeoffs.settings(steps or [pipeline.bundle.steps], views or [8, 4, 2, 1], reuse, intervals)
-        rows = list(tradeoffs.measure(pipeline, settings, photos, noise=noise))
+        all_pipelines = [pipeline, *(load(path, backend=backend) for path in others)]
+        pipelines = {one.bundle.folder.name: one for one in all_pipelines}
+        if len(pipelines) < len(all_pipelines):
+            raise InputError("bundles are told apart by their folders' names, and two have the same: rename one")
+        counts = steps or [pipeline.bundle.steps], views or [8, 4, 2, 1]
+        rows = list(
+            tradeoffs.measure(pipelines, tradeoffs.settings(pipelines, *counts, reuse, intervals), photos, noise=noise)
+        )
         if output is not None:
             common = setting(pipeline, Options())
-            for key in ("steps", "views"):
+            for key in ("bundle", "steps", "views"):
                 del common[key]
             write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
         lines = tradeoffs.summarise(rows)
         click.echo(
-            "| steps | views | reuse | guidance | gain dB | worst dB | dB to first | SSIM to first | times as fast "
-            "| on the front |"
+            "| bundle | steps | views | reuse | guidance | gain dB | worst dB | dB to first | SSIM to first "
+            "| times as fast | on the front |"
         )
-        click.echo("|---|---|---|---|---|---|---|---|---|---|")
+        click.echo("|---" * 11 + "|")
         for line in lines:
             figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
             front = "yes" if line.front else "no"
             one = line.setting
             ends = ":".join(f"{end:g}" for end in one.guidance_interval)
-            what = f"{one.steps} | {one.views} | {one.reuse} | {ends}"
+            what = f"{one.bundle} | {one.steps} | {one.views} | {one.reuse} | {ends}"
             click.echo(f"| {what} | {figures} | {line.speed:.2f} | {front} |")
         if record:
             named = tradeoffs.record(pipeline.bundle.folder, lines)

@@ -1,4 +1,4 @@
-"""What quality costs: settings of one bundle on the held-out photos, each held against the sharp photo and the first.
+"""What quality costs: settings of a bundle on the held-out photos, each held against the sharp photo and the first.
 
 Speed and likeness are measured in the same interleaved runs. A setting is on the front when none that is as fast comes
 nearer to the sharp photos.
@@ -21,8 +21,9 @@ from uid.train.blur import Pixels
 
 @dataclass(frozen=True)
 class Setting:
-    """What one may set to trade quality for speed."""
+    """What one may choose to trade quality for speed or size."""
 
+    bundle: str  # name of its folder
     steps: int  # denoising steps
     views: int
     reuse: int = 1  # of so many steps one is computed in full
@@ -31,16 +32,20 @@ class Setting:
     @property
     def options(self) -> Options:
         """What the pipeline is told."""
-        return Options(**asdict(self))
+        return Options(steps=self.steps, views=self.views, reuse=self.reuse, guidance_interval=self.guidance_interval)
 
 
 def settings(
-    steps: Iterable[int], views: Iterable[int], reuse: Iterable[int], intervals: Iterable[tuple[float, float]]
+    bundles: Iterable[str],
+    steps: Iterable[int],
+    views: Iterable[int],
+    reuse: Iterable[int],
+    intervals: Iterable[tuple[float, float]],
 ) -> list[Setting]:
-    """Every combination, the fullest first: most steps and views, every step in full, guidance in all of them."""
+    """Every combination; of the first bundle, the fullest first: most steps and views, no shortcut."""
     most_steps, most_views = (sorted(set(values), reverse=True) for values in (steps, views))
     longest = sorted({(0.0, 1.0), *intervals}, key=lambda ends: ends[0] - ends[1])
-    combinations = itertools.product(most_steps, most_views, sorted({1, *reuse}), longest)
+    combinations = itertools.product(bundles, most_steps, most_views, sorted({1, *reuse}), longest)
     return list(itertools.starmap(Setting, combinations))
 
 
@@ -50,6 +55,7 @@ class Row:
 
     photo: str
     kernel: str  # family
+    bundle: str  # name of its folder
     steps: int
     views: int
     reuse: int
@@ -76,31 +82,38 @@ class Summary:
 
 
 def measure(
-    pipeline: Pipeline, settings: Sequence[Setting], photos: Mapping[str, Pixels], *, noise: float
+    pipelines: Mapping[str, Pipeline], settings: Sequence[Setting], photos: Mapping[str, Pixels], *, noise: float
 ) -> Iterator[Row]:
-    """Every setting on every case, in turn."""
+    """Every setting on every case, in turn; ``pipelines`` by the names of their bundles' folders."""
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
         for setting in settings:
-            pipeline(sharp, setting.options)  # engines load and plans are made outside of the seconds
+            pipelines[setting.bundle](sharp, setting.options)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=None):
             first: Pixels | None = None
             for setting in settings:
                 started = time.perf_counter()
-                image = pipeline(case.blurred, setting.options).image
+                image = pipelines[setting.bundle](case.blurred, setting.options).image
                 seconds = time.perf_counter() - started
                 first = image if first is None else first
-                gain = psnr(image, sharp) - psnr(case.blurred, sharp)
-                likeness = psnr(image, first), ssim(image, first)
-                what = photo, case.kernel, setting.steps, setting.views, setting.reuse, setting.guidance_interval
-                yield Row(*what, gain, *likeness, seconds, *sharp.shape[:2])
+                yield Row(
+                    photo,
+                    case.kernel,
+                    **asdict(setting),
+                    gain=psnr(image, sharp) - psnr(case.blurred, sharp),
+                    psnr_to_first=psnr(image, first),
+                    ssim_to_first=ssim(image, first),
+                    seconds=seconds,
+                    height=sharp.shape[0],
+                    width=sharp.shape[1],
+                )
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
     """The rows by setting, in order of appearance; speeds are of pictures of one size, then averaged over sizes."""
     groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        groups.setdefault(Setting(row.steps, row.views, row.reuse, row.guidance_interval), []).append(row)
+        groups.setdefault(setting_of(row), []).append(row)
     first = seconds_by_size(next(iter(groups.values())))
     speeds = {
         setting: fmean(first[size] / seconds for size, seconds in seconds_by_size(group).items())
@@ -125,6 +138,11 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     ]
 
 
+def setting_of(row: Row) -> Setting:
+    """The setting that a row is of."""
+    return Setting(row.bundle, row.steps, row.views, row.reuse, row.guidance_interval)
+
+
 def seconds_by_size(rows: Iterable[Row]) -> dict[tuple[int, int], float]:
     """Median seconds of each size of picture."""
     times: dict[tuple[int, int], list[float]] = {}
@@ -136,7 +154,7 @@ def seconds_by_size(rows: Iterable[Row]) -> dict[tuple[int, int], float]:
 def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:
     """Write the figures of each of the bundle's qualities that was measured into its manifest; returns their names."""
     bundle, found = read_bundle(folder), {line.setting: line for line in summaries}
-    measured = {name: found[key] for name, key in keys_of(bundle.qualities).items() if key in found}
+    measured = {name: found[key] for name, key in keys_of(folder.name, bundle.qualities).items() if key in found}
     manifest = read_manifest(folder)
     for name, line in measured.items():
         figures = {
@@ -151,6 +169,6 @@ def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:
     return list(measured)
 
 
-def keys_of(qualities: Mapping[str, Quality]) -> dict[str, Setting]:
+def keys_of(bundle: str, qualities: Mapping[str, Quality]) -> dict[str, Setting]:
     """The setting of each quality."""
-    return {name: Setting(quality.steps, quality.views) for name, quality in qualities.items()}
+    return {name: Setting(bundle, quality.steps, quality.views) for name, quality in qualities.items()}

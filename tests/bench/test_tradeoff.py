@@ -13,7 +13,7 @@ from uid.runtime.bundle import read_bundle
 from uid.runtime.pipeline import Options
 
 CLOSENESS = {"psnr_to_first": 100.0, "ssim_to_first": 1.0}
-ROW = Row("rocket", "zigzag", 4, 8, 1, (0.0, 1.0), gain=1.0, **CLOSENESS, seconds=8.0, height=8, width=8)
+ROW = Row("rocket", "zigzag", "edge", 4, 8, 1, (0.0, 1.0), gain=1.0, **CLOSENESS, seconds=8.0, height=8, width=8)
 
 
 def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None:
@@ -55,21 +55,26 @@ def test_command_on_a_bundle_and_its_record(tiny_bundle: Path, tmp_path: Path) -
 
 
 def test_the_fullest_setting_comes_first() -> None:
-    made = settings([1, 4], [1, 2], [3], [(0.2, 0.8), (0.5, 1.0)])
-    assert len(made) == len(set(made)) == 2 * 2 * 2 * 3
-    assert made[0] == Setting(4, 2, 1, (0.0, 1.0))
-    assert made[1:4] == [Setting(4, 2, 1, (0.2, 0.8)), Setting(4, 2, 1, (0.5, 1.0)), Setting(4, 2, 3, (0.0, 1.0))]
-    assert Setting(1, 1, 3, (0.5, 1.0)).options == Options(steps=1, views=1, reuse=3, guidance_interval=(0.5, 1.0))
+    made = settings(["a", "b"], [1, 4], [1, 2], [3], [(0.2, 0.8), (0.5, 1.0)])
+    assert len(made) == len(set(made)) == 2 * 2 * 2 * 2 * 3
+    rest = [(1, (0.0, 1.0)), (1, (0.2, 0.8)), (1, (0.5, 1.0)), (3, (0.0, 1.0))]
+    assert made[:4] == [Setting("a", 4, 2, *shortcuts) for shortcuts in rest]
+    assert made[24] == Setting("b", 4, 2)
+    assert Setting("a", 1, 1, 3, (0.5, 1.0)).options == Options(steps=1, views=1, reuse=3, guidance_interval=(0.5, 1.0))
 
 
 def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     words = ["tradeoff", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
     words += ["--views", "1", "--reuse", "2", "--guidance-interval", "0.5:1", "-o", str(output)]
+    other = shutil.copytree(tiny_bundle, tmp_path / "other", ignore=shutil.ignore_patterns("engines"))
+    words += ["--other", str(other)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     got = [(row["reuse"], row["guidance_interval"]) for row in rows]
-    assert got == 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
+    assert got == 2 * 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
+    assert [row["bundle"] for row in rows] == 2 * ["tiny", "tiny", "tiny", "tiny", "other", "other", "other", "other"]
+    assert rows[4]["psnr_to_first"] == 100.0
     assert rows[0]["psnr_to_first"] == 100.0 > max(row["psnr_to_first"] for row in rows[1:4])
-    assert "| 4 | 1 | 2 | 0.5:1 |" in result.output
+    assert "| other | 4 | 1 | 2 | 0.5:1 |" in result.output
