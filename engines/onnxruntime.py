@@ -173,7 +173,7 @@ class OrtBackend(Backend):
             for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
                 if other != path:
                     shutil.rmtree(other, ignore_errors=True)  # on Windows another process may still have it mapped
-        except OutputError as error:
+        except (OutputError, BundleError) as error:  # the latter for a full disk too: ONNX Runtime writes the files
             if not path.exists():  # another process may have been first
                 self.report(f"the next process will optimise again: {error}")
         return self.kept(path)
