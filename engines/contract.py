@@ -70,7 +70,7 @@ class Engine(ABC):
         The launch may return before the work is done: a buffer's ``read`` waits for it.
         """
 
-    def rest(self) -> None:  # noqa: B027
+    def rest(self) -> None:  # noqa: B027  (most have nothing to let go of)
         """Told that it will not run for a while: memory that fills again by itself may go."""
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
