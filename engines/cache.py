@@ -126,7 +126,8 @@ def key_for(
     if not re.fullmatch(r"[\w-]+", component.name):  # it becomes a file name
         raise BundleError(f"component {component.name!r} has a name that is no word; do not use this bundle")
     manifest = read_manifest(bundle.folder)
-    others = {part.file for part in bundle.components.values()} - {component.file} | {manifest["constants"]}
+    graphs = {file for part in bundle.components.values() for file in (part.file, *part.variants.values())}
+    others = graphs - {component.file} | {manifest["constants"]}
     return Key(
         component.name,
         {name: digest for name, digest in manifest["files"].items() if name not in others},

@@ -174,7 +174,7 @@ def in_float32(bundle: Bundle, folder: Path) -> Bundle:
         widen(model.graph)
         save(model, bundle.folder, folder / component.file)
     components = {
-        name: replace(part, inputs=widened(part.inputs), outputs=widened(part.outputs))
+        name: replace(part, inputs=widened(part.inputs), outputs=widened(part.outputs), variants={})
         for name, part in bundle.components.items()
     }
     constants = {name: value.astype(np.float32) for name, value in bundle.constants.items()}
@@ -196,7 +196,9 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     height, width = pixels.shape[2:]
     sizes = {"height": height, "width": width, "blur_height": height, "blur_width": width}
     all_steps = [Step(row) for row in ddim(bundle.schedule, bundle.steps)]
-    plan = Plans(bundle, create_cpu(None)).make(mode, sizes, all_steps, OUTPUT)
+    backend = create_cpu(None)
+    backend.keeps = False  # the bundle may be one that goes away with the check
+    plan = Plans(bundle, backend).make(mode, sizes, all_steps, OUTPUT)
     for key, value in {"image": pixels, "blur_image": pixels, GUIDANCE: number(bundle.guidance)}.items():
         if key in plan.buffers:
             plan.buffers[key].write(value)

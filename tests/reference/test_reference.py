@@ -118,7 +118,7 @@ def test_random_weights_are_seeded_and_none_is_left_at_its_initial_value(tmp_pat
 
 def test_activations_stay_finite_in_float16(tiny_model: UIDDiff) -> None:
     latents = []
-    handle = tiny_model.step.register_forward_hook(lambda _m, _i, out: latents.append(out))
+    handle = tiny_model.step.register_forward_hook(lambda _m, _i, out: latents.append(out[0]))
     tiny_model.deblur(torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8))
     handle.remove()
     assert len(latents) == 30
