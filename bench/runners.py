@@ -83,9 +83,8 @@ class TorchRunner:
     def compile(self) -> None:
         """Compile every part that computes; they do compile when first called."""
         model: Any = self.model
-        for module in (model.structure, model.encoder, model.decoder):
+        for module in (model.structure, model.encoder, model.step, model.decoder):
             module.compile()
-        model.step.predict = self.torch.compile(model.step.predict)
 
     def run(self, image: Array, steps: int) -> Picture:
         """(H, W, 3), sides multiples of the model's."""

@@ -23,6 +23,7 @@ from uid.bench.cli import main
 from uid.bench.flops import component_flops, picture_flops
 from uid.bench.latency import Crew, Runner, agreement, measure, plan, sample_picture
 from uid.bench.rows import write_png
+from uid.bench.runners import Task, TorchRunner
 from uid.bench.startup import reference
 from uid.bench.summary import summarise
 from uid.bench.workers import Spec, Worker
@@ -132,6 +133,15 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
         assert 2e7 < row.peak_bytes < 4e9
     assert by_name["onnxruntime"].peak_bytes < by_name["pytorch"].peak_bytes
     assert not children()
+
+
+def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
+    image = sample_picture(16, 24)
+    eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled) for compiled in (False, True))
+    assert all(part._compiled_call_impl is not None for part in (compiled.model.step, compiled.model.decoder))
+    with torch.compiler.set_stance("force_eager"):  # to compile in earnest takes minutes
+        assert np.array_equal(compiled.run(image, 2).image, eager.run(image, 2).image)
 
 
 def test_who_goes_first_changes_and_who_fails_leaves(served: str) -> None:
