@@ -100,6 +100,19 @@ def test_every_component_computes_what_onnxruntime_does_each_time(backend: Backe
                 np.testing.assert_array_equal(first[name], second[name], f"{part.name} {name}")
 
 
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16")
+def test_bfloat16_is_as_good_at_timesteps_that_it_cannot_hold(bundle: Bundle) -> None:
+    part, tested = bundle.components["step"], engines.create("openvino-bf16", threads=1)
+    reference = engines.create("onnxruntime", threads=1)
+    both = (tested, tested.load_component(bundle, part, SIZES)), (reference, reference.load(bundle.folder / part.file))
+    errors = {}
+    for timestep in (512, 967, 999):  # bfloat16 has 512, 968 and 1000
+        inputs = random_inputs(part, 0) | {"timestep": np.float32([timestep])}
+        got, expected = (run_twice(backend, engine, part, inputs)[0] for backend, engine in both)
+        errors[timestep] = max(np.linalg.norm(got[name] - expected[name]) for name in got)
+    assert max(errors.values()) < 1.2 * errors[512], errors
+
+
 def test_pictures_are_those_of_onnxruntime(bundle: Bundle) -> None:
     tested, reference = (Pipeline(bundle, engines.create(name, threads=1)) for name in ("openvino", "onnxruntime"))
     blur, options = picture(20, 28, 1), Options(mode="blur-transfer", steps=2, seed=3)
