@@ -213,16 +213,16 @@ def tradeoff(
         lines = tradeoffs.summarise(rows)
         click.echo(
             "| bundle | steps | views | reuse | guidance | gain dB | worst dB | dB to first | SSIM to first "
-            "| times as fast | on the front |"
+            "| times as fast | its steps | on the front |"
         )
-        click.echo("|---" * 11 + "|")
+        click.echo("|---" * 12 + "|")
         for line in lines:
             figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
             front = "yes" if line.front else "no"
             one = line.setting
             ends = ":".join(f"{end:g}" for end in one.guidance_interval)
             what = f"{one.bundle} | {one.steps} | {one.views} | {one.reuse} | {ends}"
-            click.echo(f"| {what} | {figures} | {line.speed:.2f} | {front} |")
+            click.echo(f"| {what} | {figures} | {line.speed:.2f} | {line.step_speed:.2f} | {front} |")
         if record:
             named = tradeoffs.record(pipeline.bundle.folder, lines)
             click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")

@@ -7,7 +7,7 @@ nearer to the sharp photos.
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -64,6 +64,7 @@ class Row:
     psnr_to_first: float  # dB against the first setting's picture, at most 100
     ssim_to_first: float
     seconds: float
+    step_seconds: float  # of those, what all of the denoising steps took
     height: int  # pixels
     width: int
 
@@ -78,6 +79,7 @@ class Summary:
     psnr_to_first: float  # dB
     ssim_to_first: float
     speed: float  # times as fast as the first setting
+    step_speed: float  # the same, of the denoising steps alone
     front: bool  # whether no other is at least as fast and gains more
 
 
@@ -93,8 +95,8 @@ def measure(
             first: Pixels | None = None
             for setting in settings:
                 started = time.perf_counter()
-                image = pipelines[setting.bundle](case.blurred, setting.options).image
-                seconds = time.perf_counter() - started
+                result = pipelines[setting.bundle](case.blurred, setting.options)
+                seconds, image = time.perf_counter() - started, result.image
                 first = image if first is None else first
                 yield Row(
                     photo,
@@ -104,6 +106,7 @@ def measure(
                     psnr_to_first=psnr(image, first),
                     ssim_to_first=ssim(image, first),
                     seconds=seconds,
+                    step_seconds=result.seconds["step"],
                     height=sharp.shape[0],
                     width=sharp.shape[1],
                 )
@@ -114,11 +117,8 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     groups: dict[Setting, list[Row]] = {}
     for row in rows:
         groups.setdefault(setting_of(row), []).append(row)
-    first = seconds_by_size(next(iter(groups.values())))
-    speeds = {
-        setting: fmean(first[size] / seconds for size, seconds in seconds_by_size(group).items())
-        for setting, group in groups.items()
-    }
+    first = next(iter(groups.values()))
+    speeds = {setting: times_as_fast(group, first, lambda row: row.seconds) for setting, group in groups.items()}
     gains = {setting: fmean(row.gain for row in group) for setting, group in groups.items()}
 
     def beaten(one: Setting) -> bool:
@@ -132,6 +132,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
             psnr_to_first=fmean(row.psnr_to_first for row in group),
             ssim_to_first=fmean(row.ssim_to_first for row in group),
             speed=speeds[setting],
+            step_speed=times_as_fast(group, first, lambda row: row.step_seconds),
             front=not beaten(setting),
         )
         for setting, group in groups.items()
@@ -143,12 +144,16 @@ def setting_of(row: Row) -> Setting:
     return Setting(row.bundle, row.steps, row.views, row.reuse, row.guidance_interval)
 
 
-def seconds_by_size(rows: Iterable[Row]) -> dict[tuple[int, int], float]:
-    """Median seconds of each size of picture."""
-    times: dict[tuple[int, int], list[float]] = {}
-    for row in rows:
-        times.setdefault((row.height, row.width), []).append(row.seconds)
-    return {size: median(values) for size, values in times.items()}
+def times_as_fast(rows: Sequence[Row], first: Sequence[Row], seconds: Callable[[Row], float]) -> float:
+    """How many times as fast as the ``first`` ones: of the median of each size of picture, averaged over sizes."""
+    medians = []
+    for group in (first, rows):
+        times: dict[tuple[int, int], list[float]] = {}
+        for row in group:
+            times.setdefault((row.height, row.width), []).append(seconds(row))
+        medians.append({size: median(values) for size, values in times.items()})
+    theirs, ours = medians
+    return fmean(theirs[size] / ours[size] for size in theirs)
 
 
 def record(folder: Path, summaries: Iterable[Summary]) -> list[str]:

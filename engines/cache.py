@@ -6,29 +6,23 @@
 The engine is written first and the sidecar last, so an engine that has no sidecar is not finished and does not count.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import platform
 import re
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from uid.engines.profiles import Profile, Target, profile_shapes
+from uid.engines.storage import default_folder, short_hash, writing
 from uid.engines.tensorrt import Library, check_target, header_problem
 from uid.engines.tensorrt_build import BuildOptions, Built, Report, build, check_options
-from uid.errors import BackendError, BundleError, OutputError, UIDError
-from uid.runtime.bundle import BUILT_IN, MANIFEST, Bundle, Component, read_manifest, sha256
+from uid.errors import BackendError, BundleError, UIDError
+from uid.runtime.bundle import Bundle, Component, read_manifest, sha256
 from uid.runtime.files import written_whole
 
 HEADER = 64  # bytes of an engine that say what it is
-LOCK = ".lock"
-LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}\.(engine|json|cache|kernels)")
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def engine_for(
     folder = folder or default_folder(bundle, library.name)
     path, _ = find(folder, key)
     if path is None:
-        with locked(folder, report):
+        with writing(folder, report):
             path, reason = find(folder, key)  # again: the one that held the lock may have built it
             if path is None:
                 report(f"{component.name}: building with {library} for {target}, since {reason}")
@@ -99,7 +93,6 @@ def engine_for(
 
 def build_into(folder: Path, key: Key, bundle: Bundle, component: Component, library: Library, report: Report) -> Path:
     """Build the engine that ``key`` describes and store it; for who holds the folder's lock."""
-    remove_leftovers(folder)
     built = build(
         library,
         bundle.folder / component.file,
@@ -143,11 +136,6 @@ def key_for(
 def engine_name(key: Mapping[str, Any]) -> str:
     """File name of the engine with this recorded key."""
     return f"{key['component']}-{short_hash(json.dumps(key, sort_keys=True))}.engine"
-
-
-def short_hash(text: str) -> str:
-    """The first 16 hexadecimal digits of a text's sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find(folder: Path, key: Key) -> tuple[Path | None, str]:
@@ -248,63 +236,6 @@ def store(folder: Path, key: Key, built: Built) -> Path:
     with written_whole(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(asdict(sidecar), indent=1) + "\n", encoding="utf-8")
     return path
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed builds left under ``written_whole``'s temporary names; for who holds the folder's lock."""
-    for path in folder.glob(".*"):
-        if LEFTOVER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, report: Report) -> Iterator[None]:
-    """Hold a folder for one builder; waits for another that does. The system frees it when its holder dies."""
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder / LOCK).open("a+b"))
-            if not try_lock(file.fileno()):
-                report(f"waiting for another build in {folder}")
-                while not try_lock(file.fileno()):
-                    time.sleep(0.2)
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-        yield
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process until it is closed; False if another holds it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def cpu() -> str:
-    """The processor's name and instruction sets, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-        return " ".join(sorted(set(told)))
-    return f"{platform.machine()} {platform.processor()}"
-
-
-def default_folder(bundle: Bundle, backend: str) -> Path:
-    """Where a bundle's engines are kept: in the bundle, or in the user's cache when it is not the user's to write."""
-    folder = bundle.folder.resolve()
-    if os.access(folder, os.W_OK) and not folder.is_relative_to(BUILT_IN.resolve()):
-        return bundle.folder / "engines" / backend
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "uid-runtime" / "engines" / sha256(folder / MANIFEST)[:16] / backend
 
 
 def runtime_cache_path(engine: Path, target: Target) -> Path:

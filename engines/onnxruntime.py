@@ -9,10 +9,10 @@ import ctypes
 import functools
 import json
 import mmap
+import platform
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 import onnxruntime as ort
 
 from uid import __version__
-from uid.engines.cache import cpu, default_folder, short_hash
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
+from uid.engines.storage import default_folder, remove, remove_earlier, short_hash, writing
 from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
 from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256, verify_files
 from uid.runtime.files import folder_written_whole
@@ -130,7 +130,17 @@ class OrtBackend(Backend):
             return self.load(source)
         depends = (sha256(bundle.folder / MANIFEST), __version__, ort.__version__, cpu())
         path = default_folder(bundle, self.name) / f"{component.name}-{short_hash(repr(depends))}"
-        return self.kept(path) or self.keep(source, path) or self.load(source)
+        engine = self.kept(path)
+        if engine is None:
+            try:
+                with writing(path.parent, self.report):
+                    engine = self.kept(path)  # the one that held the folder may have made it
+                    if engine is None:
+                        self.keep(source, path)
+                        engine = self.kept(path)
+            except OutputError as error:
+                self.report(f"the next process will optimise again: {error}")
+        return engine or self.load(source)
 
     def kept(self, path: Path) -> OrtEngine | None:
         """What ``keep`` wrote; None where there is none, or it is not sound.
@@ -149,13 +159,13 @@ class OrtBackend(Backend):
             return OrtEngine(self.load(path / GRAPH, options).session, path / WEIGHTS)
         except (OSError, ValueError, TypeError, KeyError, BundleError) as error:
             self.report(f"{path} is not used and made again: {error}")
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
             return None
 
-    def keep(self, source: Path, path: Path) -> OrtEngine | None:
-        """Optimise a graph for this processor, write it to the folder ``path`` in place of its earlier states, load it.
+    def keep(self, source: Path, path: Path) -> None:
+        """Optimise a graph for this processor and write it to the folder ``path``, in place of its earlier states.
 
-        None where it cannot be written: the next process will optimise again.
+        Raises ``OutputError`` where it cannot be written.
         """
         options = self.options()
         for key, value in {
@@ -163,20 +173,16 @@ class OrtBackend(Backend):
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
         }.items():
             options.add_session_config_entry(key, value)
-        try:
-            with folder_written_whole(path) as folder:
-                options.optimized_model_filepath = str(folder / GRAPH)
+        with folder_written_whole(path) as folder:
+            options.optimized_model_filepath = str(folder / GRAPH)
+            try:
                 self.load(source, options)
-                (folder / WEIGHTS).touch()  # a graph without large weights leaves none
-                sums = {name: sha256(folder / name) for name in (GRAPH, WEIGHTS)}
-                (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
-            for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*"):
-                if other != path:
-                    shutil.rmtree(other, ignore_errors=True)  # on Windows another process may still have it mapped
-        except (OutputError, BundleError) as error:  # the latter for a full disk too: ONNX Runtime writes the files
-            if not path.exists():  # another process may have been first
-                self.report(f"the next process will optimise again: {error}")
-        return self.kept(path)
+            except BundleError as error:  # of a full disk too: ONNX Runtime writes the files
+                raise OutputError(f"cannot write {path}: {error}") from error
+            (folder / WEIGHTS).touch()  # a graph without large weights leaves none
+            sums = {name: sha256(folder / name) for name in (GRAPH, WEIGHTS)}
+            (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
+        remove_earlier(path)
 
     def load(self, path: Path, options: ort.SessionOptions | None = None) -> OrtEngine:
         """Create a session; raises ``BackendError`` if the asked-for provider is not the one that loaded."""
@@ -211,6 +217,15 @@ def release(path: Path) -> None:
             ours = line.split(maxsplit=5)[-1] == str(path.resolve())
         elif ours and re.match(r"Anonymous: +0 kB", line):
             advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def cpu() -> str:
+    """The processor's name and instruction sets, as far as the system tells."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        return " ".join(sorted(set(told)))
+    return f"{platform.machine()} {platform.processor()}"
 
 
 @functools.cache

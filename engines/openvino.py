@@ -8,7 +8,7 @@ bundle's engine folder, since compiling takes longer than a picture.
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +18,8 @@ import openvino as ov
 from openvino import opset13
 
 from uid import __version__
-from uid.engines.cache import default_folder, short_hash
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
+from uid.engines.storage import default_folder, remove, remove_earlier, short_hash, writing
 from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
 from uid.runtime.bundle import MANIFEST, STEPS, Bundle, Component, sha256
 from uid.runtime.files import written_whole
@@ -117,16 +117,28 @@ class OpenvinoBackend(Backend):
         """The component compiled before, or now, with its sizes fixed or left open."""
         fixed = has_fixed_sizes(bundle, component, sizes)
         path = self.cached_path(bundle, component, fixed)
-        compiled, memory = self.kept(path) or (None, None)
-        if compiled is None:
-            with load_errors(bundle.folder / component.file):
-                model = self.read(bundle.folder / component.file)
-                if fixed:
-                    model.reshape({spec.name: list(resolve(spec.shape, sizes)) for spec in component.inputs})
-                compiled = self.core.compile_model(model, DEVICE, self.settings)
-            self.keep(compiled, path)
+        found = self.kept(path)
+        if found is None:
+            try:
+                with writing(path.parent, self.report):
+                    found = self.kept(path)  # the one that held the folder may have made it
+                    if found is None:
+                        found = self.compiled(bundle, component, sizes, fixed), None
+                        self.keep(found[0], path)
+            except OutputError as error:
+                self.report(f"the next process will compile again: {error}")
+        compiled, memory = found or (self.compiled(bundle, component, sizes, fixed), None)
         names = {spec.name for spec in (*component.inputs, *component.outputs)}
         return OpenvinoEngine(compiled, names, lambda other: has_fixed_sizes(bundle, component, other) == fixed, memory)
+
+    def compiled(self, bundle: Bundle, component: Component, sizes: Sizes, fixed: bool) -> ov.CompiledModel:
+        """A component compiled now."""
+        path = bundle.folder / component.file
+        with load_errors(path):
+            model = self.read(path)
+            if fixed:
+                model.reshape({spec.name: list(resolve(spec.shape, sizes)) for spec in component.inputs})
+            return self.core.compile_model(model, DEVICE, self.settings)
 
     def read(self, path: Path) -> ov.Model:
         """The graph at ``path``, safe to compile."""
@@ -143,39 +155,34 @@ class OpenvinoBackend(Backend):
         what = f"{component.name}.{'tile' if fixed else 'any'}.{self.name}"
         return default_folder(bundle, "openvino") / f"{what}-{short_hash(repr(depends))}.blob"
 
-    def kept(self, path: Path) -> tuple[ov.CompiledModel, Array] | None:
+    def kept(self, path: Path) -> tuple[ov.CompiledModel, Array | None] | None:
         """What ``keep`` wrote, and the memory that it lives in, which is the file's own; None where it is not sound.
 
         OpenVINO itself reads a model whose weights were altered without a word.
         """
+        if not path.exists():
+            return None
         try:
             data = np.memmap(path, np.uint8, "c")  # OpenVINO takes no memory that is read-only
             if hashlib.sha256(data[DIGEST:].data).digest() != data[:DIGEST].tobytes():
                 raise BackendError("it is damaged")
             tensor = ov.Tensor(data[DIGEST:], shared_memory=True)
             return self.core.import_model(tensor, DEVICE, self.settings), data
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, RuntimeError, BackendError) as error:  # empty, or made for other instructions
             self.report(f"{path} is not used and made again: {error}")
+            remove(path)
             return None
 
     def keep(self, compiled: ov.CompiledModel, path: Path) -> None:
         """Write a compiled model after its sha256, in place of those of other versions or of an earlier bundle here.
 
-        Where that cannot be, the next process compiles again.
+        Raises ``OutputError`` where it cannot be written.
         """
         data = compiled.export_model().getbuffer()
-        try:
-            with written_whole(path) as temporary, temporary.open("wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
-            for other in path.parent.glob(f"{path.name.rpartition('-')[0]}-*.blob"):
-                if other != path:
-                    with suppress(OSError):  # another process may have been first, or, on Windows, still have it mapped
-                        other.unlink()
-        except OutputError as error:
-            self.report(f"the next process will compile again: {error}")
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
+        remove_earlier(path)
 
 
 def create_f32(threads: int | None) -> OpenvinoBackend:

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uid.engines.cache import check, default_folder, engine_for, key_for, read_sidecar, runtime_cache_path
+from uid.engines.cache import check, engine_for, key_for, read_sidecar, runtime_cache_path
 from uid.engines.contract import Launch, OneByOne, Replay, Report
 from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target
+from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library, target_of
 from uid.engines.tensorrt_build import BuildOptions, build, describe, make_builder, parse
 from uid.engines.tensorrt_engine import (

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from uid.bench.cli import main
@@ -13,16 +14,34 @@ from uid.runtime.bundle import read_bundle
 from uid.runtime.pipeline import Options
 
 CLOSENESS = {"psnr_to_first": 100.0, "ssim_to_first": 1.0}
-ROW = Row("rocket", "zigzag", "edge", 4, 8, 1, (0.0, 1.0), gain=1.0, **CLOSENESS, seconds=8.0, height=8, width=8)
+ROW = Row(
+    "rocket",
+    "zigzag",
+    "edge",
+    4,
+    8,
+    1,
+    (0.0, 1.0),
+    gain=1.0,
+    **CLOSENESS,
+    seconds=8.0,
+    step_seconds=7.5,
+    height=8,
+    width=8,
+)
 
 
 def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None:
     rows = []
     for setting, gain, seconds in [((4, 8), 1.0, 8.0), ((4, 2), 0.9, 2.0), ((4, 4), 0.8, 4.0), ((1, 1), 0.5, 1.0)]:
-        row = replace(ROW, steps=setting[0], views=setting[1], gain=gain, seconds=seconds)
-        rows += [row, replace(row, photo="china", gain=gain - 0.5, seconds=10.0 * seconds, width=80)]
-    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=900.0))  # an outlier, which a median leaves out
-    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=1.0))
+        times = {"seconds": seconds, "step_seconds": seconds - 0.5}
+        row = replace(ROW, steps=setting[0], views=setting[1], gain=gain, **times)
+        longer = {name: 10.0 * value for name, value in times.items()}
+        rows += [row, replace(row, photo="china", gain=gain - 0.5, **longer, width=80)]
+    rows.append(
+        replace(ROW, steps=1, views=1, gain=0.5, seconds=900.0, step_seconds=0.5)
+    )  # an outlier, which a median leaves out
+    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=1.0, step_seconds=0.5))
     lines = summarise(rows)
     assert [(line.setting.steps, line.setting.views, line.speed, line.front) for line in lines] == [
         (4, 8, 1.0, True),
@@ -30,6 +49,7 @@ def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None
         (4, 4, 2.0, False),
         (1, 1, 8.0, True),
     ]
+    assert [line.step_speed for line in lines] == pytest.approx([1.0, 5.0, 7.5 / 3.5, 15.0])
     assert [line.worst for line in lines] == [0.5, 0.4, 0.30000000000000004, 0.0]
 
 

@@ -18,7 +18,6 @@ import pytest
 from uid.engines.cache import (
     Key,
     check,
-    default_folder,
     engine_for,
     engine_name,
     key_for,
@@ -26,6 +25,7 @@ from uid.engines.cache import (
     runtime_cache_path,
 )
 from uid.engines.profiles import Target, parse_profile, square
+from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library
 from uid.engines.tensorrt_build import BuildOptions
 from uid.errors import BackendError, BundleError, OutputError

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from uid import engines
 from uid.engines import Array, Backend, Engine
-from uid.engines.cache import default_folder
 from uid.engines.onnxruntime import OrtBackend
+from uid.engines.storage import default_folder
 from uid.errors import BackendError, BundleError, OutOfMemoryError
-from uid.runtime.bundle import MANIFEST, Bundle, Component, read_bundle
+from uid.runtime.bundle import Bundle, Component, read_bundle
 from uid.runtime.plan import resolve
 
 SIZES = {"height": 32, "width": 24, "blur_height": 20, "blur_width": 28}
@@ -87,7 +87,7 @@ def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) 
             outputs(backend.load_component(bundle, part, SIZES), backend, part), expected, strict=True
         ):
             np.testing.assert_allclose(got, value, rtol=0, atol=2e-6 * np.abs(value).max())
-    (folder,) = default_folder(bundle, "onnxruntime").iterdir()
+    (folder,) = default_folder(bundle, "onnxruntime").glob("[!.]*")
     assert sorted(path.name for path in folder.iterdir()) == ["graph.onnx", "sha256.json", "weights.bin"]
 
 
@@ -97,7 +97,7 @@ def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: st
     backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components["decoder"]
     backend.report = lines.append
     expected = outputs(backend.load_component(bundle, part, SIZES), backend, part)
-    (folder,) = default_folder(bundle, "onnxruntime").iterdir()
+    (folder,) = default_folder(bundle, "onnxruntime").glob("[!.]*")
     weights = (folder / "weights.bin").read_bytes()
     assert lines == []
     match damage:
@@ -117,28 +117,6 @@ def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: st
     backend.load_component(bundle, part, SIZES)  # finds the one that took its place
     assert len(lines) == 1
     assert "is not used and made again" in lines[0]
-
-
-def test_kept_graphs_give_way_to_those_of_a_changed_bundle(bundle: Bundle) -> None:
-    backend, folder = OrtBackend("onnxruntime", "cpu", 1), default_folder(bundle, "onnxruntime")
-    for name in ("step", "step_blur", "decoder"):
-        backend.load_component(bundle, bundle.components[name], SIZES)
-    before = set(folder.iterdir())
-    manifest = bundle.folder / MANIFEST
-    manifest.write_text(manifest.read_text() + " ")
-    backend.load_component(bundle, bundle.components["step"], SIZES)
-    after = set(folder.iterdir())
-    assert [path.name.split("-")[0] for path in before - after] == ["step"]
-    assert [path.name.split("-")[0] for path in after - before] == ["step"]
-
-
-def test_a_folder_that_cannot_be_written_is_said_and_no_more(bundle: Bundle) -> None:
-    lines: list[str] = []
-    (bundle.folder / "engines").write_bytes(b"in the way")
-    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components["decoder"]
-    backend.report = lines.append
-    assert outputs(backend.load_component(bundle, part, SIZES), backend, part)[0].std() > 0
-    assert "the next process will optimise again: cannot write" in lines[-1]
 
 
 def test_read_is_a_copy() -> None:

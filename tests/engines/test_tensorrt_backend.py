@@ -23,8 +23,9 @@ from cuda.bindings import runtime as cudart  # noqa: E402, after the skips
 
 from uid import engines  # noqa: E402
 from uid.engines import Array, Backend, OneByOne, tensorrt_backend, tensorrt_engine  # noqa: E402
-from uid.engines.cache import default_folder, engine_for  # noqa: E402
+from uid.engines.cache import engine_for  # noqa: E402
 from uid.engines.profiles import Profile, Range, Target, square  # noqa: E402
+from uid.engines.storage import default_folder  # noqa: E402
 from uid.engines.tensorrt import Library, open_library  # noqa: E402
 from uid.engines.tensorrt_backend import TensorrtBackend, engine_path, profile_for  # noqa: E402
 from uid.engines.tensorrt_build import BuildOptions  # noqa: E402

@@ -1,0 +1,86 @@
+"""Where engines are kept on disk, and that one process at a time writes there."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from uid.errors import OutputError
+from uid.runtime.bundle import BUILT_IN, MANIFEST, Bundle, sha256
+
+LOCK = ".lock"
+# What a writer that was killed leaves, under the temporary names of ``runtime/files.py``.
+LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}(\.(engine|json|cache|kernels|blob))?")
+
+
+def default_folder(bundle: Bundle, backend: str) -> Path:
+    """Where a bundle's engines are kept: in the bundle, or in the user's cache when it is not the user's to write."""
+    folder = bundle.folder.resolve()
+    if os.access(folder, os.W_OK) and not folder.is_relative_to(BUILT_IN.resolve()):
+        return bundle.folder / "engines" / backend
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "uid-runtime" / "engines" / sha256(folder / MANIFEST)[:16] / backend
+
+
+def short_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's sha256: what names end in."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def writing(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold a folder for one writer; waits for another that does, and removes what a killed one left.
+
+    The system frees it when its holder dies. Raises ``OutputError`` when the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / LOCK).open("a+b"))
+            if not try_lock(file.fileno()):
+                report(f"waiting for another build in {folder}")
+                while not try_lock(file.fileno()):
+                    time.sleep(0.2)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):
+                remove(path)
+        yield
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process until it is closed; False if another holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def remove_earlier(path: Path) -> None:
+    """Remove what ``path`` takes the place of: what lies beside it with another hash at the end of the same name."""
+    for other in path.parent.glob(f"{path.stem.rpartition('-')[0]}-{16 * '[0-9a-f]'}{path.suffix}"):
+        if other != path:
+            remove(other)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, or leave it, as one that another process has mapped on Windows."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
