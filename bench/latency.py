@@ -72,20 +72,24 @@ def plan(
     threads: int | None,
     report: Report,
     compiled: bool = False,
+    tile: int | None = None,
     **more: Any,
 ) -> Measurement:
     """Which runners there are, and which of them is the oracle: PyTorch if it can be, or else ONNX Runtime on the CPU.
 
-    No ``backends``: all that work here. ``compiled`` adds PyTorch through torch.compile. Raises ``BackendError`` for a
-    backend that was named and does not work, ``InputError`` for a size that is no multiple of the bundle's,
-    or ``compiled`` without ``checkpoint``.
+    No ``backends``: all that work here. ``compiled`` adds PyTorch through torch.compile. ``tile`` is the side of the
+    tiles that pictures run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
+    ``InputError`` for a size that is no multiple of the bundle's, for ``compiled`` without ``checkpoint`` and ``tile``
+    with it.
     """
     for height, width in sizes:
         if height % bundle.size_multiple or width % bundle.size_multiple:
             raise InputError(f"size {height}x{width}: bundle {bundle.name!r} takes multiples of {bundle.size_multiple}")
     if compiled and checkpoint is None:
         raise InputError("torch.compile needs the PyTorch model: give --checkpoint, or leave --compile out")
-    task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores())
+    if tile is not None and checkpoint is not None:
+        raise InputError("PyTorch runs pictures whole: leave --tile or --checkpoint out")
+    task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores(), tile)
     runners = [backend_runner(name, task, bundle.precision) for name in working(backends)]
     oracle, against = backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
     if checkpoint is not None and importlib.util.find_spec("torch") is None:
@@ -257,6 +261,7 @@ def row_maker(
             seed=task.seed,
             device=here,
             versions=found,
+            tile=task.tile,
         )
 
     return row

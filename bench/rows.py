@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ class Row:
     finish: float
     load_seconds: float  # from the start of the process to the first picture, less what that picture takes afterwards
     peak_bytes: int  # the largest resident set of the process so far
-    flops: int  # of the picture, counted from the bundle's graphs
+    flops: int  # of the picture run whole, counted from the bundle's graphs
     flop_ceiling: float  # FLOP/s of a large matrix product by the same library with the same threads
     copy_ceiling: float  # bytes read and written a second by a large copy of the same kind
     psnr: float  # dB against the picture of ``against``, at most 100
@@ -52,6 +52,7 @@ class Row:
     seed: int
     device: str
     versions: dict[str, str]
+    tile: int | None = None  # side of the tiles that it was run in, pixels; None: whole
 
 
 # -- what a row states ------------------------------------------------------------------------------------------------
@@ -116,11 +117,12 @@ def write_rows(path: Path, rows: Iterable[Any], common: Mapping[str, Any] | None
 def read_rows(path: Path) -> list[Row]:
     """The rows of ``uid-bench latency`` in a JSON Lines file; raises ``InputError`` for anything else."""
     names = {field.name for field in fields(Row)}
+    needed = {field.name for field in fields(Row) if field.default is MISSING}
     rows = []
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             entry = json.loads(line)
-            if not isinstance(entry, dict) or entry.keys() != names:
+            if not isinstance(entry, dict) or not needed <= entry.keys() <= names:
                 raise InputError(f"{path}, line {number}: expected a row as `uid-bench latency -o` writes them")
             rows.append(Row(**entry))
     except OSError as error:

@@ -21,6 +21,7 @@ class Task:
     guidance: float
     seed: int
     threads: int
+    tile: int | None = None  # side in pixels; None: pictures run whole
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class EngineRunner:
         self.pipeline = load(task.bundle, backend=backend, threads=task.threads)
 
     def run(self, image: Array, steps: int) -> Picture:
-        """(H, W, 3), run whole whatever the bundle's tile, as the reference does."""
+        """(H, W, 3), run in the task's tiles, or whole whatever the bundle's tile, as the reference does."""
         from uid.runtime.pipeline import Options
 
-        tile = max(*image.shape[:2], 2 * self.pipeline.bundle.size_multiple)
+        tile = self.task.tile or max(*image.shape[:2], 2 * self.pipeline.bundle.size_multiple)
         options = Options(steps=steps, views=1, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
         started = time.perf_counter()
         result = self.pipeline(image, options)

@@ -57,7 +57,7 @@ RUNS = _options(
         multiple=True,
         callback=_size,
         metavar="HxW",
-        help="Of the picture, which is run whole; repeat for more.  Default: 512x512, or the bundle's tile.",
+        help="Of the picture; repeat for more.  Default: 512x512, or the bundle's tile.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  Default: every core that may be used."),
     click.option("-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture."),
@@ -77,6 +77,9 @@ COMPILE = click.option(
     "compiled",
     is_flag=True,
     help="With --checkpoint: PyTorch through torch.compile too, which takes minutes.",
+)
+TILE = click.option(
+    "--tile", type=click.IntRange(min=1), help="Run pictures in tiles of this side, as `uid-run` does.  Default: whole."
 )
 PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="Times as a picture.")
 
@@ -113,6 +116,7 @@ def latency(process: bool, table: Path | None, plotted: Path | None, output: Pat
 
 @click.command()
 @RUNS
+@TILE
 def memory(output: Path | None, **values: Any) -> None:
     """Peak memory of every backend at rising sizes, and whether it grows in proportion to the pixels."""
     with plain_errors("bench"):
@@ -133,6 +137,7 @@ def memory(output: Path | None, **values: Any) -> None:
 @STEPS
 @REPEATS
 @COMPILE
+@TILE
 @PLOT
 def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:
     """Time against steps and against size: what is fixed, what each step and each megapixel adds."""

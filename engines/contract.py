@@ -99,6 +99,7 @@ class Backend(ABC):
 
     name: str
     uint8_pixels: bool = False  # whether uint8 pictures go in and out as they are, to be converted beside the engines
+    new_sizes_cost: bool = False  # whether to run at a new size takes long, as to build or capture: tiles have one then
     memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
     report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
 

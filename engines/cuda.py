@@ -249,6 +249,7 @@ class CudaBackend(Backend):
     """What backends on an NVIDIA GPU share: buffers and graphs on one stream. How engines load is each one's own."""
 
     uint8_pixels = True
+    new_sizes_cost = True
 
     def __init__(self, name: str, device: Device) -> None:
         self.name, self.device = name, device

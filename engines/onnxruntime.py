@@ -97,6 +97,7 @@ class OrtBackend(Backend):
     def __init__(self, name: str, device: str, threads: int | None) -> None:
         self.name, self.device = name, device
         self.uint8_pixels = device != "cpu"  # a quarter of the bytes over the bus
+        self.new_sizes_cost = device != "cpu"  # cuDNN looks for the fastest convolutions at each
         self.threads = threads
         self.keeps = device == "cpu"  # whether what is optimised is kept for the next process
 

@@ -19,7 +19,7 @@ from uid.runtime.bundle import SHALLOW, UNGUIDED, Bundle, Quality, built_in, rea
 from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
 from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import Step, ddim, stages
-from uid.runtime.tiling import rows_of_tiles, spans
+from uid.runtime.tiling import least_tile, rows_of_tiles, spans
 
 VIEWS = 8  # ways to turn and mirror a square
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
@@ -62,7 +62,7 @@ class Result:
     width: int
     tiles: int  # of each view
     seconds: dict[str, float]  # per stage: prepare, step, finish
-    tile: int | None = None  # side of a tile in pixels; None: the image was run whole
+    tile: int | None = None  # largest side of a tile in pixels; None: the image was run whole
     captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     reuse: int = 1
@@ -304,7 +304,13 @@ class _Run:
         if height * width <= tile * tile:
             return [slice(0, height)], [slice(0, width)]
         overlap = max(1, tile // TILE_OVERLAP // multiple) * multiple
-        return spans(height, tile, overlap, multiple), spans(width, tile, overlap, multiple)
+
+        def covered(length: int) -> list[slice]:
+            one_size = self.pipeline._backend.new_sizes_cost
+            side = tile if one_size else least_tile(length, tile, overlap, multiple)
+            return spans(length, side, overlap, multiple)
+
+        return covered(height), covered(width)
 
     def noise(self, height: int, width: int) -> Pixels:
         """The seed's Gaussian noise for the whole padded picture; tiles take their parts of it."""

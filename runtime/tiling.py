@@ -18,10 +18,21 @@ def spans(length: int, tile: int, overlap: int, multiple: int) -> list[slice]:
     """
     if length <= tile:
         return [slice(0, length)]
-    count = -(-(length - overlap) // (tile - overlap))
+    count = tiles_needed(length, tile, overlap)
     last = (length - tile) // multiple
     starts = [multiple * (i * last // (count - 1)) for i in range(count)]
     return [slice(start, start + tile) for start in starts]
+
+
+def tiles_needed(length: int, tile: int, overlap: int) -> int:
+    """How many tiles cover ``length``."""
+    return max(1, -(-(length - overlap) // (tile - overlap)))
+
+
+def least_tile(length: int, tile: int, overlap: int, multiple: int) -> int:
+    """The least side of which as many tiles as of ``tile`` cover ``length`` in ``spans``: they overlap least."""
+    count = tiles_needed(length, tile, overlap)
+    return -(-(length + (count - 1) * overlap) // (count * multiple)) * multiple
 
 
 def blend(below: Image, above: Image, overlap: int, axis: int) -> Image:

@@ -23,7 +23,7 @@ from uid.bench.cli import main
 from uid.bench.flops import component_flops, picture_flops
 from uid.bench.latency import Crew, Runner, agreement, measure, plan, sample_picture
 from uid.bench.rows import write_png
-from uid.bench.runners import Task, TorchRunner
+from uid.bench.runners import EngineRunner, Task, TorchRunner
 from uid.bench.startup import reference
 from uid.bench.summary import summarise
 from uid.bench.workers import Spec, Worker
@@ -179,6 +179,16 @@ def test_sizes_and_backends_that_do_not_fit_are_refused(tiny_bundle: Path) -> No
         plan(bundle, backends=["onnxruntime"], sizes=[(18, 16)], **more)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="unknown backend 'abacus'"):
         plan(bundle, backends=["abacus"], sizes=[], **more)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="PyTorch runs pictures whole: leave --tile or --checkpoint out"):
+        plan(bundle, backends=[], sizes=[], tile=16, **more | {"checkpoint": tiny_bundle})  # type: ignore[arg-type]
+
+
+def test_tiles_are_those_of_the_pipeline(tiny_bundle: Path) -> None:
+    image = sample_picture(64, 96)
+    whole, tiled = (EngineRunner(Task(tiny_bundle, 7.5, 0, 1, tile), "onnxruntime") for tile in (None, 32))
+    expected = load(tiny_bundle, backend="onnxruntime")(image, Options(steps=1, views=1, guidance=7.5, tile=32)).image
+    assert np.array_equal(tiled.run(image, 1).image, expected)
+    assert not np.array_equal(whole.run(image, 1).image, expected)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

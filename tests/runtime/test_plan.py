@@ -177,7 +177,9 @@ def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) 
         result = pipeline(image, Options(steps=3, tile="auto"))
         assert (result.tile, result.tiles) == (32, 9)
         assert recorder.count == before if attempt else recorder.count > before  # what fits is remembered
-    np.testing.assert_array_equal(result.image, load(bundle)(image, Options(steps=3, tile=32)).image)
+    reference = load(bundle, backend="onnxruntime")
+    reference._backend.new_sizes_cost = True  # or its tiles would be smaller
+    np.testing.assert_array_equal(result.image, reference(image, Options(steps=3, tile=32)).image)
 
 
 def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:

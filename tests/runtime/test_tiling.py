@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uid.runtime.tiling import blend, rows_of_tiles, spans
+from uid.runtime.tiling import blend, least_tile, rows_of_tiles, spans
 
 MULTIPLE = 4
 
@@ -23,6 +23,15 @@ def test_spans_cover_and_overlap(length: int, tile: int, data: st.DataObject) ->
     for a, b in itertools.pairwise(covered):
         assert a.start < b.start
         assert a.stop - b.start >= overlap
+
+
+@given(length=st.integers(8, 200), tile=st.integers(2, 20), data=st.data())
+def test_the_least_tile_is_the_least_of_which_no_more_are_needed(length: int, tile: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(1, max(1, tile // 3)))
+    sizes = {"overlap": overlap * MULTIPLE, "multiple": MULTIPLE}
+    needed = {side: len(spans(length * MULTIPLE, side * MULTIPLE, **sizes)) for side in range(overlap + 1, tile + 1)}
+    least = min(side for side, count in needed.items() if count == needed[tile])
+    assert least_tile(length * MULTIPLE, tile * MULTIPLE, **sizes) == least * MULTIPLE
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
