@@ -1,13 +1,12 @@
 """OpenVINO on the CPU: ``openvino`` computes in float32, ``openvino-bf16`` in bfloat16 where the CPU does so natively.
 
-A component is compiled once, with its sizes left open, and the step graph once more for the size of the bundle's tiles:
-it runs most often and gains a fifth by fixed sizes, the others next to nothing. What was compiled is kept in the
-bundle's engine folder, since compiling takes longer than a picture.
+A component is compiled once, with its sizes left open. What was compiled is kept in the bundle's engine folder, since
+compiling takes longer than a picture.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,17 +20,14 @@ from uid import __version__
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
 from uid.engines.storage import default_folder, remove, remove_earlier, short_hash, writing
 from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
-from uid.runtime.bundle import MANIFEST, STEPS, Bundle, Component, sha256
+from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256
 from uid.runtime.files import written_whole
-from uid.runtime.plan import resolve
 
 DEVICE = "CPU"
 DIGEST = 32  # bytes of sha256 that a cached file begins with
 NO_MEMORY = "bad_alloc"  # its errors have no class for it: the word tells
 # In OpenVINO's XML: a layer that stays in float32. From Python there is no other way to say it.
 IN_FLOAT32 = '<rt_info><attribute name="DisablePrecisionConversion" version="0" value="dynamic:f16"/></rt_info>'
-
-Sizes = Mapping[str, int]  # the manifest's symbols, such as "height", and their values
 
 
 class OpenvinoBuffer(Buffer):
@@ -63,10 +59,9 @@ class OpenvinoEngine(Engine):
         self,
         compiled: ov.CompiledModel,
         names: set[str],
-        covers: Callable[[Sizes], bool],
         memory: Array | None = None,
     ) -> None:
-        self.compiled, self.covered, self.memory = compiled, covers, memory
+        self.compiled, self.memory = compiled, memory
         self.inputs = {spec.name: spec for spec in specs_of(compiled.inputs, names)}
         self.outputs = {spec.name: spec for spec in specs_of(compiled.outputs, names)}
 
@@ -81,10 +76,6 @@ class OpenvinoEngine(Engine):
             request.infer(share_outputs=True)  # or it would return copies
 
         return launch
-
-    def covers(self, sizes: Sizes) -> bool:
-        """Whether it is the one for these sizes: each has one, so that pictures do not depend on those before them."""
-        return self.covered(sizes)
 
 
 class OpenvinoBackend(Backend):
@@ -111,34 +102,30 @@ class OpenvinoBackend(Backend):
         with load_errors(path):
             model = self.read(path)
             names = {port.any_name for port in (*model.inputs, *model.outputs)}
-            return OpenvinoEngine(self.core.compile_model(model, DEVICE, self.settings), names, lambda _: True)
+            return OpenvinoEngine(self.core.compile_model(model, DEVICE, self.settings), names)
 
-    def load_component(self, bundle: Bundle, component: Component, sizes: Sizes) -> OpenvinoEngine:
-        """The component compiled before, or now, with its sizes fixed or left open."""
-        fixed = has_fixed_sizes(bundle, component, sizes)
-        path = self.cached_path(bundle, component, fixed)
+    def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OpenvinoEngine:
+        """The component compiled before, or now; for all ``sizes``."""
+        path = self.cached_path(bundle, component)
         found = self.kept(path)
         if found is None:
             try:
                 with writing(path.parent, self.report):
                     found = self.kept(path)  # the one that held the folder may have made it
                     if found is None:
-                        found = self.compiled(bundle, component, sizes, fixed), None
+                        found = self.compiled(bundle, component), None
                         self.keep(found[0], path)
             except OutputError as error:
                 self.report(f"the next process will compile again: {error}")
-        compiled, memory = found or (self.compiled(bundle, component, sizes, fixed), None)
+        compiled, memory = found or (self.compiled(bundle, component), None)
         names = {spec.name for spec in (*component.inputs, *component.outputs)}
-        return OpenvinoEngine(compiled, names, lambda other: has_fixed_sizes(bundle, component, other) == fixed, memory)
+        return OpenvinoEngine(compiled, names, memory)
 
-    def compiled(self, bundle: Bundle, component: Component, sizes: Sizes, fixed: bool) -> ov.CompiledModel:
+    def compiled(self, bundle: Bundle, component: Component) -> ov.CompiledModel:
         """A component compiled now."""
         path = bundle.folder / component.file
         with load_errors(path):
-            model = self.read(path)
-            if fixed:
-                model.reshape({spec.name: list(resolve(spec.shape, sizes)) for spec in component.inputs})
-            return self.core.compile_model(model, DEVICE, self.settings)
+            return self.core.compile_model(self.read(path), DEVICE, self.settings)
 
     def read(self, path: Path) -> ov.Model:
         """The graph at ``path``, safe to compile."""
@@ -147,13 +134,13 @@ class OpenvinoBackend(Backend):
         keep_angles(self.core, model)
         return model
 
-    def cached_path(self, bundle: Bundle, component: Component, fixed: bool) -> Path:
+    def cached_path(self, bundle: Bundle, component: Component) -> Path:
         """Where a compiled component is kept; the name's hash is of all that it depends on."""
         cpu = [self.core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
         versions = (__version__, ov.get_version())
-        depends = (sha256(bundle.folder / MANIFEST), *versions, *cpu, self.name, bundle.tile if fixed else None)
-        what = f"{component.name}.{'tile' if fixed else 'any'}.{self.name}"
-        return default_folder(bundle, "openvino") / f"{what}-{short_hash(repr(depends))}.blob"
+        depends = (sha256(bundle.folder / MANIFEST), *versions, *cpu, self.name)
+        name = f"{component.name}.{self.name}-{short_hash(repr(depends))}.blob"
+        return default_folder(bundle, "openvino") / name
 
     def kept(self, path: Path) -> tuple[ov.CompiledModel, Array | None] | None:
         """What ``keep`` wrote, and the memory that it lives in, which is the file's own; None where it is not sound.
@@ -196,11 +183,6 @@ def create_bf16(threads: int | None) -> OpenvinoBackend:
     if "BF16" not in backend.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise BackendError("this CPU does not compute in bfloat16; use --backend openvino, which computes in float32")
     return backend
-
-
-def has_fixed_sizes(bundle: Bundle, component: Component, sizes: Sizes) -> bool:
-    """Whether a component is compiled for these sizes alone."""
-    return component.stage in STEPS and sizes["height"] == sizes["width"] == bundle.tile
 
 
 def fold_constants(core: ov.Core, model: ov.Model) -> None:

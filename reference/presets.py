@@ -141,7 +141,7 @@ EDGE = Preset(
         "mid_block_add_attention": False,
     },
     refiner={"hidden": (48, 96), "blocks": (4, 8), "pixel_channels": 48},
-    tile=512,
+    tile=1024,
     blur_window=128,  # as it was trained
     steps=1,  # as trained so far, more steps do not change the picture
     guidance=1.0,

@@ -144,17 +144,6 @@ def test_the_same_seed_gives_the_same_bytes_whatever_ran_before(backend: Backend
     np.testing.assert_array_equal(pipeline(image, options).image, compiled)  # read from disk, and after another size
 
 
-def test_an_engine_covers_the_sizes_that_no_other_is_made_for(backend: Backend, bundle: Bundle) -> None:
-    tile = dict.fromkeys(SIZES, bundle.tile)
-    for name in ("encoder", "step"):
-        part = bundle.components[name]
-        fixed, free = (backend.load_component(bundle, part, sizes) for sizes in (tile, SIZES))
-        assert fixed.covers(tile)
-        assert free.covers(SIZES)
-        assert fixed.covers(SIZES) == free.covers(tile) == (name == "encoder")
-    assert fixed.inputs["latent"].shape == resolve(bundle.components["step"].inputs[0].shape, tile)
-
-
 def test_launches_read_and_write_their_own_buffers(backend: Backend, tmp_path: Path) -> None:
     engine = backend.load(outer(tmp_path))
     assert engine.inputs["x"] == engines.TensorSpec("x", FLOAT32, ("?", 1))
