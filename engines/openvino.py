@@ -24,6 +24,7 @@ from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256
 from uid.runtime.files import written_whole
 
 DEVICE = "CPU"
+OLDEST = (2026, 4)  # those before it do not keep the timestep's angles in float32, whatever they are told
 DIGEST = 32  # bytes of sha256 that a cached file begins with
 NO_MEMORY = "bad_alloc"  # its errors have no class for it: the word tells
 # In OpenVINO's XML: a layer that stays in float32. From Python there is no other way to say it.
@@ -173,16 +174,28 @@ class OpenvinoBackend(Backend):
 
 
 def create_f32(threads: int | None) -> OpenvinoBackend:
-    """OpenVINO in float32."""
+    """OpenVINO in float32; raises ``BackendError`` where it is too old."""
+    check_version()
     return OpenvinoBackend("openvino", "f32", threads)
 
 
 def create_bf16(threads: int | None) -> OpenvinoBackend:
-    """OpenVINO in bfloat16; raises ``BackendError`` where the CPU would only imitate it."""
+    """OpenVINO in bfloat16; raises ``BackendError`` where it is too old, or the CPU would only imitate it."""
+    check_version()
     backend = OpenvinoBackend("openvino-bf16", "bf16", threads)
     if "BF16" not in backend.core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise BackendError("this CPU does not compute in bfloat16; use --backend openvino, which computes in float32")
     return backend
+
+
+def check_version() -> None:
+    """Raise ``BackendError`` where OpenVINO is older than ``OLDEST``."""
+    found = ov.get_version()
+    if tuple(map(int, found.split(".")[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(
+            f"openvino is {found}; expected {oldest} or later: pip install --upgrade 'uid-runtime[openvino]'"
+        )
 
 
 def fold_constants(core: ov.Core, model: ov.Model) -> None:

@@ -222,6 +222,13 @@ def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPa
         create_bf16(1)
 
 
+@pytest.mark.parametrize("name", ["openvino", "openvino-bf16"])
+def test_an_older_openvino_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ov, "get_version", lambda: "2026.3.1-22959-abc")
+    with pytest.raises(BackendError, match=r"openvino is 2026\.3\.1-22959-abc; expected 2026\.4 or later: pip install"):
+        engines.create(name)
+
+
 def test_threads_are_those_asked_for() -> None:
     compiled = OpenvinoBackend("openvino", "f32", 1).load(engines.PROBE).compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
