@@ -26,6 +26,7 @@ from uid.engines import Array, probe
 from uid.engines import report as backends_here
 from uid.errors import BackendError, InputError
 from uid.runtime.bundle import Bundle
+from uid.runtime.pixels import padded
 
 PYTORCH, COMPILED, ONNXRUNTIME = "pytorch", "pytorch-compiled", "onnxruntime"
 PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
@@ -79,12 +80,8 @@ def plan(
 
     No ``backends``: all that work here. ``compiled`` adds PyTorch through torch.compile. ``tile`` is the side of the
     tiles that pictures run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
-    ``InputError`` for a size that is no multiple of the bundle's, for ``compiled`` without ``checkpoint`` and ``tile``
-    with it.
+    ``InputError`` for ``compiled`` without ``checkpoint`` and ``tile`` with it.
     """
-    for height, width in sizes:
-        if height % bundle.size_multiple or width % bundle.size_multiple:
-            raise InputError(f"size {height}x{width}: bundle {bundle.name!r} takes multiples of {bundle.size_multiple}")
     if compiled and checkpoint is None:
         raise InputError("torch.compile needs the PyTorch model: give --checkpoint, or leave --compile out")
     if tile is not None and checkpoint is not None:
@@ -232,7 +229,7 @@ def row_maker(
 ) -> Callable[[str, int, Picture], Row]:
     """Makes rows of one size and number of steps."""
     bundle, task = measurement.bundle, measurement.task
-    flops = sum(picture_flops(bundle, *size, steps).values())
+    flops = sum(picture_flops(bundle, *padded(size, bundle.size_multiple), steps).values())
     here, found = device(), versions()
 
     def row(name: str, repeat: int, picture: Picture) -> Row:

@@ -9,6 +9,7 @@ import numpy as np
 
 from uid.bench.workers import peak_memory
 from uid.engines import Array
+from uid.runtime.pixels import like, pad, padded, planar, to_float
 
 STAGES = ("prepare", "step", "finish")
 
@@ -47,7 +48,8 @@ class EngineRunner:
         """(H, W, 3), run in the task's tiles, or whole whatever the bundle's tile, as the reference does."""
         from uid.runtime.pipeline import Options
 
-        tile = self.task.tile or max(*image.shape[:2], 2 * self.pipeline.bundle.size_multiple)
+        multiple = self.pipeline.bundle.size_multiple
+        tile = self.task.tile or max(*padded(image.shape[:2], multiple), 2 * multiple)
         options = Options(steps=steps, views=1, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
         started = time.perf_counter()
         result = self.pipeline(image, options)
@@ -88,13 +90,13 @@ class TorchRunner:
             module.compile()
 
     def run(self, image: Array, steps: int) -> Picture:
-        """(H, W, 3), sides multiples of the model's."""
-        from uid.runtime.pixels import like, planar, to_float
-
+        """(H, W, 3), padded to the model's multiple as the runtime does."""
+        height, width = image.shape[:2]
         started = time.perf_counter()
         with self.torch.inference_mode(), self.device:
-            pixels = self.torch.from_numpy(planar(to_float(image))).to(self.device)
-            noise = self.torch.from_numpy(self.noise(*image.shape[:2])).to(self.device)
+            whole = pad(image, self.model.size_multiple)
+            pixels = self.torch.from_numpy(planar(to_float(whole))).to(self.device)
+            noise = self.torch.from_numpy(self.noise(*whole.shape[:2])).to(self.device)
             marks = [self.mark()]
             z_y, skips = self.model.encoder(pixels)
             f_s = self.model.structure(pixels)
@@ -103,7 +105,7 @@ class TorchRunner:
             marks.append(self.mark())
             output = self.model.decoder(latent.to(z_y.dtype), skips)[0].permute(1, 2, 0).cpu().numpy()
             marks.append(self.mark())
-        picture = like(output, image)
+        picture = like(output[:height, :width], image)
         seconds = time.perf_counter() - started
         return Picture(picture, seconds, dict(zip(STAGES, np.diff(marks).tolist(), strict=True)), peak_memory())
 

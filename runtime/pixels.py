@@ -4,6 +4,7 @@ A device backend may take uint8 pixels and give uint8 pixels, a quarter of the b
 mode's components and ``PIXELS_OUT`` after them, and do what ``to_float`` and ``like`` do here, to the bit.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,12 @@ def planar(pixels: Pixels) -> Pixels:
 
 def pad(pixels: Array, multiple: int) -> Array:
     """Extend the lower and right edges of (H, W, 3) or (H, W) by reflection to multiples of ``multiple``."""
-    height, width = (-size % multiple for size in pixels.shape[:2])
-    edges = ((0, height), (0, width), (0, 0))[: pixels.ndim]
-    return np.pad(pixels, edges, mode="reflect") if height or width else pixels
+    height, width = padded(pixels.shape[:2], multiple)
+    edges = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))[: pixels.ndim]
+    return np.pad(pixels, edges, mode="reflect") if (height, width) != pixels.shape[:2] else pixels
+
+
+def padded(size: Sequence[int], multiple: int) -> tuple[int, int]:
+    """Height and width rounded up to multiples of ``multiple``."""
+    height, width = (side + -side % multiple for side in size)
+    return height, width

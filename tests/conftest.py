@@ -1,6 +1,7 @@
 """Fixtures that several folders share: one tiny random checkpoint and the bundle exported from it, per test run."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
 
 quieten_libraries()
+# A run in a shell's background ignores Ctrl-C, and so would the processes that tests start to interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
 os.environ["UID_BACKEND"] = "onnxruntime"
 # What engines keep for bundles that are not theirs to write goes away with the tests.

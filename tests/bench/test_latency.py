@@ -97,7 +97,7 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
         read_bundle(tiny_bundle),
         checkpoint=tiny_checkpoint,
         backends=["onnxruntime"],
-        sizes=[(16, 24)],
+        sizes=[(16, 22)],
         steps=[2],
         threads=1,
         report=said.append,
@@ -172,11 +172,9 @@ def test_agreement_against_a_slow_reference() -> None:
     assert agreement(np.full((2, 2, 3), np.nan, np.float32), np.zeros((2, 2, 3), np.float32)) == (0.0, 1.0)
 
 
-def test_sizes_and_backends_that_do_not_fit_are_refused(tiny_bundle: Path) -> None:
+def test_what_does_not_fit_is_refused(tiny_bundle: Path) -> None:
     bundle = read_bundle(tiny_bundle)
     more = {"checkpoint": None, "steps": [1], "threads": 1, "report": print}
-    with pytest.raises(InputError, match="size 18x16: bundle 'tiny' takes multiples of 4"):
-        plan(bundle, backends=["onnxruntime"], sizes=[(18, 16)], **more)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="unknown backend 'abacus'"):
         plan(bundle, backends=["abacus"], sizes=[], **more)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="PyTorch runs pictures whole: leave --tile or --checkpoint out"):
@@ -259,7 +257,11 @@ def test_ctrl_c_leaves_no_process(tiny_bundle: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(group.pid, signal.SIGINT)  # as a terminal does: to all of them
-    group.communicate(timeout=60.0)
+    try:
+        group.communicate(timeout=60.0)
+    except subprocess.TimeoutExpired:
+        os.killpg(group.pid, signal.SIGKILL)
+        raise
     assert group.returncode == 1
     gone, alive = psutil.wait_procs(started, timeout=20.0)
     assert not alive
