@@ -1,6 +1,7 @@
 """What is timed: a bundle on a backend, and the PyTorch reference. Each is made and run in a process of its own."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from uid.bench.workers import peak_memory
 from uid.engines import Array
-from uid.runtime.pixels import like, pad, padded, planar, to_float
+from uid.runtime.pixels import like, pad, padded, planes, to_float
 
 STAGES = ("prepare", "step", "finish")
 
@@ -58,12 +59,12 @@ class EngineRunner:
 
 
 class TorchRunner:
-    """The PyTorch reference in float32, on the GPU where torch has one.
+    """The PyTorch reference, in float32 or float16, on the GPU where torch has one.
 
     Not yet run on a GPU.
     """
 
-    def __init__(self, task: Task, checkpoint: Path, compiled: bool) -> None:
+    def __init__(self, task: Task, checkpoint: Path, half: bool = False, compiled: bool = False) -> None:
         import torch
 
         from uid.command import quieten_libraries
@@ -72,40 +73,52 @@ class TorchRunner:
 
         quieten_libraries()
         torch.set_num_threads(task.threads)
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
         self.task, self.torch = task, torch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load(checkpoint).to(self.device)
         scheduler = self.model.scheduler
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
         scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(self.device)
+        if half:  # as an fp16 bundle: latents, guidance and the DDIM update stay float32
+            self.model.half()
         with torch.inference_mode():
             self.prompts = self.model.prompts(SHARP_PROMPT)  # a bundle holds them ready-made too
         if compiled:
             self.compile()
 
     def compile(self) -> None:
-        """Compile every part that computes; they do compile when first called."""
+        """Compile every part that computes, into CUDA graphs on a GPU; they do compile when first called."""
         model: Any = self.model
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
         for module in (model.structure, model.encoder, model.step, model.decoder):
-            module.compile()
+            module.compile(mode=mode)
+            if mode is not None:
+                module._compiled_call_impl = self.apart(module._compiled_call_impl)
+
+    def apart(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call with results of their own, which the next replay of its CUDA graph does not overwrite."""
+        from torch.utils._pytree import tree_map
+
+        return lambda *values, **named: tree_map(lambda result: result.clone(), call(*values, **named))
 
     def run(self, image: Array, steps: int) -> Picture:
         """(H, W, 3), padded to the model's multiple as the runtime does."""
         height, width = image.shape[:2]
         started = time.perf_counter()
         with self.torch.inference_mode(), self.device:
-            whole = pad(image, self.model.size_multiple)
-            pixels = self.torch.from_numpy(planar(to_float(whole))).to(self.device)
-            noise = self.torch.from_numpy(self.noise(*whole.shape[:2])).to(self.device)
+            whole = pad(planes(image), self.model.size_multiple)
+            pixels = self.torch.from_numpy(to_float(whole)[None]).to(self.device)
+            noise = self.torch.from_numpy(self.noise(*whole.shape[1:])).to(self.device)
             marks = [self.mark()]
-            z_y, skips = self.model.encoder(pixels)
+            z_y, skips = self.model.encoder(pixels.to(self.prompts.dtype))
             f_s = self.model.structure(pixels)
             marks.append(self.mark())
             latent = self.model.denoise(noise, z_y, f_s, self.prompts, steps, self.task.guidance)
             marks.append(self.mark())
-            output = self.model.decoder(latent.to(z_y.dtype), skips)[0].permute(1, 2, 0).cpu().numpy()
+            output = self.model.decoder(latent.to(z_y.dtype), skips)[0].float().cpu().numpy()
             marks.append(self.mark())
-        picture = like(output[:height, :width], image)
+        picture = like(output[:, :height, :width], image)
         seconds = time.perf_counter() - started
         return Picture(picture, seconds, dict(zip(STAGES, np.diff(marks).tolist(), strict=True)), peak_memory())
 

@@ -117,14 +117,15 @@ def reference(
     """Sharpen the picture ``source`` into ``made`` with PyTorch; returns the seconds of its stages."""
     from uid.bench.runners import STAGES, Task, TorchRunner
     from uid.runtime.images import read_image, write_image
-    from uid.runtime.pipeline import turned, turned_back
-    from uid.runtime.pixels import like, to_float
+    from uid.runtime.pixels import interleaved, like, planes, to_float
+    from uid.runtime.views import turned, turned_back
 
-    runner = TorchRunner(Task(Path(checkpoint), guidance, 0, threads), Path(checkpoint), compiled=False)
+    runner = TorchRunner(Task(Path(checkpoint), guidance, 0, threads), Path(checkpoint))
     picture = read_image(Path(source))
-    pixels = to_float(picture.pixels)
-    results = [runner.run(np.ascontiguousarray(turned(pixels, view)), steps) for view in range(views)]
-    mean: Array = np.stack([turned_back(result.image, view) for view, result in enumerate(results)]).mean(axis=0)
+    given = to_float(planes(picture.pixels))
+    results = [runner.run(interleaved(list(turned(given, view))), steps) for view in range(views)]
+    made_planes = [turned_back(planes(result.image), view) for view, result in enumerate(results)]
+    mean: Array = np.mean(made_planes, axis=0)
     write_image(replace(picture, pixels=like(mean, picture.pixels)), Path(made))
     return {stage: sum(result.stages[stage] for result in results) for stage in STAGES}
 

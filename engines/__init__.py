@@ -8,7 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, Report, TensorSpec
+from uid.engines.contract import (
+    Array,
+    Backend,
+    Buffer,
+    Engine,
+    Launch,
+    OneByOne,
+    Progress,
+    Report,
+    Seconds,
+    TensorSpec,
+    Work,
+)
 from uid.errors import BackendError, BundleError
 
 __all__ = [
@@ -22,7 +34,9 @@ __all__ = [
     "OneByOne",
     "Progress",
     "Report",
+    "Seconds",
     "TensorSpec",
+    "Work",
     "create",
     "report",
 ]

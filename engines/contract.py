@@ -6,6 +6,7 @@ a list of launches once and replay it.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Launch = Callable[[], None]
 Progress = Callable[[int], None]
-"""Told how many launches of a list are done."""
-Replay = Callable[[Progress], None]
-"""Runs a list of launches, and returns when they are done."""
+"""Told how many denoising steps are done."""
+Seconds = dict[str, float]
+"""By stage: prepare, step (all of the steps), finish."""
+Replay = Callable[[Progress], Seconds]
+"""Runs a picture's work, and returns when it is done with what each stage took."""
 Report = Callable[[str], None]
 """Told, line by line, what takes long and why."""
 
@@ -78,16 +81,43 @@ class Engine(ABC):
         return True
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is launched for a picture: three stages, in this order."""
+
+    prepare: Sequence[Launch]
+    step: Sequence[Launch]  # one for each denoising step
+    finish: Sequence[Launch]
+    rest: Callable[[str], None] = lambda stage: None  # told of a stage that is done until the next picture
+
+    def stages(self) -> tuple[tuple[str, Sequence[Launch]], ...]:
+        """Name and launches of each."""
+        return ("prepare", self.prepare), ("step", self.step), ("finish", self.finish)
+
+    def launches(self) -> list[Launch]:
+        """All of them, in order."""
+        return [launch for _, launches in self.stages() for launch in launches]
+
+
 class OneByOne:
-    """A ``Replay`` that runs launches one by one, and reports each."""
+    """A ``Replay`` that runs launches one by one, and reports each step."""
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
-        self.launches = launches
+    def __init__(self, work: Work, wait: Callable[[], None] = lambda: None) -> None:
+        """``wait``: what returns when a launch is done, where launches themselves return before."""
+        self.work, self.wait = work, wait
 
-    def __call__(self, progress: Progress) -> None:
-        for done, launch in enumerate(self.launches, 1):
-            launch()
-            progress(done)
+    def __call__(self, progress: Progress) -> Seconds:
+        seconds = {}
+        for stage, launches in self.work.stages():
+            started = time.perf_counter()
+            for done, launch in enumerate(launches, 1):
+                launch()
+                self.wait()
+                if stage == "step":
+                    progress(done)
+            seconds[stage] = time.perf_counter() - started
+            self.work.rest(stage)
+        return seconds
 
 
 def silent(line: str) -> None:
@@ -118,14 +148,14 @@ class Backend(ABC):
         """
         return self.load(bundle.folder / component.file)
 
-    def capture(self, launches: Sequence[Launch]) -> Replay:
-        """Make one call of launches that always run in this order.
+    def capture(self, work: Work) -> Replay:
+        """Make one call of a picture's work, to be run for many.
 
-        Here they run one by one and each is reported. A backend that records them into a graph may run them once when
-        it is asked to, whatever their buffers hold, and reports once, at the end; where it cannot record these, it
-        returns ``OneByOne`` too.
+        Here launches run one by one and each step is reported. A backend that records them into a graph may run them
+        once when it is asked to, whatever their buffers hold, reports once, at the end, and has no use for ``rest``;
+        where it cannot record these, it returns ``OneByOne`` too.
         """
-        return OneByOne(launches)
+        return OneByOne(work)
 
 
 def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:

@@ -8,15 +8,16 @@ block, or with its last reference. Not yet run on hardware.
 import ctypes
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from cuda.bindings import runtime as cudart
 
-from uid.engines.contract import Array, Backend, Buffer, Launch, Progress, Replay
+from uid.engines.contract import Array, Backend, Buffer, Progress, Replay, Seconds, Work
 from uid.errors import BackendError, OutOfMemoryError
 
 HOST_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -110,6 +111,10 @@ class Stream(Resource):
         handle = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
         super().__init__(handle, cudart.cudaStreamDestroy)
 
+    def event(self) -> "Event":
+        """A mark for its work."""
+        return Event()
+
     def synchronize(self) -> None:
         """Wait until all of its work is done; an error of that work is raised here."""
         call(cudart.cudaStreamSynchronize, self.handle)
@@ -159,13 +164,17 @@ class Event(Resource):
         """Set it behind the work that is on the stream now."""
         call(cudart.cudaEventRecord, self.handle, stream.handle)
 
+    def record_in_graph(self, stream: Stream) -> None:
+        """While the stream captures: let the graph set it, each time that it is launched, behind what it holds now."""
+        call(cudart.cudaEventRecordWithFlags, self.handle, stream.handle, cudart.cudaEventRecordExternal)
+
     def synchronize(self) -> None:
         """Wait until the work before it is done."""
         call(cudart.cudaEventSynchronize, self.handle)
 
-    def milliseconds_since(self, start: "Event") -> float:
+    def seconds_since(self, start: "Event") -> float:
         """Time between two recorded marks that have been reached."""
-        return float(call(cudart.cudaEventElapsedTime, start.handle, self.handle))
+        return float(call(cudart.cudaEventElapsedTime, start.handle, self.handle)) / 1000
 
 
 class DeviceMemory(Resource):
@@ -261,23 +270,29 @@ class CudaBackend(Backend):
         """A new buffer on the GPU."""
         return CudaBuffer(shape, dtype, self.stream)
 
-    def capture(self, launches: Sequence[Launch]) -> Replay:
-        """Capture launches into one CUDA graph."""
-        return captured(launches, self.stream)
+    def capture(self, work: Work) -> Replay:
+        """Capture a picture's work into one CUDA graph."""
+        return captured(work, self.stream)
 
 
-def captured(launches: Sequence[Launch], stream: Stream) -> Replay:
-    """Run the launches once, since an engine sets itself up in its first run; capture them; replay from then on."""
-    for launch in launches:
+def captured(work: Work, stream: Stream) -> Replay:
+    """Run all launches once, since an engine sets itself up in its first run; capture them; replay from then on."""
+    for launch in work.launches():
         launch()
     stream.synchronize()
+    marks = [stream.event() for _ in range(1 + len(work.stages()))]
     with stream.capture() as graph:
-        for launch in launches:
-            launch()
+        marks[0].record_in_graph(stream)
+        for mark, (_, launches) in zip(marks[1:], work.stages(), strict=True):
+            for launch in launches:
+                launch()
+            mark.record_in_graph(stream)
 
-    def replay(progress: Progress) -> None:
+    def replay(progress: Progress) -> Seconds:
         graph.launch(stream)
         stream.synchronize()
-        progress(len(launches))  # holding them keeps alive the buffers whose addresses the graph has
+        progress(len(work.step))  # holding the work keeps alive the buffers whose addresses the graph has
+        spans = zip(work.stages(), pairwise(marks), strict=True)
+        return {stage: end.seconds_since(start) for (stage, _), (start, end) in spans}
 
     return replay

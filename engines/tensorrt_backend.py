@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uid.engines.cache import check, engine_for, key_for, read_sidecar, runtime_cache_path
-from uid.engines.contract import Launch, OneByOne, Replay, Report
+from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target
 from uid.engines.storage import default_folder
@@ -92,28 +92,19 @@ class TensorrtBackend(CudaBackend):
         if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
             raise library_error(self.library, f"cannot put the weights of {graph} into the engine of {name}")
 
-    def capture(self, launches: Sequence[Launch]) -> Replay:
-        """Capture launches into one CUDA graph, or run them one by one where the library says that it cannot."""
+    def capture(self, work: Work) -> Replay:
+        """Capture a picture's work into one CUDA graph, or run it one by one where the library says that it cannot."""
         try:
-            replay = super().capture(launches)
+            replay = super().capture(work)
         except NotCapturableError as error:
             self.report(f"{error}: it runs launch by launch, which is slower")
-            replay = OneByOne([self.awaited(launch) for launch in launches])
+            replay = OneByOne(work, self.stream.synchronize)
         try:
             for engine in self.engines:
                 engine.keep_kernels()
         except OutputError as error:
             self.report(f"kernels will be compiled again in the next process: {error}")
         return replay
-
-    def awaited(self, launch: Launch) -> Launch:
-        """A launch that returns when its work is done."""
-
-        def run() -> None:
-            launch()
-            self.stream.synchronize()
-
-        return run
 
 
 def create_tensorrt(threads: int | None) -> TensorrtBackend:

@@ -39,8 +39,8 @@ from uid.export.layers import (
 )
 from uid.runtime.bundle import STEPS, Bundle
 from uid.runtime.images import read_image
-from uid.runtime.pixels import check_image, pad, planar, to_float
-from uid.runtime.plan import GUIDANCE, OUTPUT, STATE, Plans, ignore, number
+from uid.runtime.pixels import check_image, pad, planes, to_float
+from uid.runtime.plan import GUIDANCE, STATE, Plans, number
 from uid.runtime.schedule import Step, ddim
 
 HALF_MAX = 65504.0
@@ -183,7 +183,7 @@ def in_float32(bundle: Bundle, folder: Path) -> Bundle:
 
 def component_inputs(bundle: Bundle, image: Array, step: int, components: Iterable[str]) -> dict[str, dict[str, Array]]:
     """What ``components`` of an fp32 bundle read when ``image`` is run in their modes; steps at ``step``, from 0."""
-    pixels = planar(pad(to_float(image), bundle.size_multiple))
+    pixels = pad(to_float(planes(image)), bundle.size_multiple)[None]
     inputs: dict[str, dict[str, Array]] = {}
     for name, mode in bundle.modes.items():  # one after another, so that only one mode's engines are in memory
         if (set(components) - set(inputs)) & set(mode.components):
@@ -198,15 +198,16 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     all_steps = [Step(row) for row in ddim(bundle.schedule, bundle.steps)]
     backend = create_cpu(None)
     backend.keeps = False  # the bundle may be one that goes away with the check
-    plan = Plans(bundle, backend).make(mode, sizes, all_steps, OUTPUT)
+    plan = Plans(bundle, backend).make(mode, sizes, all_steps, pixels=False)
     for key, value in {"image": pixels, "blur_image": pixels, GUIDANCE: number(bundle.guidance)}.items():
         if key in plan.buffers:
             plan.buffers[key].write(value)
     generator = np.random.Generator(np.random.PCG64(0))
     plan.states[0].write(generator.standard_normal(plan.states[0].shape, dtype=np.float32))
-    plan.prepare(ignore)
+    for launch in plan.work.prepare:
+        launch()
     latents = []
-    for index, launch in enumerate(plan.steps):
+    for index, launch in enumerate(plan.work.step):
         latents.append(plan.states[index % 2].read())
         launch()
     tensors = {key: buffer.read() for key, buffer in (*plan.buffers.items(), *plan.numbers[step].items())}

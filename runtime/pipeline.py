@@ -6,8 +6,9 @@ result.image                                   # the same shape and dtype
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +17,23 @@ import numpy as np
 from uid.engines import Array, Backend, Report, create
 from uid.errors import InputError, OutOfMemoryError
 from uid.runtime.bundle import SHALLOW, UNGUIDED, Bundle, Quality, built_in, read_bundle
-from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Pixels, check_image, like, pad, planar, to_float
+from uid.runtime.pixels import (
+    IMAGE_PIXELS,
+    OUTPUT_PIXELS,
+    Pixels,
+    check_image,
+    interleaved,
+    like,
+    pad,
+    padded,
+    planes,
+    to_float,
+)
 from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import Step, ddim, stages
-from uid.runtime.tiling import least_tile, rows_of_tiles, spans
+from uid.runtime.tiling import least_tile, spans, weights
+from uid.runtime.views import VIEWS, turned
 
-VIEWS = 8  # ways to turn and mirror a square
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
 
 
@@ -235,11 +247,10 @@ class _Run:
     ) -> None:
         self.pipeline, self.bundle, self.options = pipeline, pipeline.bundle, options
         self.steps, self.views, self.guidance, self.on_step = steps, views, guidance, on_step
-        self.blur_image: Pixels | None = None
+        self.blur_image: Pixels | None = None  # planes
         if blur_image is not None:
             check_image(blur_image, "blur_image")
-            self.blur_image = to_float(blur_image)
-        self.blur: Pixels | None = None  # the same as the component takes it, turned as the view is
+            self.blur_image = to_float(planes(blur_image))
         default = pipeline._auto_tile if options.tile == "auto" else self.bundle.tile
         self.side = self.whole_multiple(options.tile if isinstance(options.tile, int) else default)
         self.start()
@@ -273,30 +284,39 @@ class _Run:
         return f"{what} in mode {self.options.mode!r} are too much for backend {self.pipeline.backend}: {remedy}"
 
     def picture(self, image: Array) -> Array:
-        """A checked image, run; with several views the mean of what they give."""
-        if self.views == 1:
-            return self.view(image, 0)
-        pixels = to_float(image)
-        total = np.zeros_like(pixels)
-        for number in range(self.views):
-            total += turned_back(self.view(np.ascontiguousarray(turned(pixels, number)), number), number)
-        return like(total / np.float32(self.views), image)
-
-    def view(self, image: Array, number: int) -> Array:
-        """What view ``number`` gives: padded by reflection to the size multiple, run whole or in tiles, and cropped."""
-        if self.blur_image is not None:
-            self.blur = planar(turned(self.blur_image, number))
-        padded = pad(image, self.bundle.size_multiple)
-        height, width = padded.shape[:2]
-        rows, columns = self.layout(height, width)
+        """A checked image, run: the mean of what its views give."""
+        given = planes(image)
+        rows, columns = self.layout(*padded(given.shape[1:], self.bundle.size_multiple))
         self.tiles = len(rows) * len(columns)
-        noise = self.noise(height, width)
-        # Tiles are blended as floats, and a grey picture is the mean of floats: both on the host.
-        whole_rgb = self.tiles == 1 and image.ndim == 3
-        if whole_rgb and image.dtype == np.uint8 and self.pipeline._backend.uint8_pixels:
-            output = self.run({IMAGE_PIXELS: padded[None]}, (height, width), noise, OUTPUT_PIXELS)[0]
-            return np.array(output[: image.shape[0], : image.shape[1]])
-        return like(self.joined(to_float(padded), rows, columns, noise)[: image.shape[0], : image.shape[1]], image)
+        if self.tiles == self.views == 1 and image.ndim == 3 and self.in_uint8(given):
+            # Nothing is added up here, so that it comes back in uint8 too.
+            whole = pad(given, self.bundle.size_multiple)
+            made = self.run(whole, self.noise(*whole.shape[1:]), 0, OUTPUT_PIXELS)
+            return interleaved(list(made[:, : image.shape[0], : image.shape[1]]))
+        total = np.zeros(given.shape, np.float32)
+        for number in range(self.views):
+            self.add_view(number, turned(given, number), turned(total, number))
+        total /= np.float32(self.views)
+        return like(total, image)
+
+    def add_view(self, number: int, given: Array, total: Pixels) -> None:
+        """Add to ``total`` what a view's planes give: padded by reflection to the size multiple, and run by tiles."""
+        whole = pad(given, self.bundle.size_multiple)
+        rows, columns = self.layout(*whole.shape[1:])
+        noise = self.noise(*whole.shape[1:])
+        factor = whole.shape[1] // noise.shape[2]
+        for row, down in zip(rows, weights(rows), strict=True):
+            for column, across in zip(columns, weights(columns), strict=True):
+                top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
+                tile = self.run(whole[:, row, column], noise[:, :, top, left], number)
+                if self.tiles > 1:
+                    tile *= np.outer(down, across)
+                place = total[:, row, column]  # less what was padded
+                place += tile[:, : place.shape[1], : place.shape[2]]
+
+    def in_uint8(self, tile: Array) -> bool:
+        """Whether planes go to the backend as they are."""
+        return tile.dtype == np.uint8 and self.pipeline._backend.uint8_pixels
 
     def layout(self, height: int, width: int) -> tuple[list[slice], list[slice]]:
         """Rows and columns of tiles; one of each when the picture is within the limit."""
@@ -316,40 +336,25 @@ class _Run:
         """The seed's Gaussian noise for the whole padded picture; tiles take their parts of it."""
         parts = (self.bundle.components[name] for name in self.bundle.modes[self.options.mode].components)
         state = next(spec for part in parts for spec in part.inputs if spec.name == STATE)
-        shape = resolve(state.shape, {"height": height, "width": width})
-        return np.random.Generator(np.random.PCG64(self.options.seed)).standard_normal(shape, dtype=np.float32)
+        return seeded_noise(self.options.seed, resolve(state.shape, {"height": height, "width": width}))
 
-    def joined(self, pixels: Pixels, rows: list[slice], columns: list[slice], noise: Pixels) -> Pixels:
-        """Run every tile of (H, W, 3) in [0, 1], and join the outputs to the same."""
-        factor = pixels.shape[0] // noise.shape[2]
-
-        def run_tile(row: slice, column: slice) -> Pixels:
-            top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
-            tile = pixels[row, column]
-            done = self.run({"image": planar(tile)}, tile.shape[:2], noise[:, :, top, left], OUTPUT)
-            output: Pixels = done[0].transpose(1, 2, 0)
-            return output
-
-        output = np.empty_like(pixels)
-        top = 0
-        for band in rows_of_tiles(run_tile, rows, columns):
-            output[top : top + len(band)] = band
-            top += len(band)
-        return output
-
-    def run(self, inputs: Mapping[str, Array], size: tuple[int, ...], noise: Pixels, output: str) -> Array:
-        """Run the plan for one tile of (height, width); returns the tensor ``output``."""
-        sizes = dict(zip(("height", "width"), size, strict=True))
-        if self.blur is not None:
-            inputs = {**inputs, "blur_image": self.blur}
-            sizes |= {"blur_height": self.blur.shape[2], "blur_width": self.blur.shape[3]}
-        plan = self.pipeline._plans.get(self.options.mode, sizes, self.steps, output)
+    def run(self, tile: Array, noise: Pixels, view: int, output: str = OUTPUT) -> Array:
+        """Run the plan for a tile of planes, of this view; returns the planes of the tensor ``output``."""
+        uint8 = self.in_uint8(tile)
+        inputs = {IMAGE_PIXELS: tile[None]} if uint8 else {"image": to_float(tile)[None]}
+        sizes = dict(zip(("height", "width"), tile.shape[1:], strict=True))
+        if self.blur_image is not None:
+            blur = turned(self.blur_image, view)
+            inputs["blur_image"] = blur[None]
+            sizes |= dict(zip(("blur_height", "blur_width"), blur.shape[1:], strict=True))
+        plan = self.pipeline._plans.get(self.options.mode, sizes, self.steps, uint8)
         result, seconds = plan.run(inputs, noise, self.guidance, self.count_steps, output)
         self.tiles_done += 1
         self.captured = plan.captured
         for stage, value in seconds.items():
             self.seconds[stage] += value
-        return result
+        planes_made: Array = result[0]
+        return planes_made
 
     def count_steps(self, done: int) -> None:
         """Tell the caller that this many steps of a tile are done."""
@@ -357,18 +362,9 @@ class _Run:
             self.on_step(self.tiles_done * len(self.steps) + done, len(self.steps) * self.tiles * self.views)
 
 
-def turned(image: Array, number: int) -> Array:
-    """View ``number`` of (H, W, 3) or (H, W): turned or mirrored, as itself at 0; from 4 on (W, H, 3) or (W, H)."""
-    return mirrored(image.swapaxes(0, 1) if number >= 4 else image, number)
-
-
-def turned_back(image: Array, number: int) -> Array:
-    """The image of which ``image`` is view ``number``."""
-    back = mirrored(image, number)
-    return back.swapaxes(0, 1) if number >= 4 else back
-
-
-def mirrored(image: Array, number: int) -> Array:
-    """As it is, by half a turn, upside down, or left to right, for the last two bits of ``number``."""
-    down, right = ((1, 1), (-1, -1), (-1, 1), (1, -1))[number % 4]
-    return image[::down, ::right]
+@lru_cache(maxsize=2)  # the frames of a video have the same, and those of its views that are transposed another
+def seeded_noise(seed: int, shape: tuple[int, ...]) -> Pixels:
+    """Gaussian noise, float32, the same for the same seed; not to be written to."""
+    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
+    noise.flags.writeable = False
+    return noise

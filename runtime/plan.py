@@ -13,12 +13,11 @@ Components are wired by tensor name: what one writes, a later one reads. A few n
 and of ``runtime/pixels.py``, which some backends have in front and at the end: ``image_pixels``, ``output_pixels``,
 ``output_mean``.
 
-The loop neither allocates, nor copies, nor writes from the host, so that a backend can capture it as it is: every step
-has its launches bound to numbers of its own, which are written when the plan is made, and two latent buffers take
-turns: even steps read the first and write the second, odd steps the other way round.
+Between a picture's upload and its download nothing allocates, copies or writes from the host, so that a backend can
+capture all of it as one: every step has its launches bound to numbers of its own, which are written when the plan is
+made, and two latent buffers take turns: even steps read the first and write the second, odd steps the other way round.
 """
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -26,10 +25,10 @@ from functools import partial
 
 import numpy as np
 
-from uid.engines import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, TensorSpec
+from uid.engines import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, Seconds, TensorSpec, Work
 from uid.errors import ModelError, OutOfMemoryError
-from uid.runtime.bundle import STEPS, Bundle, Component
-from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, OUTPUT_PIXELS, PIXELS_IN, PIXELS_OUT
+from uid.runtime.bundle import STEP, STEPS, Bundle, Component
+from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, PIXELS_IN, PIXELS_OUT
 from uid.runtime.schedule import Step, StepRow
 
 Part = tuple[Component, Engine]
@@ -84,11 +83,14 @@ class Plan:
             self.buffers[name].write(value)
         self.states = (self.buffers[STATE], self.buffers[NEXT])
         self.numbers = [dict(self.write_row(row, parts)) for row in self.rows]
-        self.steps = [in_order(bind(parts, step.stage, turn)) for step, turn in zip(steps, self.turns(), strict=True)]
-        prepare = bind(parts, "prepare", self.buffers)
-        finish = bind(parts, "finish", {**self.buffers, STATE: self.result})
+        self.work = Work(
+            prepare=bind(parts, "prepare", self.buffers),
+            step=[in_order(bind(parts, step.stage, turn)) for step, turn in zip(steps, self.turns(), strict=True)],
+            finish=bind(parts, "finish", {**self.buffers, STATE: self.result}),
+            rest=partial(rest, parts),
+        )
         # After all are bound: only then is it known how much scratch memory serves every engine.
-        self.prepare, self.loop, self.finish = (backend.capture(part) for part in (prepare, self.steps, finish))
+        self.replay = backend.capture(self.work)
         self.prepared = [spec.name for part, _ in parts if part.stage == "prepare" for spec in part.outputs]
 
     @property
@@ -98,8 +100,8 @@ class Plan:
 
     @property
     def captured(self) -> bool:
-        """Whether the backend runs all steps in one piece."""
-        return not isinstance(self.loop, OneByOne)
+        """Whether the backend runs a picture in one piece."""
+        return not isinstance(self.replay, OneByOne)
 
     @property
     def nbytes(self) -> int:
@@ -128,41 +130,25 @@ class Plan:
         guidance: float,
         progress: Progress,
         output: str = OUTPUT,
-    ) -> tuple[Array, dict[str, float]]:
+    ) -> tuple[Array, Seconds]:
         """Prepare, all steps, finish. Returns the tensor called ``output`` and the seconds spent in each stage.
 
-        ``progress`` is told how many steps are done: after each, or only after the last where the backend runs the
-        loop in one piece. Raises ``ModelError``, naming the step, when the result is not finite.
+        ``progress`` is told how many steps are done: after each, or only after the last where the backend runs them in
+        one piece. Raises ``ModelError``, naming the step, when the result is not finite.
         """
         for name, array in inputs.items():
             self.buffers[name].write(array)
         if GUIDANCE in self.buffers:
             self.buffers[GUIDANCE].write(number(guidance))
         self.states[0].write(noise)
-        marks = [time.perf_counter()]
-        self.prepare(ignore)
-        self.rest("prepare")
-        marks.append(time.perf_counter())
-        self.loop(progress)
-        latent = self.result.read()
-        self.rest(*STEPS)
-        marks.append(time.perf_counter())
-        if not np.isfinite(latent).all():
+        seconds = self.replay(progress)
+        if not np.isfinite(self.result.read()).all():
             raise ModelError(self.find_non_finite(noise))
-        self.finish(ignore)
         picture = self.buffers[output].read()
-        self.rest("finish")
         telling = picture if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
-        marks.append(time.perf_counter())
         if not np.isfinite(telling).all():
             raise ModelError("the model wrote NaN or infinity in its finish stage; try an fp32 bundle")
-        return picture, dict(zip(("prepare", "step", "finish"), np.diff(marks).tolist(), strict=True))
-
-    def rest(self, *stages: str) -> None:
-        """Tell the engines of these stages that others run now."""
-        for part, engine in self.parts:
-            if part.stage in stages:
-                engine.rest()
+        return picture, seconds
 
     def find_non_finite(self, noise: Array) -> str:
         """Run the steps again one by one, and say where NaN or infinity first appears.
@@ -174,7 +160,7 @@ class Plan:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
         self.states[0].write(noise)
-        for i, (row, step) in enumerate(zip(self.rows, self.steps, strict=True), 1):
+        for i, (row, step) in enumerate(zip(self.rows, self.work.step, strict=True), 1):
             step()
             if not np.isfinite(self.states[i % 2].read()).all():
                 where = f"step {i} of {len(self.rows)} (timestep {row.timestep:g})"
@@ -190,33 +176,33 @@ class Plans:
         self.engines: dict[str, list[Engine]] = {}  # by component: one, or several for different sizes
         self.kept: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 
-    def get(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], output: str) -> Plan:
-        """The plan for a mode at these sizes and steps that ends in the tensor ``output``."""
-        key = (mode, *sorted(sizes.items()), *steps, output)
+    def get(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], pixels: bool) -> Plan:
+        """The plan for a mode at these sizes and steps; ``pixels``: with uint8 in, and out beside floats."""
+        key = (mode, *sorted(sizes.items()), *steps, pixels)
         if key not in self.kept:
             while len(self.kept) >= PLANS_KEPT:
                 self.kept.popitem(last=False)
             try:
-                self.kept[key] = self.make(mode, sizes, steps, output)
+                self.kept[key] = self.make(mode, sizes, steps, pixels)
             except OutOfMemoryError:
                 if not self.kept:
                     raise
             if key not in self.kept:  # the others stood in its way
                 self.clear()
-                self.kept[key] = self.make(mode, sizes, steps, output)
+                self.kept[key] = self.make(mode, sizes, steps, pixels)
         self.kept.move_to_end(key)
         limit = self.backend.memory_limit
         while limit and len(self.kept) > 1 and sum(plan.nbytes for plan in self.kept.values()) > limit:
             self.kept.popitem(last=False)
         return self.kept[key]
 
-    def make(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], output: str) -> Plan:
+    def make(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], pixels: bool) -> Plan:
         """A new plan; loads the engines that it needs."""
         task = self.bundle.modes[mode]
         stages = {"prepare", "finish"} | {step.stage for step in steps}
         components = [self.bundle.components[name] for name in task.components]
         parts = [self.part(component, sizes) for component in components if component.stage in stages]
-        if output == OUTPUT_PIXELS:
+        if pixels:
             parts = [self.pixels(PIXELS_IN, sizes), *parts, self.pixels(PIXELS_OUT, sizes)]
         constants = {tensor: self.bundle.constants[key] for tensor, key in task.constants.items()}
         return Plan(self.backend, parts, sizes, constants, steps)
@@ -251,8 +237,11 @@ class Plans:
         self.kept.clear()
 
 
-def ignore(done: int) -> None:
-    """Progress of a stage that nobody follows."""
+def rest(parts: Sequence[Part], stage: str) -> None:
+    """Tell the engines of a stage that others run now."""
+    for part, engine in parts:
+        if part.stage in (STEPS if stage == STEP else (stage,)):
+            engine.rest()
 
 
 def number(value: float) -> Array:

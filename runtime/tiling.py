@@ -1,13 +1,11 @@
-"""Large images in overlapping tiles, blended linearly where they overlap, row of tiles by row of tiles."""
+"""Where the overlapping tiles of a large image lie, and what each counts for."""
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.float32]
-RunTile = Callable[[slice, slice], Image]
+Weights = npt.NDArray[np.float32]
 
 
 def spans(length: int, tile: int, overlap: int, multiple: int) -> list[slice]:
@@ -35,28 +33,18 @@ def least_tile(length: int, tile: int, overlap: int, multiple: int) -> int:
     return -(-(length + (count - 1) * overlap) // (count * multiple)) * multiple
 
 
-def blend(below: Image, above: Image, overlap: int, axis: int) -> Image:
-    """Join two pictures along ``axis``, fading linearly from one to the other over ``overlap`` pixels."""
-    ramp = (np.arange(overlap, dtype=np.float32) + 0.5) / overlap
-    ramp = ramp.reshape([-1 if i == axis else 1 for i in range(below.ndim)])
-    keep = below.shape[axis] - overlap
-    left, faded_out = np.split(below, [keep], axis)
-    faded_in, right = np.split(above, [overlap], axis)
-    return np.concatenate([left, faded_out * (1.0 - ramp) + faded_in * ramp, right], axis)
-
-
-def rows_of_tiles(run_tile: RunTile, rows: list[slice], columns: list[slice]) -> Iterator[Image]:
-    """Run every tile, yielding finished rows of the picture from the top; holds one row of tiles and its overlap.
-
-    ``run_tile`` takes a tile's rows and columns and returns its pixels, (tile height, tile width, C) float32.
+def weights(covered: Sequence[slice]) -> list[Weights]:
+    """What each slice's values count for where slices overlap: each fades in linearly over what it shares with the one
+    before it, and what came before fades out. They add up to 1 everywhere.
     """
-    pending: Image | None = None  # the lower part of the row above, still to be faded into the next
-    for i, row in enumerate(rows):
-        band = run_tile(row, columns[0])
-        for before, column in itertools.pairwise(columns):
-            band = blend(band, run_tile(row, column), before.stop - column.start, axis=1)
-        if pending is not None:
-            band = blend(pending, band, pending.shape[0], axis=0)
-        done = rows[i + 1].start - row.start if i + 1 < len(rows) else band.shape[0]
-        yield band[:done]
-        pending = band[done:]
+    made: list[Weights] = []
+    for i, here in enumerate(covered):
+        own = np.ones(here.stop - here.start, np.float32)
+        if i > 0:
+            shared = covered[i - 1].stop - here.start
+            own[:shared] = (np.arange(shared, dtype=np.float32) + np.float32(0.5)) / np.float32(shared)
+            for before, weight in zip(covered, made, strict=False):
+                fading = weight[max(0, here.start - before.start) :]  # of more than the last one where tiles are close
+                fading *= 1.0 - own[: len(fading)]
+        made.append(own)
+    return made

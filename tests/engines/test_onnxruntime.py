@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from uid import engines
-from uid.engines import Array, Backend, Engine
+from uid.engines import Array, Backend, Engine, Work
 from uid.engines.onnxruntime import OrtBackend
 from uid.engines.storage import default_folder
 from uid.errors import BackendError, BundleError, OutOfMemoryError
@@ -146,15 +146,22 @@ def test_what_memory_does_not_hold_is_its_own_error(tmp_path: Path) -> None:
         launch()
 
 
-def test_captured_launches_run_in_order_and_each_is_reported(doubler: Path) -> None:
+def test_work_is_done_in_order_and_each_step_is_reported(doubler: Path) -> None:
     backend = engines.create("onnxruntime", threads=1)
     engine = backend.load(doubler)
     x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
-    seen: list[tuple[int, float]] = []
-    replay = backend.capture([engine.bind({"x": x, "y": y}), engine.bind({"x": y, "y": x})] * 2)
+    there, back = engine.bind({"x": x, "y": y}), engine.bind({"x": y, "y": x})
+    seen: list[tuple[int | str, float]] = []
+
+    def see(what: int | str) -> None:
+        seen.append((what, float(max(x.read().max(), y.read().max()))))
+
+    replay = backend.capture(Work([there], [back, there, back], [there], rest=see))
     x.write(np.ones((1, 5), np.float32))
-    replay(lambda done: seen.append((done, float(max(x.read().max(), y.read().max())))))
-    assert seen == [(1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0)]
+    seconds = replay(see)
+    assert seen == [("prepare", 2.0), (1, 4.0), (2, 8.0), (3, 16.0), ("step", 16.0), ("finish", 32.0)]
+    assert list(seconds) == ["prepare", "step", "finish"]
+    assert all(value > 0.0 for value in seconds.values())
 
 
 def test_unknown_backend_names_those_there_are() -> None:

@@ -12,12 +12,13 @@ from onnx import TensorProto, helper
 
 from uid import engines
 from uid.engines import Array
-from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT, like, planar, to_float
+from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT, in_dtype, like, planes, to_float
 
 PICTURE = ("float", [1, 3, "height", "width"])
-PIXELS = ("uint8", [1, "height", "width", 3])
+PIXELS = ("uint8", [1, 3, "height", "width"])
 TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 SIZE = (16, 24)
+HALVES = np.float32(np.arange(0, 255) + 0.5) / np.float32(255)  # where the way of rounding shows
 
 Tensor = tuple[str, list[int | str]]
 
@@ -41,15 +42,13 @@ def graphs() -> dict[str, bytes]:
     node = helper.make_node
     pixels_in = [
         node("Cast", ["image_pixels"], ["floats"], to=TensorProto.FLOAT),
-        node("Transpose", ["floats"], ["planar"], perm=[0, 3, 1, 2]),
-        node("Div", ["planar", "top"], ["image"]),
+        node("Div", ["floats", "top"], ["image"]),
     ]
     pixels_out = [
         node("Mul", ["output", "top"], ["scaled"]),
         node("Round", ["scaled"], ["rounded"]),  # halves to even, as numpy does
         node("Clip", ["rounded", "zero", "top"], ["clamped"]),
-        node("Transpose", ["clamped"], ["interleaved"], perm=[0, 2, 3, 1]),
-        node("Cast", ["interleaved"], ["output_pixels"], to=TensorProto.UINT8),
+        node("Cast", ["clamped"], ["output_pixels"], to=TensorProto.UINT8),
         node("ReduceMean", ["output"], ["output_mean"], keepdims=1),
     ]
     mean: Tensor = ("float", [1, 1, 1, 1])
@@ -79,7 +78,7 @@ def run_out(output: Array) -> dict[str, Array]:
     return run(
         PIXELS_OUT.file,
         {"output": output},
-        {"output_pixels": ((1, *SIZE, 3), np.uint8), "output_mean": ((1, 1, 1, 1), np.float32)},
+        {"output_pixels": ((1, 3, *SIZE), np.uint8), "output_mean": ((1, 1, 1, 1), np.float32)},
     )
 
 
@@ -89,27 +88,35 @@ def test_the_packaged_graphs_are_those_made_here(name: str) -> None:
 
 
 def test_pixels_in_is_the_hosts_conversion() -> None:
-    pixels = np.arange(np.prod((*SIZE, 3)), dtype=np.uint8).reshape(*SIZE, 3)  # every value
+    pixels = np.arange(np.prod((3, *SIZE)), dtype=np.uint8).reshape(3, *SIZE)  # every value
     made = run(PIXELS_IN.file, {"image_pixels": pixels[None]}, {"image": ((1, 3, *SIZE), np.float32)})
-    np.testing.assert_array_equal(made["image"], planar(to_float(pixels)), strict=True)
+    np.testing.assert_array_equal(made["image"][0], to_float(pixels), strict=True)
 
 
 def test_pixels_out_is_the_hosts_conversion() -> None:
     generator = np.random.default_rng(0)
-    halves = np.float32(np.arange(0, 255) + 0.5) / np.float32(255)  # where the way of rounding shows
-    picture = generator.random((*SIZE, 3), dtype=np.float32)
-    picture.ravel()[: halves.size] = halves
+    picture = generator.random((3, *SIZE), dtype=np.float32)
+    picture.ravel()[: HALVES.size] = HALVES
     picture.ravel()[-2:] = 0.0, 1.0
-    made = run_out(planar(picture))
+    made = run_out(picture[None])["output_pixels"][0]
     expected = like(picture, np.zeros((1, 1, 3), np.uint8))
-    np.testing.assert_array_equal(made["output_pixels"][0], expected, strict=True)
+    np.testing.assert_array_equal(made, planes(expected), strict=True)
+    np.testing.assert_array_equal(expected, np.rint(255 * picture).astype(np.uint8).transpose(1, 2, 0), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_level_of_an_integer_comes_back(dtype: type[np.integer]) -> None:
+    levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1)
+    np.testing.assert_array_equal(in_dtype(to_float(levels), np.dtype(dtype)), levels, strict=True)
+    near = (HALVES * 255 / np.iinfo(dtype).max)[None]
+    np.testing.assert_array_equal(in_dtype(near, np.dtype(dtype)), np.rint(near * np.float32(np.iinfo(dtype).max)))
 
 
 def test_pixels_out_clamps_and_tells_of_what_uint8_cannot_hold() -> None:
     output = np.zeros((1, 3, *SIZE), np.float32)
     output[0, :, 0, :2] = [-0.1, 1.1]
     made = run_out(output)
-    assert made["output_pixels"][0, 0, :2].tolist() == [[0] * 3, [255] * 3]
+    assert made["output_pixels"][0, :, 0, :2].tolist() == [[0, 255]] * 3
     assert np.isfinite(made["output_mean"]).all()
     for bad in (np.nan, np.inf, -np.inf):
         output[0, 1, 2, 3] = bad

@@ -22,7 +22,7 @@ cuda = pytest.importorskip("uid.engines.cuda", reason="needs cuda-bindings", exc
 from cuda.bindings import runtime as cudart  # noqa: E402, after the skips
 
 from uid import engines  # noqa: E402
-from uid.engines import Array, Backend, OneByOne, tensorrt_backend, tensorrt_engine  # noqa: E402
+from uid.engines import Array, Backend, OneByOne, Work, tensorrt_backend, tensorrt_engine  # noqa: E402
 from uid.engines.cache import engine_for  # noqa: E402
 from uid.engines.profiles import Profile, Range, Target, square  # noqa: E402
 from uid.engines.storage import default_folder  # noqa: E402
@@ -217,6 +217,12 @@ class PretendedStream:
     def launch(self, stream: object) -> None:
         """As a graph that was captured."""
 
+    def event(self) -> "PretendedStream":
+        return self
+
+    def record_in_graph(self, stream: object) -> None:
+        assert self.capturing
+
 
 class PretendedMemory:
     handle = 4096
@@ -397,7 +403,7 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(rig: Rig) -> None:
     lines: list[str] = []
     rig.backend.report = lines.append
     rig.results["is_stream_capturable"] = lambda stream: False
-    replay = rig.backend.capture([rig.engine().bind(pair(8))] * 3)
+    replay = rig.backend.capture(Work([], [rig.engine().bind(pair(8))] * 3, []))
     assert isinstance(replay, OneByOne)
     assert "cannot capture component 'step' at x [1, 8] in a CUDA graph: it runs launch by launch" in lines[0]
     assert not rig.stream.capturing
@@ -410,15 +416,15 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(rig: Rig) -> None:
 def test_what_can_be_captured_is_and_its_kernels_are_kept(rig: Rig, tmp_path: Path) -> None:
     kernels = tmp_path / "step.kernels"
     launch = rig.engine(kernels).bind(pair(8))
-    assert not isinstance(rig.backend.capture([launch]), OneByOne)
+    assert not isinstance(rig.backend.capture(Work([], [launch], [])), OneByOne)
     assert kernels.read_bytes() == b"kernels"
     kernels.unlink()
-    rig.backend.capture([launch])
+    rig.backend.capture(Work([], [launch], []))
     assert not kernels.exists()  # there are no new ones
     lines: list[str] = []
     rig.backend.report = lines.append
     (tmp_path / "file").touch()
-    rig.backend.capture([rig.engine(tmp_path / "file" / "step.kernels").bind(pair(8))])
+    rig.backend.capture(Work([], [rig.engine(tmp_path / "file" / "step.kernels").bind(pair(8))], []))
     assert lines[0].startswith("kernels will be compiled again in the next process: cannot write")
 
 

@@ -188,6 +188,10 @@ class RecordingStream:
     def synchronize(self) -> None:
         self.outside_capture()
 
+    def event(self) -> "RecordingEvent":
+        self.outside_capture()
+        return RecordingEvent()
+
     @contextmanager
     def capture(self) -> Iterator["RecordingGraph"]:
         self.outside_capture()
@@ -196,6 +200,17 @@ class RecordingStream:
         yield graph
         self.capturing = None
         self.log.append("capture")
+
+
+class RecordingEvent:
+    """Behaves as a CUDA event that a graph sets: its time is how many of the graph's launches came before it."""
+
+    def record_in_graph(self, stream: RecordingStream) -> None:
+        assert stream.capturing is not None, "CUDA refuses this where nothing captures"
+        self.launches = len(stream.capturing)
+
+    def seconds_since(self, start: "RecordingEvent") -> float:
+        return float(self.launches - start.launches)
 
 
 class RecordingGraph:

@@ -12,14 +12,14 @@ import torch
 from uid.engines import Array
 from uid.errors import BundleError, InputError, ModelError
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
-from uid.runtime.pipeline import Options, load, pad
+from uid.runtime.pipeline import Options, load
 
 MakeToy = Callable[..., Path]
 
 
 def toy_reference(image: Array, steps: int, seed: int = 0) -> Array:
     """What the toy computes, in plain numpy: 4 x 4 means, approached by half from the seed's noise each step."""
-    padded = pad(image, 4)
+    padded = np.pad(image, [(0, -side % 4) for side in image.shape[:2]] + [(0, 0)], mode="reflect")
     height, width = padded.shape[:2]
     z = padded.reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3)).transpose(2, 0, 1)[None]
     latent = np.random.Generator(np.random.PCG64(seed)).standard_normal(z.shape, dtype=np.float32)

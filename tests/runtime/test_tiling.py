@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uid.runtime.tiling import blend, least_tile, rows_of_tiles, spans
+from uid.runtime.tiling import least_tile, spans, weights
 
 MULTIPLE = 4
 
@@ -34,19 +34,18 @@ def test_the_least_tile_is_the_least_of_which_no_more_are_needed(length: int, ti
     assert least_tile(length * MULTIPLE, tile * MULTIPLE, **sizes) == least * MULTIPLE
 
 
-@given(height=st.integers(1, 40), width=st.integers(1, 40))
-def test_tiles_of_a_pointwise_function_give_the_whole(height: int, width: int) -> None:
-    picture = np.random.default_rng(0).random((height * MULTIPLE, width * MULTIPLE, 3), dtype=np.float32)
-    rows, columns = (spans(size, 32, 8, MULTIPLE) for size in picture.shape[:2])
-    bands = list(rows_of_tiles(lambda row, column: 1.0 - picture[row, column], rows, columns))
-    np.testing.assert_allclose(np.concatenate(bands), 1.0 - picture, atol=1e-6)
+@given(length=st.integers(1, 60), tile=st.integers(3, 20), overlap=st.integers(1, 6))
+def test_weights_add_up_to_one_and_fade(length: int, tile: int, overlap: int) -> None:
+    overlap = min(overlap, tile - 1)  # so that some lie over three others
+    covered = spans(length * MULTIPLE, tile * MULTIPLE, overlap * MULTIPLE, MULTIPLE)
+    total = np.zeros(length * MULTIPLE, np.float32)
+    for here, weight in zip(covered, weights(covered), strict=True):
+        assert weight.min() >= 0.0
+        total[here] += weight
+    np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
-def test_blend_goes_from_one_to_the_other_without_a_step() -> None:
-    joined = blend(np.zeros((1, 12, 3), np.float32), np.ones((1, 12, 3), np.float32), overlap=8, axis=1)
-    assert joined.shape == (1, 16, 3)
-    steps = np.diff(joined[0, :, 0])
-    assert steps.min() >= 0.0
-    assert steps.max() <= 1 / 8 + 1e-6
-    assert joined[0, 3, 0] == 0.0
-    assert joined[0, 12, 0] == 1.0
+def test_tiles_fade_without_a_step() -> None:
+    first, second = weights([slice(0, 12), slice(4, 16)])
+    np.testing.assert_array_equal(first[4:] + second[:8], np.ones(8))
+    np.testing.assert_allclose(second, [*(np.arange(8) + 0.5) / 8, 1, 1, 1, 1])
