@@ -73,12 +73,13 @@ class EngineCeiling:
 
 
 class TorchCeiling:
-    """PyTorch's matrix product and copy in float32."""
+    """PyTorch's matrix product, in float32 or float16, and its copy."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, half: bool = False) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        self.dtype = torch.float16 if half else torch.float32
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def measure(self) -> Ceiling:
@@ -89,7 +90,7 @@ class TorchCeiling:
         """A product of two matrices."""
         import torch
 
-        a, b, product = (torch.full((side, side), 0.5, device=self.device) for _ in range(3))
+        a, b, product = (torch.full((side, side), 0.5, device=self.device, dtype=self.dtype) for _ in range(3))
         return lambda: torch.mm(a, b, out=product)[0, 0].item(), 2.0 * side**3
 
     def copy(self, values: int) -> Case:

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from uid.bench.ceiling import Ceiling
 from uid.bench.flops import picture_flops
-from uid.bench.rows import Row, device, versions
+from uid.bench.rows import Row, device, gpu_memory, gpus, versions
 from uid.bench.runners import Picture, Task
 from uid.bench.workers import Spec, Worker
 from uid.engines import Array, probe
@@ -28,7 +28,7 @@ from uid.errors import BackendError, InputError
 from uid.runtime.bundle import Bundle
 from uid.runtime.pixels import padded
 
-PYTORCH, COMPILED, ONNXRUNTIME = "pytorch", "pytorch-compiled", "onnxruntime"
+PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
 PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
 
 Size = tuple[int, int]  # height and width in pixels
@@ -72,18 +72,20 @@ def plan(
     steps: Sequence[int],
     threads: int | None,
     report: Report,
+    half: bool = False,
     compiled: bool = False,
     tile: int | None = None,
     **more: Any,
 ) -> Measurement:
     """Which runners there are, and which of them is the oracle: PyTorch if it can be, or else ONNX Runtime on the CPU.
 
-    No ``backends``: all that work here. ``compiled`` adds PyTorch through torch.compile. ``tile`` is the side of the
-    tiles that pictures run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
-    ``InputError`` for ``compiled`` without ``checkpoint`` and ``tile`` with it.
+    No ``backends``: all that work here. ``half`` adds PyTorch in float16, and ``compiled`` the last of these through
+    torch.compile. ``tile`` is the side of the tiles that pictures run in; None: whole. Raises ``BackendError`` for a
+    backend that was named and does not work, ``InputError`` for ``half`` or ``compiled`` without ``checkpoint`` and
+    ``tile`` with it.
     """
-    if compiled and checkpoint is None:
-        raise InputError("torch.compile needs the PyTorch model: give --checkpoint, or leave --compile out")
+    if (half or compiled) and checkpoint is None:
+        raise InputError("--half and --compile need the PyTorch model: give --checkpoint, or leave them out")
     if tile is not None and checkpoint is not None:
         raise InputError("PyTorch runs pictures whole: leave --tile or --checkpoint out")
     task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores(), tile)
@@ -92,8 +94,12 @@ def plan(
     if checkpoint is not None and importlib.util.find_spec("torch") is None:
         report("pytorch left out: torch is not installed; pip install 'uid-runtime[export]'")
     elif checkpoint is not None:
-        oracle, against = torch_runner(PYTORCH, task, checkpoint), f"{PYTORCH}, fp32"
-        runners += [oracle, *([torch_runner(COMPILED, task, checkpoint)] if compiled else [])]
+        oracle, against = torch_runner(task, checkpoint), f"{PYTORCH}, fp32"
+        runners.append(oracle)
+        if half:
+            runners.append(torch_runner(task, checkpoint, half=True))
+        if compiled:
+            runners.append(torch_runner(task, checkpoint, half=half, compiled=True))
     sizes, steps = tuple(sizes or [default_size(bundle)]), tuple(steps or [bundle.steps])
     return Measurement(bundle, task, tuple(runners), oracle, against, sizes, steps, **more)
 
@@ -115,10 +121,12 @@ def backend_runner(name: str, task: Task, precision: str) -> Runner:
     return Runner(name, Spec(name, "uid.bench.runners:EngineRunner", (task, name)), ceiling)
 
 
-def torch_runner(name: str, task: Task, checkpoint: Path) -> Runner:
+def torch_runner(task: Task, checkpoint: Path, *, half: bool = False, compiled: bool = False) -> Runner:
     """The reference."""
-    pictures = Spec(name, "uid.bench.runners:TorchRunner", (task, checkpoint, name == COMPILED))
-    return Runner(name, pictures, Spec(PYTORCH, "uid.bench.ceiling:TorchCeiling", (task.threads,)))
+    precise = f"{PYTORCH}-fp16" if half else PYTORCH
+    name = f"{precise}-compiled" if compiled else precise
+    pictures = Spec(name, "uid.bench.runners:TorchRunner", (task, checkpoint, half, compiled))
+    return Runner(name, pictures, Spec(precise, "uid.bench.ceiling:TorchCeiling", (task.threads, half)))
 
 
 def usable_cores() -> int:
@@ -171,9 +179,9 @@ def measure(measurement: Measurement, report: Report) -> list[Row]:
         image = sample_picture(*size, measurement.dtype)
         expected = oracle_pictures(measurement, image, report)
         # A process per size: the peak of its memory never falls again.
-        with started(measurement, image, report) as (crew, loads):
+        with started(measurement, image, report) as (crew, starts):
             for steps in measurement.steps:
-                row = row_maker(measurement, ceilings, loads, expected[steps], size, steps)
+                row = row_maker(measurement, ceilings, starts, expected[steps], size, steps)
                 for number in range(-measurement.warm_up, measurement.repeats):
                     taken = list(crew.turn(number, image, steps))
                     rows += [row(name, number, picture) for name, picture in taken if number >= 0]
@@ -201,28 +209,40 @@ def oracle_pictures(measurement: Measurement, image: Array, report: Report) -> d
         return {steps: worker.call("run", image, steps).image for steps in measurement.steps}
 
 
+@dataclass(frozen=True)
+class Start:
+    """What it takes before a runner is ready."""
+
+    load_seconds: float
+    gpu_bytes: int  # of the GPUs' memory that were taken meanwhile
+
+
 @contextmanager
-def started(measurement: Measurement, image: Array, report: Report) -> Iterator[tuple[Crew, dict[str, float]]]:
-    """The runners, each ready for pictures of this size, and the seconds that this took them; one after the other."""
+def started(measurement: Measurement, image: Array, report: Report) -> Iterator[tuple[Crew, dict[str, Start]]]:
+    """The runners, each ready for pictures of this size, and what this took; one after the other."""
     with ExitStack() as stack:
-        crew, loads = Crew({}, report), {}
+        crew, starts = Crew({}, report), {}
         for runner in measurement.runners:
             report(f"{runner.name}: loading")
+            taken = gpu_memory()
             try:
                 worker = stack.enter_context(Worker(runner.pictures))
                 worker.call("run", image, 1)
                 first = time.perf_counter() - worker.started
-                loads[runner.name] = max(0.0, first - worker.call("run", image, 1).seconds)
+                seconds = max(0.0, first - worker.call("run", image, 1).seconds)
+                if gpus():  # no library gives back what it took; a graph of more steps takes more
+                    worker.call("run", image, max(measurement.steps))
+                starts[runner.name] = Start(seconds, gpu_memory() - taken)
                 crew.workers[runner.name] = worker
             except BackendError as error:
                 report(f"{error}; the others go on")
-        yield crew, loads
+        yield crew, starts
 
 
 def row_maker(
     measurement: Measurement,
     ceilings: Mapping[str, Ceiling],
-    loads: Mapping[str, float],
+    starts: Mapping[str, Start],
     expected: Array,
     size: Size,
     steps: int,
@@ -242,8 +262,9 @@ def row_maker(
             repeat=repeat,
             seconds=picture.seconds,
             **picture.stages,
-            load_seconds=loads[name],
+            load_seconds=starts[name].load_seconds,
             peak_bytes=picture.peak_bytes,
+            gpu_bytes=starts[name].gpu_bytes,
             flops=flops,
             flop_ceiling=ceilings[name].flops,
             copy_ceiling=ceilings[name].copy,

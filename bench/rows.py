@@ -53,6 +53,7 @@ class Row:
     device: str
     versions: dict[str, str]
     tile: int | None = None  # side of the tiles that it was run in, pixels; None: whole
+    gpu_bytes: int = 0  # of the GPUs' memory that the runner's process took: its context, weights, buffers and graph
 
 
 # -- what a row states ------------------------------------------------------------------------------------------------
@@ -96,10 +97,20 @@ def device() -> str:
 
 def gpus() -> list[str]:
     """Names of the NVIDIA GPUs that the driver reports; none without a driver."""
+    return ask_driver("name")
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPUs' memory that all processes have taken, to a MiB each; 0 without a driver."""
+    return sum(int(amount) << 20 for amount in ask_driver("memory.used") if amount.isdigit())
+
+
+def ask_driver(what: str) -> list[str]:
+    """A line from each GPU, without units; none without a driver."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
-    query = [command, "--query-gpu=name", "--format=csv,noheader"]
+    query = [command, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 

@@ -72,11 +72,14 @@ REPEATS = _options(
     click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Pictures that count."),
     click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Pictures before them."),
 )
-COMPILE = click.option(
-    "--compile",
-    "compiled",
-    is_flag=True,
-    help="With --checkpoint: PyTorch through torch.compile too, which takes minutes.",
+REFERENCES = _options(
+    click.option("--half", is_flag=True, help="With --checkpoint: PyTorch in float16 too, which is for a GPU."),
+    click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        help="With --checkpoint: PyTorch through torch.compile too, in float16 with --half, which takes minutes.",
+    ),
 )
 TILE = click.option(
     "--tile", type=click.IntRange(min=1), help="Run pictures in tiles of this side, as `uid-run` does.  Default: whole."
@@ -88,7 +91,7 @@ PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="
 @RUNS
 @STEPS
 @REPEATS
-@COMPILE
+@REFERENCES
 @click.option("--csv", "table", type=OUTPUT, metavar="FILE.csv", help="The same rows as a table.")
 @PLOT
 @click.option(
@@ -136,7 +139,7 @@ def memory(output: Path | None, **values: Any) -> None:
 @RUNS
 @STEPS
 @REPEATS
-@COMPILE
+@REFERENCES
 @TILE
 @PLOT
 def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:

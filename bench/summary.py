@@ -36,6 +36,7 @@ class Summary:
     finish: float
     load_seconds: float
     peak_bytes: int
+    gpu_bytes: int
     flop_rate: float  # FLOP/s at the median
     flop_ceiling: float
     copy_ceiling: float  # bytes a second
@@ -92,6 +93,7 @@ def summary(rows: Sequence[Row]) -> Summary:
         finish=median(row.finish for row in rows),
         load_seconds=first.load_seconds,
         peak_bytes=max(row.peak_bytes for row in rows),
+        gpu_bytes=first.gpu_bytes,
         flop_rate=first.flops / seconds,
         flop_ceiling=first.flop_ceiling,
         copy_ceiling=first.copy_ceiling,

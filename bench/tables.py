@@ -34,7 +34,7 @@ def cells(line: Summary) -> list[str]:
         f"{1000 * line.seconds_per_step:.3g}",
         f"{line.prepare:.2g}, {line.finish:.2g}",
         f"{line.flop_rate / 1e9:.3g}, {line.of_ceiling:.0%}",
-        f"{line.peak_bytes / 1e6:.0f}",
+        f"{line.peak_bytes / 1e6:.0f}" + (f", GPU {line.gpu_bytes / 1e6:.0f}" if line.gpu_bytes else ""),
         f"{line.load_seconds:.2g}",
         f"{line.psnr:.1f}" if line.sound else f"{line.psnr:.1f} {WRONG}",
     ]

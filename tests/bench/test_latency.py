@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from uid.bench.cli import main
 from uid.bench.flops import component_flops, picture_flops
 from uid.bench.latency import Crew, Runner, agreement, measure, plan, sample_picture
-from uid.bench.rows import write_png
+from uid.bench.rows import gpu_memory, gpus, write_png
 from uid.bench.runners import EngineRunner, Task, TorchRunner
 from uid.bench.startup import reference
 from uid.bench.summary import summarise
@@ -138,10 +138,56 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
 def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
     image = sample_picture(16, 24)
-    eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled) for compiled in (False, True))
+    eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled=compiled) for compiled in (False, True))
     assert all(part._compiled_call_impl is not None for part in (compiled.model.step, compiled.model.decoder))
     with torch.compiler.set_stance("force_eager"):  # to compile in earnest takes minutes
         assert np.array_equal(compiled.run(image, 2).image, eager.run(image, 2).image)
+
+
+def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
+    exact, half = (TorchRunner(task, tiny_checkpoint, half=half) for half in (False, True))
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.float16}
+    made = [runner.run(sample_picture(16, 24, np.float32), 4).image for runner in (exact, half)]
+    psnr, difference = agreement(*reversed(made))
+    assert psnr > 45.0
+    assert difference > 0.0
+
+
+def test_float16_and_compiled_runners_are_named(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    def names(**flags: bool) -> list[str]:
+        settings = {"backends": ["onnxruntime"], "sizes": [], "steps": [], "threads": 1, "report": print}
+        measurement = plan(read_bundle(tiny_bundle), checkpoint=tiny_checkpoint, **settings, **flags)  # type: ignore[arg-type]
+        assert measurement.oracle.name == "pytorch"
+        return [runner.name for runner in measurement.runners[1:]]
+
+    assert names() == ["pytorch"]
+    assert names(compiled=True) == ["pytorch", "pytorch-compiled"]
+    assert names(half=True) == ["pytorch", "pytorch-fp16"]
+    assert names(half=True, compiled=True) == ["pytorch", "pytorch-fp16", "pytorch-fp16-compiled"]
+    with pytest.raises(InputError, match="--half and --compile need the PyTorch model: give --checkpoint"):
+        plan(
+            read_bundle(tiny_bundle),
+            checkpoint=None,
+            backends=[],
+            sizes=[],
+            steps=[],
+            threads=1,
+            report=print,
+            half=True,
+        )
+
+
+def test_the_drivers_word_on_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(
+        '#!/bin/sh\n[ "$1" = --query-gpu=memory.used ] && printf "1024\\n[N/A]\\n" || echo "NVIDIA H200"\n'
+    )
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert (gpus(), gpu_memory()) == (["NVIDIA H200"], 1 << 30)
+    driver.write_text("#!/bin/sh\nexit 9\n")
+    assert (gpus(), gpu_memory()) == ([], 0)
 
 
 def test_who_goes_first_changes_and_who_fails_leaves(served: str) -> None:
