@@ -1,0 +1,68 @@
+"""The run for machines with a GPU: its commands are ones that exist, and what fails is told and leaves the rest."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from uid.bench import hardware
+from uid.bench.hardware import MODULES, ON_A_GPU, Command, main, phases, run
+from uid.engines import BACKENDS
+
+
+def test_every_command_has_options_that_exist(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    named = set()
+    for commands in phases(tmp_path / "out", tmp_path, "sd15", ON_A_GPU).values():
+        for name, *words in (command.words for command in commands):
+            if name in ("uid-export", "uid-bench"):
+                group: click.Group = importlib.import_module(MODULES[name]).main
+                given = group.commands[words[0]].make_context(name, words[1:])
+                named.update(given.params.get("backends", ()))
+    assert named == set(ON_A_GPU) <= set(BACKENDS)
+
+
+def test_what_was_made_is_not_made_again(tmp_path: Path) -> None:
+    def exported() -> list[str]:
+        return [command.words[1] for command in phases(tmp_path / "out", tmp_path, "tiny", [])["export"]]
+
+    assert exported() == ["random", "bundle"]
+    for file, left in (("checkpoint/model_index.json", ["bundle"]), ("bundle/manifest.json", [])):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+        assert exported() == left
+
+
+def test_a_phase_ends_at_what_fails_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def python(code: str, limit: int = 60) -> Command:
+        return Command((sys.executable, "-c", code), limit)
+
+    made = {
+        "fails": [python("print('so far')"), python("import sys; sys.exit('no more')"), python("print('never')")],
+        "slow": [python("import time; time.sleep(60)", limit=1)],
+        "missing": [Command(("no-such-program-here",), 1)],
+        "sound": [python("print('done')")],
+    }
+    monkeypatch.setattr(hardware, "phases", lambda *arguments: made)
+    result = CliRunner().invoke(main, [str(tmp_path), "--work", str(tmp_path / "work"), "--backend", "none"])
+    assert result.exit_code == 0, result.output
+    told = [line.split(",")[0] for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert told == [
+        "fails 1: ok",
+        "fails 2: exit status 1",
+        "slow 1: took more than 1 s",
+        "missing 1: did not start: No such file or directory",
+        "sound 1: ok",
+    ]
+    assert "no more" in result.output
+    assert "so far" in (tmp_path / "fails" / "1.log").read_text()
+    refused = CliRunner().invoke(main, [str(tmp_path), "swift", "--backend", "none"])
+    assert "unknown phase 'swift'; expected some of fails, slow, missing, sound" in refused.output
+
+
+def test_logs_of_one_phase_stay_apart(tmp_path: Path) -> None:
+    run("two", [Command((sys.executable, "-c", f"print({i})"), 60) for i in (1, 2)], tmp_path)
+    assert [(tmp_path / "two" / f"{i}.log").read_text().splitlines()[-1] for i in (1, 2)] == ["1", "2"]
