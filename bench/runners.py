@@ -75,17 +75,23 @@ class TorchRunner:
         torch.set_num_threads(task.threads)
         torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
         self.task, self.torch = task, torch
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = load(checkpoint).to(self.device)
-        scheduler = self.model.scheduler
-        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
-        scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(self.device)
+        self.model = load(checkpoint)
         if half:  # as an fp16 bundle: latents, guidance and the DDIM update stay float32
             self.model.half()
         with torch.inference_mode():
             self.prompts = self.model.prompts(SHARP_PROMPT)  # a bundle holds them ready-made too
+        self.move("cuda" if torch.cuda.is_available() else "cpu")
         if compiled:
             self.compile()
+
+    def move(self, device: str) -> None:
+        """Put all that computes on a device."""
+        self.device = self.torch.device(device)
+        self.model.to(self.device)
+        scheduler = self.model.scheduler
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
+        scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(self.device)
+        self.prompts = self.prompts.to(self.device)
 
     def compile(self) -> None:
         """Compile every part that computes, into CUDA graphs on a GPU; they do compile when first called."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -64,6 +63,8 @@ def planes(image: Array) -> Array:
         image = image.astype(np.float32, copy=False)
     if image.ndim == 2:
         return np.broadcast_to(image, (3, *image.shape))
+    import cv2  # here and below: what only names this module, such as --help, need not wait for it
+
     separate = np.empty((3, *image.shape[:2]), image.dtype)
     cv2.split(np.ascontiguousarray(image), list(separate))
     return separate
@@ -86,6 +87,8 @@ def like(floats: Pixels, image: Array) -> Array:
 def in_dtype(layer: Pixels, dtype: np.dtype[Any]) -> Array:
     """One plane, float32 in [0, 1], in another dtype."""
     if dtype == np.uint8:
+        import cv2
+
         rounded: Array = cv2.convertScaleAbs(layer, alpha=255.0)  # halves to even, as numpy, in a tenth of its time
         return rounded
     if np.issubdtype(dtype, np.integer):
@@ -100,6 +103,8 @@ def interleaved(layers: Sequence[Array]) -> Array:
         return layers[0]
     if layers[0].dtype == np.float16:  # which OpenCV does not know
         return np.stack(layers, axis=2)
+    import cv2
+
     merged: Array = cv2.merge(list(layers))
     return merged
 

@@ -1,7 +1,7 @@
 """Video frame by frame: decoded, transformed as RGB, encoded again with the same timestamps and the same sound.
 
-Frames may also come from, or go to, a folder of numbered pictures. A few frames are held at a time, so that memory
-does not grow with the length of the video.
+Frames may also come from, or go to, a folder of numbered pictures. A frame is transformed while the next ones are
+decoded and the last ones encoded; a few are held at a time, so that memory does not grow with the length of the video.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from uid.errors import InputError, OutputError, UIDError
 from uid.runtime.files import folder_written_whole, written_whole
 from uid.runtime.frames import BT709, DEFAULT_FRAME_RATE, Clip, Color, FolderReader, FolderWriter, Frame, Turn
+from uid.runtime.overlap import Lane, ahead, behind
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    Item = Frame | Packet[Stream]
 
 Transform = Callable[[NDArray[Any]], NDArray[Any]]  # (H, W, 3) RGB -> the same shape and dtype
 
@@ -78,15 +81,25 @@ def process_video(
     _require_av()
     _check_paths(source, destination, frame_rate)
     done = 0
-    with _reader(source, frame_rate) as reader, _writer(destination, reader, columns) as writer:
-        for item in reader:
-            if not isinstance(item, Frame):
-                writer.copy(item)
-                continue
-            writer.write(Frame(_transformed(transform, item.pixels, columns), item.pts, item.duration))
-            done += 1
-            on_frame(done, reader.clip.total)
+    with (
+        _reader(source, frame_rate) as reader,
+        _writer(destination, reader, columns) as writer,
+        Lane() as decoding,
+        Lane() as encoding,
+    ):
+        changed = (_changed(transform, item, columns) for item in ahead(reader, decoding))
+        for is_frame in behind(writer.put, changed, encoding):
+            if is_frame:
+                done += 1
+                on_frame(done, reader.clip.total)
     return VideoResult(done, writer.audio_streams)
+
+
+def _changed(transform: Transform, item: "Item", columns: int) -> "Item":
+    """A frame transformed; a packet of sound as it is."""
+    if not isinstance(item, Frame):
+        return item
+    return Frame(_transformed(transform, item.pixels, columns), item.pts, item.duration)
 
 
 def _transformed(transform: Transform, pixels: NDArray[Any], columns: int) -> NDArray[Any]:
@@ -343,6 +356,14 @@ class _VideoWriter:
         why = f"cannot start {destination} with H.264 of {clip.size} pixels and {codecs} audio; choose .mkv"
         with _explained(lambda cause: OutputError(f"{why} ({cause})")):
             container.start_encoding()
+
+    def put(self, item: "Item") -> bool:
+        """Write a frame or copy a packet; whether it was a frame."""
+        if isinstance(item, Frame):
+            self.write(item)
+            return True
+        self.copy(item)
+        return False
 
     def write(self, frame: Frame) -> None:
         import av

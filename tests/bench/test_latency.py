@@ -154,6 +154,19 @@ def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, 
     assert difference > 0.0
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_checkpoint: Path, half: bool) -> None:
+    """Torch's meta device holds no numbers, but refuses to mix with another as a GPU does."""
+    runner = TorchRunner(Task(tiny_bundle, 7.5, 0, 1), tiny_checkpoint, half=half)
+    runner.move("meta")
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the picture, at the end
+        runner.run(sample_picture(16, 24), 3)
+    scheduler = runner.model.scheduler
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.new_ones((), device="cpu")[None]
+    with pytest.raises(RuntimeError, match="device"):
+        runner.run(sample_picture(16, 24), 3)
+
+
 def test_float16_and_compiled_runners_are_named(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     def names(**flags: bool) -> list[str]:
         settings = {"backends": ["onnxruntime"], "sizes": [], "steps": [], "threads": 1, "report": print}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from uid.errors import InputError, OutputError, UIDError
+from uid.runtime.overlap import HELD
 from uid.runtime.video import is_video_path, process_video
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 12
@@ -265,7 +266,7 @@ def test_frames_in_memory_do_not_grow_with_the_video(tmp_path: Path) -> None:
     finally:
         gc.enable()
     assert len(arrays) == 60
-    assert max(arrays) <= 4
+    assert max(arrays) <= 4 + 2 * HELD  # one and its output, and those read ahead and written behind
     assert frames <= 4
 
 
