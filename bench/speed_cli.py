@@ -40,8 +40,20 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+MODEL = click.option(
+    "-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in one."
+)
+SIZES = click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    callback=_size,
+    metavar="HxW",
+    help="Of the picture; repeat for more.  Default: 512x512, or the bundle's tile.",
+)
+OUTPUT_ROWS = click.option("-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture.")
 RUNS = _options(
-    click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in one."),
+    MODEL,
     click.option(
         "--checkpoint",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -51,16 +63,9 @@ RUNS = _options(
     click.option(
         "--backend", "backends", multiple=True, metavar="NAME", help="Repeat for more.  Default: all that work here."
     ),
-    click.option(
-        "--size",
-        "sizes",
-        multiple=True,
-        callback=_size,
-        metavar="HxW",
-        help="Of the picture; repeat for more.  Default: 512x512, or the bundle's tile.",
-    ),
+    SIZES,
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  Default: every core that may be used."),
-    click.option("-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture."),
+    OUTPUT_ROWS,
 )
 STEPS = click.option(
     "--steps",
@@ -189,6 +194,35 @@ def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
                 f"wrong: a component beyond the export's tolerance, or a picture under {SOUND_PSNR:g} dB", err=True
             )
     ctx.exit(0 if sound else 2)
+
+
+@click.command()
+@MODEL
+@SIZES
+@click.option("--views", multiple=True, type=click.IntRange(1, 8), help="Repeat for more.  Default: 1, and 2.")
+@TILE
+@click.option("--repeats", type=click.IntRange(min=1), default=15, show_default=True, help="Pictures that count.")
+@OUTPUT_ROWS
+def host(
+    model: Path | None, sizes: Sequence[tuple[int, int]], views: Sequence[int], output: Path | None, **how: Any
+) -> None:
+    """What a picture costs the host beside a GPU: the runtime on a backend that computes nothing."""
+    with plain_errors("bench"):
+        from statistics import median
+
+        from uid.bench.host import measure
+        from uid.bench.latency import default_size
+        from uid.bench.summary import grouped
+
+        bundle = _bundle(model)
+        rows = list(measure(bundle, sizes or [default_size(bundle)], views or (1, 2), **how))
+        _write(rows, output)
+        for (height, width, count), same in grouped(rows, lambda row: (row.height, row.width, row.views)).items():
+            seconds = median(row.seconds for row in same)
+            click.echo(
+                f"{height}x{width}, {count} views of {same[0].tiles} tiles: {1000 * seconds:.2f} ms, "
+                f"{1 / seconds:.0f} pictures a second at most"
+            )
 
 
 @click.command()
@@ -355,4 +389,4 @@ def _all(rows: "Sequence[Row]", what: str) -> str:
     return " and ".join(dict.fromkeys(str(getattr(row, what)) for row in rows))
 
 
-COMMANDS = (latency, memory, scaling, parity, compare, report)
+COMMANDS = (latency, memory, scaling, host, parity, compare, report)

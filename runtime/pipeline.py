@@ -35,6 +35,7 @@ from uid.runtime.tiling import least_tile, spans, weights
 from uid.runtime.views import VIEWS, turned
 
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
+TILE_SIZES = 8  # sides that a tile may have where each costs; those over half of the largest come to be used
 
 
 @dataclass(frozen=True)
@@ -324,11 +325,11 @@ class _Run:
         if height * width <= tile * tile:
             return [slice(0, height)], [slice(0, width)]
         overlap = max(1, tile // TILE_OVERLAP // multiple) * multiple
+        # Where each size costs, as to build an engine, there are few to choose from.
+        step = max(1, tile // TILE_SIZES // multiple) * multiple if self.pipeline._backend.new_sizes_cost else multiple
 
         def covered(length: int) -> list[slice]:
-            one_size = self.pipeline._backend.new_sizes_cost
-            side = tile if one_size else least_tile(length, tile, overlap, multiple)
-            return spans(length, side, overlap, multiple)
+            return spans(length, min(tile, least_tile(length, tile, overlap, step)), overlap, multiple)
 
         return covered(height), covered(width)
 

@@ -146,7 +146,7 @@ def test_uint8_goes_in_whatever_is_run(
     image = image[..., 0] if grey else image
     output, log = run(Pipeline(read_bundle(bundle), recorder), recorder.log, image, options)
     host = load(bundle, backend="onnxruntime")
-    host._backend.new_sizes_cost = True  # or its tiles would be smaller
+    host._backend.new_sizes_cost = True  # or its tiles would have other sizes
     np.testing.assert_array_equal(output, host(image, options).image, strict=True)
     ways = [(entry.way, entry.dtype.name) for entry in log if hasattr(entry, "way") and entry.dtype != np.float32]
     whole = views == 1 and size != (75, 90) and not grey  # then nothing is added up, and it comes out in uint8 too
@@ -199,8 +199,23 @@ def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) 
         assert (result.tile, result.tiles) == (32, 9)
         assert recorder.count == before if attempt else recorder.count > before  # what fits is remembered
     reference = load(bundle, backend="onnxruntime")
-    reference._backend.new_sizes_cost = True  # or its tiles would be smaller
+    reference._backend.new_sizes_cost = True  # or its tiles would have other sizes
     np.testing.assert_array_equal(result.image, reference(image, Options(steps=3, tile=32)).image)
+
+
+def test_tiles_have_few_sizes_where_each_costs(make_toy: MakeToy, recorder: Any, monkeypatch: Any) -> None:
+    pipeline, sizes = Pipeline(read_bundle(make_toy(tile=64)), recorder), list[Mapping[str, int]]()
+    get = pipeline._plans.get
+    monkeypatch.setattr(pipeline._plans, "get", lambda mode, *how: (sizes.append(how[0]), get(mode, *how))[1])
+    for length in range(68, 400, 12):  # 4 is the toy's size multiple
+        pipeline(picture(length, 64), Options(steps=1))
+        assert all(size["width"] == 64 for size in sizes)
+    heights = {size["height"] for size in sizes}
+    assert heights <= set(range(40, 65, 8))  # eighths of the largest, over half of it
+    assert len(heights) > 2
+    sizes.clear()
+    pipeline(picture(72, 60), Options(steps=1))
+    assert sizes == [{"height": 40, "width": 60}] * 2  # not 64, of which they would share most
 
 
 def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:

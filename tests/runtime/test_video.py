@@ -8,15 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from uid.errors import InputError, OutputError, UIDError
-from uid.runtime.overlap import HELD
-from uid.runtime.video import is_video_path, process_video
+av = pytest.importorskip("av", reason="needs PyAV: pip install 'uid-runtime[video]'")
+
+from uid.errors import InputError, OutputError, UIDError  # noqa: E402, after the skip
+from uid.runtime.overlap import HELD  # noqa: E402
+from uid.runtime.video import is_video_path, process_video  # noqa: E402
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 12
 LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}  # AVColorSpace -> (Kr, Kb), BT.709 and BT.601
