@@ -22,6 +22,7 @@ MODULES = {name: f"uid.{name.removeprefix('uid-')}.cli" for name in ("uid-export
     "uid-run": "uid.runtime.cli"
 }
 ON_A_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
+ASK_RTX = "from uid.bench.hardware import ask_rtx; ask_rtx()"
 PRINT_BACKENDS = "from uid.engines import report; print(*[one.name for one in report() if one.available])"
 SIZES = {"512": "512x512", "720p": "720x1280"}
 
@@ -64,6 +65,7 @@ def phases(out: Path, work: Path, preset: str, backends: Sequence[str]) -> Mappi
             Command(("nvidia-smi",), 30),
             Command((sys.executable, "-m", "pip", "list"), 60),
             Command(("uid-run", "doctor"), 180),
+            Command((sys.executable, "-c", ASK_RTX), 120),
         ],
         "tests": [Command((sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--tb=short"), 580)],
         "edge": [latency("edge", "--checkpoint", "checkpoints/edge", "--half", *both_sizes(), *named)],
@@ -122,6 +124,36 @@ def working() -> list[str]:
     """The backends on a GPU that work here, found out in a process of its own, which leaves nothing on the GPU."""
     done = subprocess.run([sys.executable, "-c", PRINT_BACKENDS], capture_output=True, text=True, check=True)
     return [name for name in done.stdout.split() if name in ON_A_GPU]
+
+
+def ask_rtx() -> None:
+    """Print, for everything that TensorRT-RTX can build a small engine for, whether such an engine loads here.
+
+    Its documentation names no compute capability 9.0 or 10.0.
+    """
+    from uid.engines import PROBE
+    from uid.engines.tensorrt import open_library
+    from uid.engines.tensorrt_build import complaints, make_builder, parse
+
+    library = open_library("tensorrt-rtx")
+    runtime = library.module.Runtime(library.logger)
+    known = library.module.ComputeCapability.__members__
+    for name in ("default", *(name for name in known if name != "NONE")):
+        library.logger.errors.clear()
+        builder = make_builder(library)
+        network, parser = parse(library, builder, PROBE)
+        config = builder.create_builder_config()
+        if name in known:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(known[name], 0)
+        plan = builder.build_serialized_network(network, config)
+        del parser
+        if plan is None:
+            click.echo(f"{name}: not built: {complaints(library)}")
+            continue
+        validity = runtime.get_engine_validity(memoryview(plan)[: runtime.engine_header_size])
+        loads = runtime.deserialize_cuda_engine(plan) is not None
+        click.echo(f"{name}: {validity}; {'loads' if loads else 'does not load: ' + complaints(library)}")
 
 
 @click.command()

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench import hardware
-from uid.bench.hardware import MODULES, ON_A_GPU, Command, main, phases, run
+from uid.bench.hardware import MODULES, ON_A_GPU, Command, ask_rtx, main, phases, run
 from uid.engines import BACKENDS
 
 
@@ -66,3 +66,13 @@ def test_a_phase_ends_at_what_fails_and_says_so(tmp_path: Path, monkeypatch: pyt
 def test_logs_of_one_phase_stay_apart(tmp_path: Path) -> None:
     run("two", [Command((sys.executable, "-c", f"print({i})"), 60) for i in (1, 2)], tmp_path)
     assert [(tmp_path / "two" / f"{i}.log").read_text().splitlines()[-1] for i in (1, 2)] == ["1", "2"]
+
+
+def test_what_tensorrt_rtx_can_build_for_is_asked_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")
+    ask_rtx()
+    told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {"default", "CURRENT", "SM80", "SM89", "SM120"} <= told.keys()
+    for name in ("default", "SM80", "SM89", "SM120"):
+        assert "EngineValidity." in told[name]
+        assert "load" in told[name]
