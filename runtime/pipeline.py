@@ -32,7 +32,7 @@ from uid.runtime.pixels import (
 from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import Step, ddim, stages
 from uid.runtime.tiling import least_tile, spans, weights
-from uid.runtime.views import VIEWS, turned
+from uid.runtime.views import VIEWS, add, turned
 
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
 TILE_SIZES = 8  # sides that a tile may have where each costs; those over half of the largest come to be used
@@ -313,7 +313,7 @@ class _Run:
                 if self.tiles > 1:
                     tile *= np.outer(down, across)
                 place = total[:, row, column]  # less what was padded
-                place += tile[:, : place.shape[1], : place.shape[2]]
+                add(place, tile[:, : place.shape[1], : place.shape[2]])
 
     def in_uint8(self, tile: Array) -> bool:
         """Whether planes go to the backend as they are."""
