@@ -24,6 +24,7 @@ MODULES = {name: f"uid.{name.removeprefix('uid-')}.cli" for name in ("uid-export
 ON_A_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 ASK_RTX = "from uid.bench.hardware import ask_rtx; ask_rtx()"
 PRINT_BACKENDS = "from uid.engines import report; print(*[one.name for one in report() if one.available])"
+WITHOUT_BACKEND = ("device", "tests")  # phases that tell something where no backend works
 SIZES = {"512": "512x512", "720p": "720x1280"}
 
 
@@ -172,7 +173,8 @@ def main(out: Path, names: Sequence[str], work: Path | None, preset: str, backen
     if unknown:
         raise click.UsageError(f"unknown phase {unknown[0]!r}; expected some of {', '.join(known)}")
     click.echo(f"backends: {', '.join(found) or 'none works on a GPU here; `uid-run doctor` says why'}")
-    lines = [line for name in names or known for line in run(name, known[name], out)]
+    chosen = names or (known if found else WITHOUT_BACKEND)
+    lines = [line for name in chosen for line in run(name, known[name], out)]
     with (out / "summary.txt").open("a", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
 

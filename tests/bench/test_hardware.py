@@ -63,6 +63,17 @@ def test_a_phase_ends_at_what_fails_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert "unknown phase 'swift'; expected some of fails, slow, missing, sound" in refused.output
 
 
+def test_without_a_backend_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Command((sys.executable, "-c", ""), 60)
+    made = {name: [nothing] for name in phases(tmp_path, tmp_path, "sd15", [])}
+    monkeypatch.setattr(hardware, "phases", lambda *arguments: made)
+    monkeypatch.setattr(hardware, "working", list)
+    result = CliRunner().invoke(main, [str(tmp_path), "--work", str(tmp_path / "work")])
+    assert "none works on a GPU here" in result.output
+    told = [line.split()[0] for line in (tmp_path / "summary.txt").read_text().splitlines()]
+    assert told == ["device", "tests"]
+
+
 def test_logs_of_one_phase_stay_apart(tmp_path: Path) -> None:
     run("two", [Command((sys.executable, "-c", f"print({i})"), 60) for i in (1, 2)], tmp_path)
     assert [(tmp_path / "two" / f"{i}.log").read_text().splitlines()[-1] for i in (1, 2)] == ["1", "2"]
