@@ -59,7 +59,10 @@ def phases(out: Path, work: Path, preset: str, backends: Sequence[str]) -> Mappi
 
     export = [
         Command(("uid-export", "random", preset, str(checkpoint), "--half"), 120),
-        Command(("uid-export", "bundle", str(checkpoint), "-o", str(bundle), "--precision", "fp16"), 580),
+        Command(
+            ("uid-export", "bundle", str(checkpoint), "-o", str(bundle), "--precision", "fp16", "--image-steps", "1"),
+            580,
+        ),
     ]
     return {
         "device": [
