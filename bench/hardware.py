@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -113,10 +114,10 @@ def run(phase: str, commands: Sequence[Command], out: Path) -> list[str]:
     return lines
 
 
-def outcome(command: Command, log: object) -> str:
+def outcome(command: Command, log: IO[str]) -> str:
     """Run a command into an open file; what went wrong, or ""."""
     try:
-        done = subprocess.run(command.argv(), stdout=log, stderr=subprocess.STDOUT, timeout=command.limit, check=False)  # type: ignore[call-overload]
+        done = subprocess.run(command.argv(), stdout=log, stderr=subprocess.STDOUT, timeout=command.limit, check=False)
     except subprocess.TimeoutExpired:
         return f"took more than {command.limit} s"
     except OSError as error:
