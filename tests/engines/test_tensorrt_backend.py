@@ -586,3 +586,26 @@ def test_out_of_memory_is_told_and_leaves_the_backend_usable(gpu: Backend, tiny:
         with pytest.raises(OutOfMemoryError, match="give --tile auto"):
             Pipeline(tiny, gpu)(image, options)
     np.testing.assert_array_equal(Pipeline(tiny, gpu)(image, options).image, expected)
+
+
+@pytest.mark.gpu
+def test_auto_tiles_fit_into_the_memory_that_is_left(gpu: Backend, tiny: Bundle) -> None:
+    bundle, image, device = replace(tiny, tile=256), photo(256, 256), cuda.Device.find()
+
+    def needed(tile: int) -> int:
+        """Bytes that a pipeline holds after a picture in tiles of this side; its engines are built then."""
+        gc.collect()
+        before, pipeline = device.memory()[0], Pipeline(bundle, gpu)
+        assert (pipeline(image, Options(steps=2, tile=tile)).tile is None) == (tile == 256)
+        return int(before - device.memory()[0])
+
+    for tile in (256, 128):
+        needed(tile)
+    whole, tiles = needed(256), needed(128)
+    if whole - tiles < 64 << 20:
+        pytest.skip(f"whole it takes {whole} bytes, in tiles {tiles}: too near to tell apart")
+    gc.collect()
+    with cuda.DeviceMemory(device.memory()[0] - (whole + tiles) // 2):
+        result = Pipeline(bundle, gpu)(image, Options(steps=2, tile="auto"))
+    assert result.tile is not None
+    assert result.tile < 256
