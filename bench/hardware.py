@@ -2,12 +2,15 @@
 
 To be run from the repository's root. Phases run in the order given, or all of them in the order in which they matter.
 Each has a folder in OUT, with what its commands print and the rows that they write; a command that fails or takes too
-long ends its phase, and the next one begins. ``OUT/summary.txt`` has a line for every command. No command may take more
-than ten minutes. What ``export`` and ``engines`` make is in --work, and is not made twice.
+long ends its phase, and the next one begins. ``OUT/summary.txt`` gets a line after every command. No command may take
+more than ten minutes. What ``export`` and ``engines`` make is in --work, and is not made twice.
 
 It has not yet run on a machine with a GPU.
 """
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +22,10 @@ from typing import IO
 
 import click
 
-MODULES = {name: f"uid.{name.removeprefix('uid-')}.cli" for name in ("uid-export", "uid-bench")} | {
-    "uid-run": "uid.runtime.cli"
-}
+MODULES = {"uid-export": "uid.export.cli", "uid-bench": "uid.bench.cli", "uid-run": "uid.runtime.cli"}
 ON_A_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 ASK_RTX = "from uid.bench.hardware import ask_rtx; ask_rtx()"
-PRINT_BACKENDS = "from uid.engines import report; print(*[one.name for one in report() if one.available])"
+ASK_BACKEND = "import sys; from uid.engines import probe; sys.exit(not probe(sys.argv[1]).available)"
 WITHOUT_BACKEND = ("device", "tests")  # phases that tell something where no backend works
 SIZES = {"512": "512x512", "720p": "720x1280"}
 
@@ -92,11 +93,10 @@ def both_sizes() -> list[str]:
     return [word for size in SIZES.values() for word in ("--size", size)]
 
 
-def run(phase: str, commands: Sequence[Command], out: Path) -> list[str]:
-    """Run a phase's commands; a line for each that was started."""
+def run(phase: str, commands: Sequence[Command], out: Path) -> None:
+    """Run a phase's commands, and tell what came of each that was started."""
     folder = out / phase
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
     for number, command in enumerate(commands, 1):
         words = " ".join(command.words)
         log = folder / f"{number}.log"
@@ -104,31 +104,36 @@ def run(phase: str, commands: Sequence[Command], out: Path) -> list[str]:
         with log.open("w", encoding="utf-8") as file:
             print(f"$ {words}", file=file, flush=True)
             problem = outcome(command, file)
-        lines.append(f"{phase} {number}: {problem or 'ok'}, {time.monotonic() - started:.0f} s: {words}")
-        click.echo(lines[-1])
+        line = f"{phase} {number}: {problem or 'ok'}, {time.monotonic() - started:.0f} s: {words}"
+        click.echo(line)
+        with (out / "summary.txt").open("a", encoding="utf-8") as file:  # now: the whole run may be cut off
+            file.write(f"{line}\n")
         if problem:
-            click.echo(
-                "".join(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-12:]), nl=False
-            )
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            click.echo("\n".join(f"    {said}" for said in last))
             break
-    return lines
 
 
 def outcome(command: Command, log: IO[str]) -> str:
     """Run a command into an open file; what went wrong, or ""."""
     try:
-        done = subprocess.run(command.argv(), stdout=log, stderr=subprocess.STDOUT, timeout=command.limit, check=False)
-    except subprocess.TimeoutExpired:
-        return f"took more than {command.limit} s"
+        process = subprocess.Popen(command.argv(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     except OSError as error:
         return f"did not start: {error.strerror}"
-    return f"exit status {done.returncode}" if done.returncode else ""
+    try:
+        code = process.wait(command.limit)
+    except subprocess.TimeoutExpired:
+        return f"took more than {command.limit} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its children too, which may hold the GPU's memory
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return f"exit status {code}" if code else ""
 
 
 def working() -> list[str]:
-    """The backends on a GPU that work here, found out in a process of its own, which leaves nothing on the GPU."""
-    done = subprocess.run([sys.executable, "-c", PRINT_BACKENDS], capture_output=True, text=True, check=True)
-    return [name for name in done.stdout.split() if name in ON_A_GPU]
+    """The backends on a GPU that work here; each is tried in a process of its own, which may crash."""
+    return [name for name in ON_A_GPU if subprocess.run([sys.executable, "-c", ASK_BACKEND, name]).returncode == 0]
 
 
 def ask_rtx() -> None:
@@ -178,9 +183,8 @@ def main(out: Path, names: Sequence[str], work: Path | None, preset: str, backen
         raise click.UsageError(f"unknown phase {unknown[0]!r}; expected some of {', '.join(known)}")
     click.echo(f"backends: {', '.join(found) or 'none works on a GPU here; `uid-run doctor` says why'}")
     chosen = names or (known if found else WITHOUT_BACKEND)
-    lines = [line for name in chosen for line in run(name, known[name], out)]
-    with (out / "summary.txt").open("a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    for name in chosen:
+        run(name, known[name], out)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import click
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from uid.bench import hardware
-from uid.bench.hardware import MODULES, ON_A_GPU, Command, ask_rtx, main, phases, run
-from uid.engines import BACKENDS
+from uid.bench.hardware import MODULES, ON_A_GPU, Command, ask_rtx, main, phases, run, working
+from uid.engines import BACKENDS, probe
 
 
 def test_every_command_has_options_that_exist(tmp_path: Path) -> None:
@@ -61,6 +62,24 @@ def test_a_phase_ends_at_what_fails_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert "so far" in (tmp_path / "fails" / "1.log").read_text()
     refused = CliRunner().invoke(main, [str(tmp_path), "swift", "--backend", "none"])
     assert "unknown phase 'swift'; expected some of fails, slow, missing, sound" in refused.output
+
+
+def test_a_command_that_takes_too_long_takes_its_children_with_it(tmp_path: Path) -> None:
+    child = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    run("slow", [Command((sys.executable, "-c", parent), 3)], tmp_path)
+    pid = int((tmp_path / "slow" / "1.log").read_text().splitlines()[-1])
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_backend_that_crashes_when_it_is_tried_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "ON_A_GPU", ("onnxruntime", "no-such-backend", "onnxruntime-cuda"))
+    expected = [name for name in hardware.ON_A_GPU if probe(name).available]
+    assert working() == expected
+    assert "onnxruntime" in expected
+    monkeypatch.setattr(hardware, "ASK_BACKEND", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert working() == []
 
 
 def test_without_a_backend_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
