@@ -109,13 +109,10 @@ class FolderWriter:
         self._folder = folder
         self._done = 0
 
-    def put(self, item: "Frame | Packet[Stream]") -> bool:
-        """Write a frame; whether it was one: pictures carry no sound."""
-        if isinstance(item, Frame):
-            self.write(item)
-        return isinstance(item, Frame)
-
     def write(self, frame: Frame) -> None:
         self._done += 1
         picture = Picture(pixels=frame.pixels, alpha=None, grey=False, exif=None, icc=None, format="png")
         write_image(picture, self._folder / f"{self._done:06d}.png")
+
+    def copy(self, packet: "Packet[Stream]") -> None:
+        """Pictures carry no sound."""

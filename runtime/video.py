@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -87,28 +88,34 @@ def process_video(
         Lane() as decoding,
         Lane() as encoding,
     ):
-        changed = (_changed(transform, item, columns) for item in ahead(reader, decoding))
-        for is_frame in behind(writer.put, changed, encoding):
+        items = (_transformed(transform, item, columns) for item in ahead(reader, decoding))
+        for is_frame in behind(partial(_put, writer), items, encoding):
             if is_frame:
                 done += 1
                 on_frame(done, reader.clip.total)
     return VideoResult(done, writer.audio_streams)
 
 
-def _changed(transform: Transform, item: "Item", columns: int) -> "Item":
+def _transformed(transform: Transform, item: "Item", columns: int) -> "Item":
     """A frame transformed; a packet of sound as it is."""
     if not isinstance(item, Frame):
         return item
-    return Frame(_transformed(transform, item.pixels, columns), item.pts, item.duration)
-
-
-def _transformed(transform: Transform, pixels: NDArray[Any], columns: int) -> NDArray[Any]:
+    pixels = item.pixels
     shape, dtype = (pixels.shape[0], columns * pixels.shape[1], 3), pixels.dtype
     result = transform(pixels)
     if result.shape != shape or result.dtype != dtype:
         made, of = f"{result.shape} {result.dtype}", f"{pixels.shape} {dtype}"
         raise InputError(f"the transform made {made} of a frame {of}; expected {shape} and the same dtype")
-    return result
+    return Frame(result, item.pts, item.duration)
+
+
+def _put(writer: "FolderWriter | _VideoWriter", item: "Item") -> bool:
+    """Write a frame or copy a packet; whether it was a frame."""
+    if isinstance(item, Frame):
+        writer.write(item)
+        return True
+    writer.copy(item)
+    return False
 
 
 def _require_av() -> None:
@@ -356,14 +363,6 @@ class _VideoWriter:
         why = f"cannot start {destination} with H.264 of {clip.size} pixels and {codecs} audio; choose .mkv"
         with _explained(lambda cause: OutputError(f"{why} ({cause})")):
             container.start_encoding()
-
-    def put(self, item: "Item") -> bool:
-        """Write a frame or copy a packet; whether it was a frame."""
-        if isinstance(item, Frame):
-            self.write(item)
-            return True
-        self.copy(item)
-        return False
 
     def write(self, frame: Frame) -> None:
         import av
