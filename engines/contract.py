@@ -6,9 +6,11 @@ a list of launches once and replay it.
 """
 
 import math
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +134,25 @@ class Backend(ABC):
     new_sizes_cost: bool = False  # whether to run at a new size takes long, as to build or capture: tiles have one then
     memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
     report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # not a Lock, in which a thread would wait for itself for ever
+        self._busy = False
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the backend for one picture: its buffers, engines and stream serve one at a time. Other threads wait.
+
+        Raises ``RuntimeError`` when this thread holds it already, as when a progress callback calls the pipeline.
+        """
+        with self._lock:
+            if self._busy:
+                raise RuntimeError("the pipeline was called from inside its own on_step; call it after it has returned")
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
 
     @abstractmethod
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Buffer:

@@ -261,6 +261,7 @@ class CudaBackend(Backend):
     new_sizes_cost = True
 
     def __init__(self, name: str, device: Device) -> None:
+        super().__init__()
         self.name, self.device = name, device
         # The other half is for the engines' weights and workspace.
         self.memory_limit = device.memory()[0] // 2

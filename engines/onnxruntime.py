@@ -95,6 +95,7 @@ class OrtBackend(Backend):
     """ONNX Runtime on ``device`` ("cpu" or "cuda")."""
 
     def __init__(self, name: str, device: str, threads: int | None) -> None:
+        super().__init__()
         self.name, self.device = name, device
         self.uint8_pixels = device != "cpu"  # a quarter of the bytes over the bus
         self.new_sizes_cost = device != "cpu"  # cuDNN looks for the fastest convolutions at each

@@ -83,6 +83,7 @@ class OpenvinoBackend(Backend):
     """OpenVINO's CPU device, computing in ``precision`` ("f32" or "bf16")."""
 
     def __init__(self, name: str, precision: str, threads: int | None) -> None:
+        super().__init__()
         self.name = name
         self.core = ov.Core()
         self.settings: dict[str, Any] = {

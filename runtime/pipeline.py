@@ -82,7 +82,10 @@ class Result:
 
 
 class Pipeline:
-    """A bundle on a backend. Engines load and plans are made when first needed. Not to be shared between threads."""
+    """A bundle on a backend. Engines load and plans are made when first needed.
+
+    Threads may share it, and pipelines may share a backend: their calls wait for each other, in no certain order.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
@@ -116,9 +119,11 @@ class Pipeline:
         guidance = self.bundle.guidance if options.guidance is None else options.guidance
         check_image(image, "image")
         steps = self._steps(options, chosen.steps, guidance)
-        run = _Run(self, options, steps, chosen.views, guidance, blur_image, on_step)
+        with self._backend.turn():
+            run = _Run(self, options, steps, chosen.views, guidance, blur_image, on_step)
+            sharp = self._sharpened(run, image)
         return Result(
-            image=self._sharpened(run, image),
+            image=sharp,
             backend=self.backend,
             mode=options.mode,
             quality=options.quality or self.bundle.quality,

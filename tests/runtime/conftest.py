@@ -271,6 +271,7 @@ def recording_backend() -> Backend:
         room = float("inf")
 
         def __init__(self) -> None:
+            Backend.__init__(self)
             self.stream = RecordingStream()
             self.real = engines.create("onnxruntime", threads=1)
             self.count = 0

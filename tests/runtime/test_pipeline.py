@@ -1,7 +1,10 @@
 """The pipeline on a toy family whose result is known, and on the tiny UID-Diff bundle against PyTorch."""
 
+import importlib.util
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,10 @@ import torch
 from uid.engines import Array
 from uid.errors import BundleError, InputError, ModelError
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
-from uid.runtime.pipeline import Options, load
+from uid.runtime.pipeline import Options, Pipeline, load
 
 MakeToy = Callable[..., Path]
+OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 
 
 def toy_reference(image: Array, steps: int, seed: int = 0) -> Array:
@@ -64,6 +68,31 @@ def test_two_sizes_in_turn_do_not_mix(tiny_bundle: Path) -> None:
     for _ in range(2):
         for image, expected in zip(images, alone, strict=True):
             np.testing.assert_array_equal(shared(image, Options(steps=2)).image, expected)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=OPENVINO)])
+def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path, name: str) -> None:
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (16 + 8 * (i % 2), 24, 3), dtype=np.uint8) for i in range(8)]
+    shared = load(tiny_bundle, backend=name, threads=1)
+    another = Pipeline(shared.bundle, shared._backend)  # pipelines may share a backend
+    alone = [load(tiny_bundle, backend=name, threads=1)(image, Options(steps=2)).image for image in images]
+    started = threading.Barrier(len(images))
+
+    def run(number: int) -> list[bytes]:
+        started.wait()
+        return [(shared, another)[turn % 2](images[number], Options(steps=2)).image.tobytes() for turn in range(4)]
+
+    with ThreadPoolExecutor(len(images)) as pool:
+        for number, made in enumerate(pool.map(run, range(len(images)))):
+            assert made == 4 * [alone[number].tobytes()]
+
+
+def test_a_pipeline_called_by_its_own_progress_says_so(make_toy: MakeToy) -> None:
+    pipeline, image = load(make_toy()), np.full((8, 8, 3), 100, np.uint8)
+    with pytest.raises(RuntimeError, match="called from inside its own on_step"):
+        pipeline(image, on_step=lambda done, total: pipeline(image) and None)
+    assert pipeline(image, Options(steps=40)).image.mean() == pytest.approx(100, abs=1)
 
 
 @pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
