@@ -8,4 +8,8 @@ Data flows through the subpackages in this order:
 ``uid.runtime``    bundle + engine -> sharp pixels, without torch; ``uid-run``
 """
 
+from uid.telemetry import switch_off
+
 __version__ = "0.1.0"
+
+switch_off()  # here, since nothing of this project is imported before this file
