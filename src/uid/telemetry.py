@@ -1,7 +1,7 @@
 """No library that this project uses tells anyone what runs here, or keeps an identity of the machine.
 
-ONNX Runtime 1.32 keeps a device id and its events under the home folder and looks up the host that they go to; OpenVINO's
-tools, which ``import openvino`` loads, send an event to an analytics host. Both begin when they are imported.
+ONNX Runtime 1.32 keeps a device id and its events under the home folder and looks up the
+host that they go to. OpenVINO's tools, which ``import openvino`` loads, send an event to an analytics host. Both begin when they are imported.
 """
 
 import os
@@ -17,7 +17,7 @@ UNWANTED = "openvino_telemetry"
 
 
 def switch_off() -> None:
-    """Turn telemetry off in this process and in those that it starts; to be called before the libraries are imported."""
+    """Turn telemetry off in this process and in those that it starts. Call it before the libraries are imported."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     # Python's own way to say that a module is not there: importing it raises ImportError.
