@@ -1,7 +1,7 @@
 """No library that this project uses tells anyone what runs here, or keeps an identity of the machine.
 
-ONNX Runtime 1.32 keeps a device id and its events under the home folder and looks up the
-host that they go to. OpenVINO's tools, which ``import openvino`` loads, send an event to an analytics host. Both begin when they are imported.
+ONNX Runtime 1.32 keeps a device id and its events under the home folder, and looks up the host that they go to.
+OpenVINO's tools, which ``import openvino`` loads, send an event to an analytics host. Both begin at their import.
 """
 
 import os
