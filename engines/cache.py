@@ -8,7 +8,6 @@ The engine is written first and the sidecar last, so an engine that has no sidec
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from uid.engines.profiles import Profile, Target, profile_shapes
 from uid.engines.storage import default_folder, short_hash, writing
 from uid.engines.tensorrt import Library, check_target, header_problem
 from uid.engines.tensorrt_build import BuildOptions, Built, Report, build, check_options
-from uid.errors import BackendError, BundleError, UIDError
+from uid.errors import BackendError, UIDError
 from uid.runtime.bundle import Bundle, Component, read_manifest, sha256
 from uid.runtime.files import written_whole
 
@@ -116,8 +115,6 @@ def key_for(
     options: BuildOptions,
 ) -> Key:
     """The key of a component's engine; the hashes are the manifest's, which ``read_bundle`` has verified."""
-    if not re.fullmatch(r"[\w-]+", component.name):  # it becomes a file name
-        raise BundleError(f"component {component.name!r} has a name that is no word; do not use this bundle")
     manifest = read_manifest(bundle.folder)
     graphs = {file for part in bundle.components.values() for file in (part.file, *part.variants.values())}
     others = graphs - {component.file} | {manifest["constants"]}
@@ -142,13 +139,22 @@ def find(folder: Path, key: Key) -> tuple[Path | None, str]:
     """A sound engine for ``key`` in ``folder``, or None and the reason why there is none."""
     exact = folder / engine_name(key.recorded())
     reasons = []
-    for path in [exact, *sorted(set(folder.glob(f"{key.component}-*.engine")) - {exact})]:
+    for path in [exact, *(other for other in engine_files(folder, key.component) if other != exact)]:
         if path.is_file():
             sound, reason = check(path, key)
             if sound:
                 return path, ""
             reasons.append(f"{path.name} {reason}")
     return None, reasons[0] if reasons else "there is none yet"
+
+
+def engine_files(folder: Path, component: str) -> list[Path]:
+    """The engines in a folder whose names begin with a component's; nothing of them is checked."""
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:  # it is not there, or not to be read
+        return []
+    return [file for file in files if file.name.startswith(f"{component}-") and file.suffix == ".engine"]
 
 
 def check(path: Path, key: Key | None = None) -> tuple[bool, str]:

@@ -19,9 +19,13 @@ LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}(\.(engin
 
 
 def default_folder(bundle: Bundle, backend: str) -> Path:
-    """Where a bundle's engines are kept: in the bundle, or in the user's cache when it is not the user's to write."""
+    """Where a bundle's engines are kept: in the bundle, or in the user's cache when it is not the user's to write.
+
+    A link in the bundle is not followed: it may come with the bundle, and lead anywhere.
+    """
     folder = bundle.folder.resolve()
-    if os.access(folder, os.W_OK) and not folder.is_relative_to(BUILT_IN.resolve()):
+    own = folder / "engines" / backend
+    if os.access(folder, os.W_OK) and own.resolve() == own and not folder.is_relative_to(BUILT_IN.resolve()):
         return bundle.folder / "engines" / backend
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "uid-runtime" / "engines" / sha256(folder / MANIFEST)[:16] / backend
@@ -41,7 +45,7 @@ def writing(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((folder / LOCK).open("a+b"))
+            file = stack.enter_context(open(folder / LOCK, "a+b", opener=open_no_link))
             if not try_lock(file.fileno()):
                 report(f"waiting for another build in {folder}")
                 while not try_lock(file.fileno()):
@@ -52,6 +56,11 @@ def writing(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
             if LEFTOVER.fullmatch(path.name):
                 remove(path)
         yield
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """Open a file, or fail where its name is a link, on systems that can tell."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def try_lock(descriptor: int) -> bool:
@@ -72,8 +81,9 @@ def try_lock(descriptor: int) -> bool:
 
 def remove_earlier(path: Path) -> None:
     """Remove what ``path`` takes the place of: what lies beside it with another hash at the end of the same name."""
-    for other in path.parent.glob(f"{path.stem.rpartition('-')[0]}-{16 * '[0-9a-f]'}{path.suffix}"):
-        if other != path:
+    same = re.compile(rf"{re.escape(path.stem.rpartition('-')[0])}-[0-9a-f]{{16}}{re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if other != path and same.fullmatch(other.name):
             remove(other)
 
 

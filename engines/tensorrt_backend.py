@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from uid.engines.cache import check, engine_for, key_for, read_sidecar, runtime_cache_path
+from uid.engines.cache import check, engine_files, engine_for, key_for, read_sidecar, runtime_cache_path
 from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target
@@ -157,7 +157,7 @@ def engine_path(
 
 def candidates(folder: Path, component: str) -> Iterator[Candidate]:
     """The engines of a component that have a readable sidecar."""
-    for path in sorted(folder.glob(f"{component}-*.engine")):
+    for path in engine_files(folder, component):
         try:
             key = read_sidecar(path).key
             profiles = tuple(profile_from(entry) for entry in key["profiles"])

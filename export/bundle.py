@@ -20,7 +20,7 @@ from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declar
 from uid.export.onnx import WeightStore, store_weights, to_onnx
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
-from uid.runtime.bundle import MANIFEST, SCHEMA, STEPS, Component, read_bundle, sha256
+from uid.runtime.bundle import MANIFEST, SCHEMA, STEPS, Component, checked, read_bundle, sha256
 from uid.runtime.files import folder_written_whole
 
 WEIGHTS = "weights.bin"
@@ -53,9 +53,11 @@ def export_bundle(
     ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps that leave work out. ``image_steps`` is the number
     of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results are computed first and its
     modules freed before the bundle is run, so that the two are never in memory together. The bundle appears whole or
-    not at all. Raises ``CheckpointError``, ``OutputError`` or ``ParityError``.
+    not at all. Raises ``BundleError`` for a checkpoint's name that a bundle cannot have, ``CheckpointError``,
+    ``OutputError`` or ``ParityError``.
     """
     index = checkpoint.read_index(source)
+    checked(index["name"], "name")  # now, and not after minutes
     with folder_written_whole(destination) as folder:
         report(f"loading {source}")
         model = checkpoint.load(source, allow_pickle=allow_pickle)

@@ -1,14 +1,15 @@
 """Bundles: a folder with a manifest, ONNX components and constants, and nothing that can execute code.
 
-Everything in the manifest is checked before any of it is used: schema, names that stay inside the folder, sha256 of
-every file.
+Everything in the manifest is checked before any of it is used: schema, names, files that stay inside the folder, sha256
+of every file.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,13 @@ BUILT_IN = Path(__file__).parent / "models"
 STEP, SHALLOW, UNGUIDED = "step", "step-shallow", "step-unguided"
 STEPS = (STEP, SHALLOW, UNGUIDED)  # ways to take a denoising step; the first is always there
 STAGES = ("prepare", *STEPS, "finish")
+
+# What a manifest's names become: parts of file names here, words in a terminal.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+DOTTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a key of the constants
+FILE = re.compile(rf"{DOTTED.pattern}(/{DOTTED.pattern})*")
+DIMENSION = re.compile(rf"{NAME.pattern}(/[1-9][0-9]{{0,3}})?")  # a symbol, or a part of it such as "height/8"
+LONGEST_SHOWN = 80  # characters of a bad name in its error
 
 
 @dataclass(frozen=True)
@@ -92,19 +100,21 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         verify_files(folder, manifest["files"])
         components = {name: component(name, entry, manifest) for name, entry in manifest["components"].items()}
-        modes = {name: mode(entry) for name, entry in manifest["modes"].items()}
+        modes = {checked(name, "mode"): mode(entry) for name, entry in manifest["modes"].items()}
         for task in modes.values():
             for unknown in set(task.components) - set(components):
                 raise BundleError(f"{folder / MANIFEST} names component {unknown!r} in a mode but does not declare it")
         return Bundle(
             folder=folder,
-            name=str(manifest["name"]),
-            family=str(manifest["family"]),
+            name=checked(manifest["name"], "name"),
+            family=checked(manifest["family"], "family"),
             trained=bool(manifest["trained"]),
-            precision=str(manifest["precision"]),
+            precision=checked(manifest["precision"], "precision"),
             size_multiple=int(manifest["size_multiple"]),
             tile=int(manifest["tile"]),
-            qualities={name: quality(entry) for name, entry in manifest.get("qualities", {}).items()},
+            qualities={
+                checked(name, "quality"): quality(entry) for name, entry in manifest.get("qualities", {}).items()
+            },
             quality=default_quality(manifest),
             steps=int(manifest["steps"]),
             guidance=float(manifest["guidance"]),
@@ -136,6 +146,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def checked(name: Any, what: str, pattern: re.Pattern[str] = NAME) -> str:
+    """``name`` if it is one; raises ``BundleError`` for anything else, such as a path, a glob or a terminal's codes."""
+    if isinstance(name, str) and pattern.fullmatch(name):
+        return name
+    allowed = "._-" if pattern is DOTTED else "_-"
+    raise BundleError(
+        f"the manifest has {what} {repr(name)[:LONGEST_SHOWN]}; expected at most 64 ASCII letters, digits and any of "
+        f"{allowed}, with a letter or digit first: rename it where the bundle was made, and export it again"
+    )
+
+
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
     """Check that every listed file lies in the folder and has its sha256."""
     for name, expected in files.items():
@@ -149,11 +170,13 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a listed file; refuses absolute names, "..", and links that lead out of the folder."""
-    pure = PurePosixPath(name)
-    path = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"the manifest lists {name!r}, which leaves the bundle's folder; do not use this bundle")
+    """The path of a listed file; refuses anything but plain names below the folder, and links that lead out of it."""
+    path = folder / name
+    if not FILE.fullmatch(name) or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f"the manifest lists {repr(name)[:LONGEST_SHOWN]}, which is no plain name or leads out of the "
+            "bundle's folder; do not use this bundle"
+        )
     return path
 
 
@@ -175,28 +198,37 @@ def listed(name: str, manifest: Mapping[str, Any]) -> str:
 
 def component(name: str, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> Component:
     """One component's declaration."""
+    checked(name, "component")
     if entry["stage"] not in STAGES:
         raise BundleError(f"component {name!r} has stage {entry['stage']!r}; expected one of {', '.join(STAGES)}")
     inputs, outputs = tuple(specs(entry["inputs"])), tuple(specs(entry["outputs"]))
-    variants = {library: listed(file, manifest) for library, file in entry.get("variants", {}).items()}
+    variants = {
+        checked(backend, "variant"): listed(file, manifest) for backend, file in entry.get("variants", {}).items()
+    }
     return Component(name, listed(entry["file"], manifest), entry["stage"], inputs, outputs, variants)
 
 
 def specs(entries: list[dict[str, Any]]) -> Iterator[TensorSpec]:
     """Tensor declarations."""
     for entry in entries:
-        shape = tuple(size if isinstance(size, int) else str(size) for size in entry["shape"])
-        yield TensorSpec(entry["name"], np.dtype(entry["dtype"]), shape)
+        shape = tuple(
+            size if isinstance(size, int) else checked(size, "dimension", DIMENSION) for size in entry["shape"]
+        )
+        yield TensorSpec(checked(entry["name"], "tensor"), np.dtype(entry["dtype"]), shape)
 
 
 def mode(entry: Mapping[str, Any]) -> Mode:
     """One task's declaration."""
-    return Mode(entry["prompt"], tuple(entry["components"]), dict(entry["constants"]))
+    constants = {
+        checked(tensor, "tensor"): checked(key, "constant", DOTTED) for tensor, key in entry["constants"].items()
+    }
+    return Mode(entry["prompt"], tuple(entry["components"]), constants)
 
 
 def quality(entry: Mapping[str, Any]) -> Quality:
     """One quality's declaration."""
-    return Quality(int(entry["steps"]), int(entry["views"]), dict(entry.get("figures", {})))
+    figures = {checked(name, "figure"): float(value) for name, value in entry.get("figures", {}).items()}
+    return Quality(int(entry["steps"]), int(entry["views"]), figures)
 
 
 def default_quality(manifest: Mapping[str, Any]) -> str | None:

@@ -58,6 +58,43 @@ def test_a_name_that_begins_with_another_is_not_its_earlier_state(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
+def test_a_name_with_the_signs_of_a_pattern_matches_itself_alone(tmp_path: Path) -> None:
+    for name in ("photos", "step", "[a-z]*"):
+        (tmp_path / f"{name}-{16 * '0'}.blob").touch()
+    remove_earlier(tmp_path / f"[a-z]*-{16 * '1'}.blob")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{name}-{16 * '0'}.blob" for name in ("photos", "step")
+    ]
+
+
+@pytest.mark.parametrize("linked", ["engines", "engines/openvino", "engines/onnxruntime"])
+def test_a_link_in_a_bundle_leads_nowhere(
+    bundle: Bundle, backend: Backend, linked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle may come with a link to a folder that is somebody's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    outside, link = tmp_path / "outside", bundle.folder / linked
+    outside.mkdir()
+    leftover = f".mine-{16 * '0'}.{8 * '0'}"  # named as what a killed writer leaves
+    (outside / leftover).touch()
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(outside)
+    backend.load_component(bundle, bundle.components["decoder"], SIZES)
+    assert [path.name for path in outside.rglob("*")] == [leftover]
+    assert kept(bundle, backend)
+
+
+def test_a_lock_that_is_a_link_makes_no_file(
+    bundle: Bundle, backend: Backend, lines: list[str], tmp_path: Path
+) -> None:
+    folder = default_folder(bundle, backend.name)
+    folder.mkdir(parents=True)
+    (folder / ".lock").symlink_to(tmp_path / "made")
+    assert backend.load_component(bundle, bundle.components["decoder"], SIZES).covers(SIZES)
+    assert not (tmp_path / "made").exists()
+    assert "cannot write" in lines[0]
+
+
 def test_what_a_killed_writer_left_is_removed(bundle: Bundle, backend: Backend) -> None:
     folder = default_folder(bundle, backend.name)
     half = folder / f".encoder-{16 * '0'}.01234567"

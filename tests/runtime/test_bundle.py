@@ -1,5 +1,6 @@
 """Bundles that are incomplete, altered, hostile or too new are refused before anything of them runs."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,9 @@ def test_missing_file_is_named(make_toy: MakeToy) -> None:
         (lambda m: m.pop("steps"), "lacks 'steps'"),
         (lambda m: m.update(size_multiple="four"), "malformed"),
         (lambda m: m.update(components=[]), "malformed"),
-        (lambda m: m["files"].update({"../secret": "0"}), "leaves the bundle's folder"),
-        (lambda m: m["files"].update({"/etc/passwd": "0"}), "leaves the bundle's folder"),
+        (lambda m: m["files"].update({"../secret": "0"}), "leads out of the bundle's folder"),
+        (lambda m: m["files"].update({"/etc/passwd": "0"}), "leads out of the bundle's folder"),
+        (lambda m: m["files"].update({"a/*.onnx": "0"}), "no plain name"),
         (lambda m: m["files"].pop("step.onnx"), r"uses 'step\.onnx' but lists no sha256"),
         (lambda m: m["components"]["step"].update(stage="later"), "stage 'later'; expected one of prepare"),
         (lambda m: m["modes"]["deblur"]["components"].append("sharpen"), "component 'sharpen'"),
@@ -71,12 +73,60 @@ def test_bad_manifests(make_toy: MakeToy, change: Edit, message: str) -> None:
         read_bundle(folder)
 
 
+def renamed(entries: dict[str, Any], old: str, new: str) -> None:
+    entries[new] = entries.pop(old)
+
+
+NAMED: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "name": lambda m, bad: m.update(name=bad),
+    "family": lambda m, bad: m.update(family=bad),
+    "precision": lambda m, bad: m.update(precision=bad),
+    "component": lambda m, bad: renamed(m["components"], "step", bad),
+    "mode": lambda m, bad: renamed(m["modes"], "deblur", bad),
+    "quality": lambda m, bad: m.update(qualities={bad: {"steps": 1, "views": 1}}),
+    "figure": lambda m, bad: m.update(qualities={"full": {"steps": 1, "views": 1, "figures": {bad: 1.0}}}),
+    "variant": lambda m, bad: m["components"]["step"].update(variants={bad: "step.onnx"}),
+    "tensor": lambda m, bad: m["components"]["step"]["inputs"][0].update(name=bad),
+    "dimension": lambda m, bad: m["components"]["step"]["inputs"][0].update(shape=[1, 3, bad, "width"]),
+    "constant": lambda m, bad: m["modes"]["deblur"].update(constants={"prompt": bad}),
+}
+BAD_NAMES = [
+    "",
+    "/some/folder/*",
+    "../../up",
+    "..",
+    "a/b",
+    "a\\b",
+    "*",
+    "a[0]",
+    ".hidden",
+    "-option",
+    "a b",
+    "a\n",
+    "ä",
+]
+BAD_NAMES += ["\x1b[31mred", "[red]x[/]", "x" * 65, "C:x"]
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_names_that_are_paths_patterns_or_a_terminals_codes_are_refused(make_toy: MakeToy, what: str) -> None:
+    folder = make_toy()
+    sound = json.loads((folder / "manifest.json").read_text())
+    for bad in BAD_NAMES:
+        manifest = copy.deepcopy(sound)
+        NAMED[what](manifest, bad)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=f"the manifest has {what} .*expected at most 64") as caught:
+            read_bundle(folder)
+        assert str(caught.value).isprintable()
+
+
 def test_a_link_out_of_the_folder_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
     folder = make_toy()
     outside = tmp_path / "outside.onnx"
     (folder / "step.onnx").rename(outside)
     (folder / "step.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match="leaves the bundle's folder"):
+    with pytest.raises(BundleError, match="leads out of the bundle's folder"):
         read_bundle(folder)
 
 
