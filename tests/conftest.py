@@ -5,6 +5,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from uid.command import quieten_libraries
@@ -17,6 +18,9 @@ quieten_libraries()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
 os.environ["UID_BACKEND"] = "onnxruntime"
+# Examples have no deadline, and may be slow to draw: how long they take is the machine's business.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 # What engines keep for bundles that are not theirs to write goes away with the tests.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name

@@ -20,7 +20,7 @@ def test_rows_say_what_ran(tmp_path: Path) -> None:
     ran = [(row["height"], row["width"], row["views"], row["tiles"], row["repeat"]) for row in rows]
     cases = [(40, 72, 1, 1), (40, 72, 8, 1), (200, 200, 1, 4), (200, 200, 8, 4)]
     assert ran == [(*case, repeat) for case in cases for repeat in range(2)]
-    assert all(0.0 < row["seconds"] < 60.0 for row in rows)
+    assert all(row["seconds"] > 0.0 for row in rows)
     assert len(result.output.splitlines()) == 4
 
 

@@ -311,18 +311,18 @@ def test_ctrl_c_leaves_no_process(tiny_bundle: Path) -> None:
     assert group.stderr is not None
     while "loading" not in group.stderr.readline():
         assert group.poll() is None
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 300.0
     while not (started := psutil.Process(group.pid).children(recursive=True)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(group.pid, signal.SIGINT)  # as a terminal does: to all of them
     try:
-        group.communicate(timeout=60.0)
+        group.communicate(timeout=300.0)
     except subprocess.TimeoutExpired:
         os.killpg(group.pid, signal.SIGKILL)
         raise
     assert group.returncode == 1
-    gone, alive = psutil.wait_procs(started, timeout=20.0)
+    gone, alive = psutil.wait_procs(started, timeout=300.0)
     assert not alive
     assert gone
 

@@ -242,7 +242,7 @@ def test_of_two_builders_at_once_one_waits_and_reuses(bundle: Bundle, tmp_path: 
     first = start_build(bundle, tmp_path, "step")
     assert "step: building" in first_line(first)
     second = start_build(bundle, tmp_path, "step")
-    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    outputs = [process.communicate(timeout=300)[0] for process in (first, second)]
     assert "step: built in" in outputs[0]
     assert outputs[1].splitlines()[0] == f"waiting for another build in {tmp_path}"
     assert outputs[1].splitlines()[1].startswith("step: reusing")
@@ -255,7 +255,7 @@ def test_an_ended_build_leaves_nothing_that_loads(number: signal.Signals, bundle
     assert "step: building" in first_line(process)
     time.sleep(0.5)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert number != signal.SIGINT or errors.rstrip().endswith("KeyboardInterrupt")
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}

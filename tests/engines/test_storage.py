@@ -116,7 +116,7 @@ def test_one_writer_at_a_time(bundle: Bundle, backend: Backend, lines: list[str]
             other.join(0.01)
             assert other.is_alive()
         assert not kept(bundle, backend)
-    other.join(60.0)
+    other.join(300.0)
     assert lines == [f"waiting for another build in {default_folder(bundle, backend.name)}"]
     assert len(kept(bundle, backend)) == 1
 

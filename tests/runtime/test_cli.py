@@ -374,7 +374,7 @@ def spawn(*args: str, cwd: Path, **streams: Any) -> "subprocess.Popen[bytes]":
 def test_a_picture_goes_through_standard_input_and_output(tmp_path):
     image = draw(tmp_path / "in.png")
     process = spawn("-", "-o", "-", "--format", "bmp", cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, err = process.communicate((tmp_path / "in.png").read_bytes(), timeout=30)
+    out, err = process.communicate((tmp_path / "in.png").read_bytes(), timeout=300)
     assert process.returncode == 0, err
     result = Image.open(io.BytesIO(out))
     assert result.format == "BMP"
@@ -392,7 +392,7 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path, name):
     assert b"random" in process.stderr.readline()  # the pipeline is loaded and has begun
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert err.decode().splitlines() == ["interrupted: what was written is whole, no partial file is left"]
     assert tree(out) == []
@@ -410,7 +410,7 @@ def test_a_terminal_gets_bars_and_standard_output_stays_clean(tmp_path):
     terminal = b""
     while chunk := _read(ours):
         terminal += chunk
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert [json.loads(line)["ok"] for line in out.splitlines()] == [True, True]
     assert b"300 steps" in terminal
@@ -431,12 +431,12 @@ def test_doctor_is_a_command_only_by_that_very_name(tmp_path):
     draw(tmp_path / "doctor.png")
     (tmp_path / "doctor.png").rename(tmp_path / "doctor")
     process = spawn("doctor", cwd=tmp_path, stdout=subprocess.PIPE)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     for word in (b"onnxruntime", b"video: PyAV", b"built-in bundle: "):
         assert word in out
     process = spawn("./doctor", "-o", "out.png", cwd=tmp_path)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert (tmp_path / "out.png").exists()
 
 

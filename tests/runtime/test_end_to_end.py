@@ -152,7 +152,7 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, tiny_bundle: Path) -> Non
     assert "random" in process.stderr.readline()  # the model is loaded, the steps begin
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted" in rest
     assert "Traceback" not in rest

@@ -71,11 +71,11 @@ def test_they_do_run_beside_one_another() -> None:
         yield 1
         yield 2
         read_two.set()
-        assert first_written.wait(10.0)
+        assert first_written.wait(300.0)
         yield 3
 
     def write(item: int) -> int:
-        assert read_two.wait(10.0)
+        assert read_two.wait(300.0)
         first_written.set()
         return item
 
