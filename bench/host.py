@@ -15,6 +15,7 @@ import numpy as np
 from uid.bench.latency import sample_picture
 from uid.bench.rows import device, versions
 from uid.engines import Array, Backend, Buffer, Engine, Launch
+from uid.engines.contract import GPU_BATCH
 from uid.runtime.bundle import Bundle, Component
 from uid.runtime.pipeline import Options, Pipeline
 from uid.runtime.pixels import PIXELS_IN, PIXELS_OUT
@@ -68,6 +69,7 @@ class IdleBackend(Backend):
     name = "idle"
     uint8_pixels = True
     new_sizes_cost = True
+    largest_batch = GPU_BATCH
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> IdleBuffer:
         """A new buffer."""

@@ -122,6 +122,9 @@ class OneByOne:
         return seconds
 
 
+GPU_BATCH = 8  # as many as there are views of a picture
+
+
 def silent(line: str) -> None:
     """A ``Report`` to nobody."""
 
@@ -132,6 +135,9 @@ class Backend(ABC):
     name: str
     uint8_pixels: bool = False  # whether uint8 pictures go in and out as they are, to be converted beside the engines
     new_sizes_cost: bool = False  # whether to run at a new size takes long, as to build or capture: tiles have one then
+    largest_batch: int = (
+        1  # of pictures of one size that run together: more than 1 where launches cost more than memory
+    )
     memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
     report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
 
@@ -168,6 +174,10 @@ class Backend(ABC):
         A backend whose engines are built for sizes takes one that was built before, or builds it now.
         """
         return self.load(bundle.folder / component.file)
+
+    def batch(self, bundle: "Bundle", components: "Sequence[Component]", sizes: Mapping[str, int], most: int) -> int:
+        """How many pictures of these sizes to run together, from 1 to ``most``, which is at most ``largest_batch``."""
+        return most
 
     def capture(self, work: Work) -> Replay:
         """Make one call of a picture's work, to be run for many.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from cuda.bindings import runtime as cudart
 
-from uid.engines.contract import Array, Backend, Buffer, Progress, Replay, Seconds, Work
+from uid.engines.contract import GPU_BATCH, Array, Backend, Buffer, Progress, Replay, Seconds, Work
 from uid.errors import BackendError, OutOfMemoryError
 
 HOST_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -259,6 +259,7 @@ class CudaBackend(Backend):
 
     uint8_pixels = True
     new_sizes_cost = True
+    largest_batch = GPU_BATCH
 
     def __init__(self, name: str, device: Device) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from uid.engines.contract import TensorSpec
+from uid.engines.contract import GPU_BATCH, TensorSpec
 from uid.errors import BackendError, InputError
 from uid.runtime.plan import resolve
 
@@ -49,10 +49,16 @@ class Profile:
     height: Range
     width: Range
     blur: Range = BLUR_SIDE  # either side of the picture whose blur is taken
+    batch: Range = Range(1, 1, 1)  # pictures that run together, of a bundle that has a batch
 
     def rounded(self, multiple: int) -> "Profile":
         """The profile in multiples of a bundle's size multiple, rounded up, as pictures are padded."""
         return replace(self, height=self.height.rounded(multiple), width=self.width.rounded(multiple))
+
+    def with_batch(self, tile: int) -> "Profile":
+        """The profile for as many pictures together as the runtime takes: those that have room in a full tile."""
+        room = tile**2 // (self.height.maximum * self.width.maximum)
+        return replace(self, batch=Range(1, 1, max(1, min(room, GPU_BATCH))))
 
     def check_multiple(self, multiple: int) -> None:
         """Raise ``BackendError`` if the height or width is not in multiples of ``multiple``."""
@@ -133,8 +139,13 @@ def profile_shapes(inputs: Sequence[TensorSpec], profile: Profile) -> dict[str, 
 
 def sizes(profile: Profile, end: str) -> Mapping[str, int]:
     """The manifest's symbols at one end ("minimum", "optimum", "maximum") of a profile."""
-    height, width, blur = (int(getattr(side, end)) for side in (profile.height, profile.width, profile.blur))
-    return {"height": height, "width": width, "blur_height": blur, "blur_width": blur}
+    return {symbol: int(getattr(side, end)) for symbol, side in ranges(profile).items()}
+
+
+def ranges(profile: Profile) -> dict[str, Range]:
+    """A profile's range of every symbol of the manifest."""
+    own = {"batch": profile.batch, "height": profile.height, "width": profile.width}
+    return {**own, "blur_height": profile.blur, "blur_width": profile.blur}
 
 
 @dataclass(frozen=True)

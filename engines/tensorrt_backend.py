@@ -14,7 +14,7 @@ from typing import Any
 from uid.engines.cache import check, engine_files, engine_for, key_for, read_sidecar, runtime_cache_path
 from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda import CudaBackend, Device
-from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target
+from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target, ranges
 from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library, target_of
 from uid.engines.tensorrt_build import BuildOptions, build, describe, make_builder, parse
@@ -29,6 +29,7 @@ from uid.engines.tensorrt_engine import (
 )
 from uid.errors import BackendError, OutputError, UIDError
 from uid.runtime.bundle import Bundle, Component
+from uid.runtime.plan import BATCH
 
 LONGEST_SIDE = 16384  # of a picture, in a graph that belongs to no bundle
 MALFORMED = (OSError, KeyError, TypeError, ValueError, AttributeError, UIDError)  # what reading a sidecar may raise
@@ -69,6 +70,17 @@ class TensorrtBackend(CudaBackend):
         # Mapped, not read: the check has just read it, so that it comes from the system's memory.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             return self.deserialised(f"component {component.name!r}", plan, weights, covers=covers, kernels=kernels)
+
+    def batch(self, bundle: Bundle, components: Sequence[Component], sizes: Sizes, most: int) -> int:
+        """The most that the engines in the cache cover, so that none is built for a batch alone; or ``most``."""
+        kept = default_folder(bundle, self.library.name)
+        found = [(symbols_of(part), [one.profiles for one in candidates(kept, part.name)]) for part in components]
+
+        def covered(batch: int) -> bool:
+            wanted = {**sizes, BATCH: batch}
+            return all(any(fits(profiles, symbols, wanted) for profiles in engines) for symbols, engines in found)
+
+        return next(filter(covered, range(most, 0, -1)), most)
 
     def deserialised(self, name: str, plan: Any, weights: Path | None = None, **known: Any) -> TensorrtEngine:
         """Put an engine on the GPU; ``known`` are ``TensorrtEngine``'s other arguments.
@@ -169,15 +181,19 @@ def candidates(folder: Path, component: str) -> Iterator[Candidate]:
 
 def profile_from(data: Mapping[str, Any]) -> Profile:
     """A profile as it was recorded."""
-    return Profile(data["name"], *(Range(**data[side]) for side in ("height", "width", "blur")))
+    return Profile(data["name"], *(Range(**data[side]) for side in ("height", "width", "blur", "batch")))
 
 
 def profile_for(sizes: Sizes) -> Profile:
-    """A profile for one size of the picture; the picture whose blur is taken may have any usual size, and its own."""
-    height, width = sizes["height"], sizes["width"]
+    """A profile for one size of the picture, and for so many of them together or less.
+
+    The picture whose blur is taken may have any usual size, and its own.
+    """
+    height, width, batch = sizes["height"], sizes["width"], sizes.get(BATCH, 1)
     sides = [sizes[name] for name in ("blur_height", "blur_width") if name in sizes]
     blur = Range(min([BLUR_SIDE.minimum, *sides]), BLUR_SIDE.optimum, max([BLUR_SIDE.maximum, *sides]))
-    return Profile(f"{height}x{width}", Range(height, height, height), Range(width, width, width), blur)
+    own = {"height": Range(height, height, height), "width": Range(width, width, width)}
+    return Profile(f"{height}x{width}", **own, blur=blur, batch=Range(1, batch, batch))
 
 
 def symbols_of(component: Component) -> frozenset[str]:
@@ -187,17 +203,12 @@ def symbols_of(component: Component) -> frozenset[str]:
     )
 
 
-def ranges_of(profile: Profile) -> dict[str, Range]:
-    """A profile's range of every symbol."""
-    blur = profile.blur
-    return {"height": profile.height, "width": profile.width, "blur_height": blur, "blur_width": blur}
-
-
 def fitting_profiles(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> Iterator[dict[str, Range]]:
     """Those profiles, as ranges of symbols, that hold the sizes that are among ``symbols``."""
-    for ranges in map(ranges_of, profiles):
-        if all(name in ranges and name in sizes and sizes[name] in ranges[name] for name in symbols):
-            yield ranges
+    known = {BATCH: 1, **sizes}
+    for found in map(ranges, profiles):
+        if all(name in found and name in known and known[name] in found[name] for name in symbols):
+            yield found
 
 
 def fits(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> bool:
@@ -207,8 +218,8 @@ def fits(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> 
 
 def nearness(profiles: Sequence[Profile], symbols: frozenset[str], sizes: Sizes) -> tuple[float, int]:
     """What orders engines: how far the nearest fitting profile's optimum is, then how many profiles there are."""
-    wanted = [sizes[name] for name in symbols]
-    optima = [[ranges[name].optimum for name in symbols] for ranges in fitting_profiles(profiles, symbols, sizes)]
+    wanted = [{BATCH: 1, **sizes}[name] for name in symbols]
+    optima = [[found[name].optimum for name in symbols] for found in fitting_profiles(profiles, symbols, sizes)]
     return min(distance(wanted, best) for best in optima), len(profiles)
 
 

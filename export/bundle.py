@@ -22,6 +22,7 @@ from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
 from uid.runtime.bundle import MANIFEST, SCHEMA, STEPS, Component, checked, read_bundle, sha256
 from uid.runtime.files import folder_written_whole
+from uid.runtime.plan import BATCH
 
 WEIGHTS = "weights.bin"
 CONSTANTS = "constants.safetensors"
@@ -81,7 +82,7 @@ def guided(index: Mapping[str, Any]) -> bool:
 
 def check_sizes(multiple: int) -> dict[str, int]:
     """Sizes to compare at: none of them a size that is traced at."""
-    return {"height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
+    return {BATCH: 2, "height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
 
 
 def write(

@@ -154,9 +154,14 @@ def build(
         library = open_library(backend)
         target = _target(backend, capabilities)
         checked = read_bundle(bundle)
-        rounded = [profile.rounded(checked.size_multiple) for profile in classes or [square(checked.tile)]]
+        rounded = [
+            profile.rounded(checked.size_multiple).with_batch(checked.tile)
+            for profile in classes or [square(checked.tile)]
+        ]
         for profile in rounded:
-            click.echo(f"profile {profile.name}: height {profile.height}; width {profile.width}")
+            click.echo(
+                f"profile {profile.name}: height {profile.height}; width {profile.width}; pictures {profile.batch}"
+            )
         for component in checked.components.values():
             engine_for(
                 checked,

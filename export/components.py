@@ -16,6 +16,7 @@ from uid.engines.contract import TensorSpec
 from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, Kept, UIDDiff
 from uid.reference.unet import level_size
 from uid.runtime.bundle import SHALLOW, STEP, STEPS, UNGUIDED, Component, Mode
+from uid.runtime.plan import BATCH, resolve
 
 PROMPTS = {"deblur": SHARP_PROMPT, "blur-transfer": BLURRY_PROMPT}
 DEEP, RESIDUAL = "deep", "residual_"  # what a step leaves to shallow ones
@@ -59,10 +60,10 @@ class Step(nn.Module):
         prompt = given["prompt"] if "guidance_scale" in given else given["prompt"][-1:]
         numbers = given["timestep"], given["alpha_bar"], given["alpha_bar_prev"], given.get("guidance_scale")
         if DEEP in given:
-            kept = Kept(given[DEEP], [given[name] for name in self.names if name.startswith(RESIDUAL)])
+            kept = Kept(given[DEEP].flatten(0, 1), [given[name] for name in self.names if name.startswith(RESIDUAL)])
             return (self.step.shallow(given["latent"], prompt, *numbers, kept, given.get("f_b")),)
         x, kept = self.step(given["latent"], given["z_y"], given["f_s"], prompt, *numbers, given.get("f_b"))
-        return (x, kept.deep, *kept.residuals) if self.keeps else (x,)
+        return (x, kept.deep.unflatten(0, (len(prompt), -1)), *kept.residuals) if self.keeps else (x,)
 
 
 class Decode(nn.Module):
@@ -83,7 +84,8 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
 
     Without ``guided`` the step computes the conditional branch alone. ``shortcuts`` adds steps that leave work out: the
     U-Net's outermost level alone and, where the step is guided, the conditional branch alone. Pixels, latents and the
-    step's numbers are float32 in both precisions.
+    step's numbers are float32 in both precisions. All but the numbers and the prompt have a first dimension for
+    pictures of one size that run together.
     """
     half = np.dtype(np.float16 if precision == "fp16" else np.float32)
     unet, factor = model.step.unet.config, model.latent_factor
@@ -97,16 +99,16 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
     def full(name: str, *shape: int | str) -> TensorSpec:
         return tensor(name, *shape, dtype=np.dtype(np.float32))
 
-    def latents(channels: int, batch: int = 1) -> tuple[int | str, ...]:
-        return batch, channels, f"height/{factor}", f"width/{factor}"
+    def latents(channels: int) -> tuple[int | str, ...]:
+        return BATCH, channels, f"height/{factor}", f"width/{factor}"
 
-    image = full("image", 1, 3, "height", "width")
-    blur_image = full("blur_image", 1, 3, "blur_height", "blur_width")
-    f_s = tensor("f_s", 1, queries.queries, queries.hidden_size)
-    f_b = tensor("f_b", 1, queries.queries, queries.hidden_size)
+    image = full("image", BATCH, 3, "height", "width")
+    blur_image = full("blur_image", BATCH, 3, "blur_height", "blur_width")
+    f_s = tensor("f_s", BATCH, queries.queries, queries.hidden_size)
+    f_b = tensor("f_b", BATCH, queries.queries, queries.hidden_size)
     z_y = tensor("z_y", *latents(unet.in_channels))
     skips = [
-        tensor(f"skip_{i}", 1, width, divided("height", divisor), divided("width", divisor))
+        tensor(f"skip_{i}", BATCH, width, divided("height", divisor), divided("width", divisor))
         for i, (width, divisor) in enumerate(model.skips)
     ]
     latent, latent_next = (full(name, *latents(unet.in_channels)) for name in ("latent", "latent_next"))
@@ -115,7 +117,7 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
     scale = [full("guidance_scale", 1)] if guided else []
     widths = unet.block_out_channels
     kept = [
-        tensor(DEEP, *latents(widths[min(1, len(widths) - 1)], branches)),
+        tensor(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
         *(tensor(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
     ]
 
@@ -140,7 +142,7 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
         component("encoder", "prepare", Encode(model), [image], [z_y, *skips]),
         *steps("", []),
         *steps("_blur", [f_b]),
-        component("decoder", "finish", Decode(model), [latent, *skips], [full("output", 1, 3, "height", "width")]),
+        component("decoder", "finish", Decode(model), [latent, *skips], [full("output", BATCH, 3, "height", "width")]),
     ]
 
 
@@ -172,8 +174,6 @@ def divided(symbol: str, divisor: int) -> str:
 
 def dummy_inputs(component: Component, sizes: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
     """Random inputs in each tensor's range: pixels in [0, 1], features and latents Gaussian, a mid-schedule step."""
-    from uid.runtime.plan import resolve
-
     generator = torch.Generator().manual_seed(seed)
     numbers = {"timestep": 501.0, "alpha_bar": 0.28, "alpha_bar_prev": 0.31, "guidance_scale": 7.5}
 

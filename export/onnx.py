@@ -16,6 +16,7 @@ from uid.engines.contract import Array
 from uid.export.components import ExportComponent, dummy_inputs
 from uid.reference.checkpoint import INT8_MAX
 from uid.runtime.bundle import Component
+from uid.runtime.plan import BATCH
 
 # At 21 GroupNormalization is one operator, which ONNX Runtime takes apart at every load, in twice the time of the rest;
 # OpenVINO is as fast without. 23 has Attention, of which TensorRT-RTX takes only some.
@@ -86,6 +87,7 @@ def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
 def trace_sizes(size_multiple: int) -> dict[str, int]:
     """Sizes to trace at: all different, and none 1, which tracing would take for a constant."""
     return {
+        BATCH: 5,
         "height": 2 * size_multiple,
         "width": 3 * size_multiple,
         "blur_height": 5 * size_multiple + 1,
@@ -96,7 +98,7 @@ def trace_sizes(size_multiple: int) -> dict[str, int]:
 def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any, ...]:
     """torch.export's dynamic axes: every size derives from one unit per axis, so "height/8" stays tied to "height"."""
     units = {"height": Dim("height_units", max=4096), "width": Dim("width_units", max=4096)}
-    free = {name: Dim(name, max=65536) for name in ("blur_height", "blur_width")}
+    free = {name: Dim(name, max=65536) for name in (BATCH, "blur_height", "blur_width")}
 
     def axis(symbol: int | str) -> Any:
         if isinstance(symbol, int):

@@ -67,7 +67,10 @@ class Adapter(ModelMixin, ConfigMixin):
         self.controlnet_mid_block = zeroed(nn.Conv2d(channels[-1], channels[-1], 1))
 
     def forward(self, x_t: Tensor, z_y: Tensor, timestep: Tensor, f_s: Tensor) -> tuple[list[Tensor], Tensor]:
-        """x_t, z_y (B, 4, h, w), timestep (B,), f_s (B, 16, D) -> residuals of the down blocks and of the middle."""
+        """Residuals of the down blocks and of the middle.
+
+        x_t, z_y (B, 4, h, w), timestep (1,) or (B,), f_s (B, 16, D).
+        """
         time = self.time_embedding(self.time_proj(timestep).to(x_t.dtype))
         x = self.conv_in(torch.cat([x_t, z_y], dim=1))
         outputs = [x]

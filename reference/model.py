@@ -53,10 +53,9 @@ class DenoisingStep(nn.Module):
         empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Without
         guidance_scale, which stands for 1, the conditional branch runs alone: prompt (1, L, D). x_{t-1} is float32.
         """
-        batch = x_t.shape[0]
-        x, t = x_t.to(z_y.dtype), timestep.expand(batch)
-        down, middle = self.adapter(x, z_y, t, f_s)
-        output, deep = unet.predict(self.unet, x, t, repeated(prompt, batch), down, middle, f_b)
+        x = x_t.to(z_y.dtype)
+        down, middle = self.adapter(x, z_y, timestep, f_s)
+        output, deep = unet.predict(self.unet, x, timestep, repeated(prompt, x.shape[0]), down, middle, f_b)
         numbers = alpha_bar, alpha_bar_prev, guidance_scale
         return self.update(x_t, output, *numbers), Kept(deep, down[: unet.level_size(self.unet)])
 
@@ -72,9 +71,9 @@ class DenoisingStep(nn.Module):
         f_b: Tensor | None = None,
     ) -> Tensor:
         """One step by the U-Net's outermost level, with the rest and the adapter as an earlier step left them."""
-        batch, dtype = x_t.shape[0], kept.deep.dtype
-        x, t, text = x_t.to(dtype), timestep.expand(batch), repeated(prompt, batch)
-        output = unet.shallow(self.unet, x, t, text, kept.residuals, kept.deep, f_b)
+        x = x_t.to(kept.deep.dtype)
+        text = repeated(prompt, x.shape[0])
+        output = unet.shallow(self.unet, x, timestep, text, kept.residuals, kept.deep, f_b)
         return self.update(x_t, output, alpha_bar, alpha_bar_prev, guidance_scale)
 
     def update(
@@ -83,7 +82,8 @@ class DenoisingStep(nn.Module):
         """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
         output = output.float()
         if guidance_scale is not None:
-            unconditional, conditional = output.chunk(2)
+            # Not by chunk(2), whose count of chunks the exporter cannot tell for a batch of unknown size.
+            unconditional, conditional = output.unflatten(0, (2, -1))
             output = guide(unconditional, conditional, guidance_scale)
         return ddim_update(x_t, output, alpha_bar, alpha_bar_prev, self.prediction_type)
 

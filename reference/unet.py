@@ -27,8 +27,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The U-Net's output under each of P prompts, (P * B, C, h, w), prompt by prompt, and what its last level reads.
 
-    x_t (B, C, h, w), timestep (B,), prompt (P * B, L, D); residuals ``down`` and ``middle`` of a batch of B, f_b
-    (B, 16, D). A tensor that holds B examples stays so until it meets one that holds P * B.
+    x_t (B, C, h, w), timestep (1,) or (B,), prompt (P * B, L, D), f_b (B, 16, D); residuals ``down`` and ``middle`` of
+    a batch of B. A tensor that holds B examples stays so until it meets one that holds P * B.
     """
     time = embedded(unet, timestep, x_t)
     x = unet.conv_in(x_t)
@@ -39,9 +39,9 @@ def predict(
             features.append(downsample(features[-1]))
         x = features[-1]
     features = added(features, down)
-    x = unet.mid_block.resnets[0](x, like(time, x))
+    x = unet.mid_block.resnets[0](x, spread(time, x))
     for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
-        x = resnet(transformed(attention, x, prompt, f_b), like(time, x))
+        x = resnet(transformed(attention, x, prompt, f_b), spread(time, x))
     x = x + like(middle, x)
     for block in unet.up_blocks[:-1]:
         x = ascended(block, x, features, time, prompt, f_b)
@@ -84,7 +84,7 @@ def descended(block: Any, x: Tensor, time: Tensor, prompt: Tensor, f_b: Tensor |
     """The features that one level of the down-sampling half writes, before it makes them smaller."""
     features = []
     for resnet, attention in zip(block.resnets, attentions(block), strict=True):
-        x = resnet(x, like(time, x))
+        x = resnet(x, spread(time, x))
         x = transformed(attention, x, prompt, f_b) if attention is not None else x
         features.append(x)
     return features
@@ -98,7 +98,7 @@ def added(features: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tenso
 def ascended(block: Any, x: Tensor, features: list[Tensor], time: Tensor, prompt: Tensor, f_b: Tensor | None) -> Tensor:
     """One level of the up-sampling half, which takes its features off the list's end."""
     for resnet, attention in zip(block.resnets, attentions(block), strict=True):
-        x = resnet(torch.cat([x, like(features.pop(), x)], dim=1), like(time, x))
+        x = resnet(torch.cat([x, like(features.pop(), x)], dim=1), spread(time, x))
         x = transformed(attention, x, prompt, f_b) if attention is not None else x
     return x
 
@@ -138,6 +138,11 @@ def attended(block: BasicTransformerBlock, y: Tensor, prompt: Tensor, f_b: Tenso
     y = y + block.attn2(block.norm2(y), prompt, f_b=None if f_b is None else like(f_b, y))
     attended: Tensor = y + block.ff(block.norm3(y))
     return attended
+
+
+def spread(time: Tensor, x: Tensor) -> Tensor:
+    """The embedding of the timestep as a residual block takes it: one for the whole batch, or one for each of ``x``."""
+    return time if time.shape[0] == 1 else like(time, x)
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:

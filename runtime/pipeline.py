@@ -6,15 +6,16 @@ result.image                                   # the same shape and dtype
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from uid.engines import Array, Backend, Report, create
+from uid.engines import Array, Backend, Report, TensorSpec, create
 from uid.errors import InputError, OutOfMemoryError
 from uid.runtime.bundle import SHALLOW, UNGUIDED, Bundle, Quality, built_in, read_bundle
 from uid.runtime.pixels import (
@@ -29,10 +30,10 @@ from uid.runtime.pixels import (
     planes,
     to_float,
 )
-from uid.runtime.plan import OUTPUT, STATE, Plans, resolve
+from uid.runtime.plan import BATCH, OUTPUT, STATE, Plans, resolve
 from uid.runtime.schedule import Step, ddim, stages
 from uid.runtime.tiling import least_tile, spans, weights
-from uid.runtime.views import VIEWS, add, turned
+from uid.runtime.views import TRANSPOSED, VIEWS, add, turned
 
 TILE_OVERLAP = 8  # neighbouring tiles share at least 1 / this of a tile
 TILE_SIZES = 8  # sides that a tile may have where each costs; those over half of the largest come to be used
@@ -79,6 +80,7 @@ class Result:
     captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     reuse: int = 1
+    batch: int = 1  # most tiles and views that ran together
 
 
 class Pipeline:
@@ -91,7 +93,8 @@ class Pipeline:
         self.bundle = bundle
         self._backend = backend
         self._plans = Plans(bundle, backend)
-        self._auto_tile = bundle.tile  # what "auto" starts with: less, once memory ran out
+        # What "auto" starts with, and how many pieces of a picture run together at most: less, once memory ran out.
+        self._auto_tile, self._largest_batch = bundle.tile, backend.largest_batch
 
     @property
     def backend(self) -> str:
@@ -137,6 +140,7 @@ class Pipeline:
             seconds=run.seconds,
             tile=run.side if run.tiles > 1 else None,
             captured=run.captured,
+            batch=run.together,
             guidance_interval=options.guidance_interval,
             reuse=options.reuse,
         )
@@ -216,12 +220,14 @@ class Pipeline:
         return 2 * self.bundle.size_multiple
 
     def _sharpened(self, run: "_Run", image: Array) -> Array:
-        """The output of a run; where memory runs out and the options leave it open, in ever smaller tiles."""
+        """The output of a run; where memory runs out, of one tile at a time, and if the options leave it open of
+        ever smaller ones.
+        """
         while True:
             try:
                 return run.picture(image)
             except OutOfMemoryError as error:
-                if not run.halve_tiles(image):
+                if not (run.one_at_a_time() or run.halve_tiles(image)):
                     raise OutOfMemoryError(f"{error}. {run.advice(image)}") from error
             # Not in the handler, where the error still holds the frames that hold the plan.
             self._plans.clear()
@@ -261,15 +267,30 @@ class _Run:
         self.side = self.whole_multiple(options.tile if isinstance(options.tile, int) else default)
         self.start()
 
+    @property
+    def state(self) -> TensorSpec:
+        """The loop's state, as the bundle declares it."""
+        parts = (self.bundle.components[name] for name in self.bundle.modes[self.options.mode].components)
+        return next(spec for part in parts for spec in part.inputs if spec.name == STATE)
+
     def start(self) -> None:
         """Set to zero what adds up over the tiles."""
         self.seconds = dict.fromkeys(("prepare", "step", "finish"), 0.0)
         self.tiles_done = 0
+        self.together = 1  # most pieces that ran in one batch
         self.captured = False
 
     def whole_multiple(self, size: int) -> int:
         """A size, rounded down to the bundle's multiple."""
         return size // self.bundle.size_multiple * self.bundle.size_multiple
+
+    def one_at_a_time(self) -> bool:
+        """Start again with one piece at a time, unless that is how it was."""
+        if self.together == 1:
+            return False
+        self.pipeline._largest_batch = 1
+        self.start()
+        return True
 
     def halve_tiles(self, image: Array) -> bool:
         """Start again with tiles of half the side, if the options leave it open and they are not the smallest yet."""
@@ -297,28 +318,66 @@ class _Run:
         if self.tiles == self.views == 1 and image.ndim == 3 and self.in_uint8(given):
             # Nothing is added up here, so that it comes back in uint8 too.
             whole = pad(given, self.bundle.size_multiple)
-            made = self.run(whole, self.noise(*whole.shape[1:]), 0, OUTPUT_PIXELS)
+            made = self.run([Piece(whole, self.noise(*whole.shape[1:]), 0)], OUTPUT_PIXELS)[0]
             return interleaved(list(made[:, : image.shape[0], : image.shape[1]]))
         total = np.zeros(given.shape, np.float32)
-        for number in range(self.views):
-            self.add_view(number, turned(given, number), turned(total, number))
+        pieces = (piece for number in range(self.views) for piece in self.pieces(given, total, number))
+        for together in self.batches(pieces):
+            for piece, made in zip(together, self.run(together), strict=True):
+                piece.add(made)
         total /= np.float32(self.views)
         return like(total, image)
 
-    def add_view(self, number: int, given: Array, total: Pixels) -> None:
-        """Add to ``total`` what a view's planes give: padded by reflection to the size multiple, and run by tiles."""
-        whole = pad(given, self.bundle.size_multiple)
+    def pieces(self, given: Array, total: Pixels, number: int) -> Iterator["Piece"]:
+        """The tiles of a view of a picture: padded by reflection to the size multiple, and cut."""
+        whole, place = pad(turned(given, number), self.bundle.size_multiple), turned(total, number)
         rows, columns = self.layout(*whole.shape[1:])
         noise = self.noise(*whole.shape[1:])
         factor = whole.shape[1] // noise.shape[2]
         for row, down in zip(rows, weights(rows), strict=True):
             for column, across in zip(columns, weights(columns), strict=True):
                 top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
-                tile = self.run(whole[:, row, column], noise[:, :, top, left], number)
-                if self.tiles > 1:
-                    tile *= np.outer(down, across)
-                place = total[:, row, column]  # less what was padded
-                add(place, tile[:, : place.shape[1], : place.shape[2]])
+                fading = (down, across) if self.tiles > 1 else None
+                yield Piece(whole[:, row, column], noise[:, :, top, left], number, place[:, row, column], fading)
+
+    def batches(self, pieces: Iterator["Piece"]) -> Iterator[list["Piece"]]:
+        """Pieces of one size in lists that run together, in order."""
+
+        def kind(
+            piece: Piece,
+        ) -> tuple[tuple[int, ...], object]:  # turned, the picture whose blur is taken has another size too
+            return piece.planes.shape, self.blur_image is not None and piece.view // TRANSPOSED
+
+        for _, same in groupby(pieces, kind):
+            yield from self.in_parts(same)
+
+    def in_parts(self, pieces: Iterator["Piece"]) -> Iterator[list["Piece"]]:
+        """Pieces, of which there is one at least and which all have one size, in lists that run together."""
+        first = next(pieces)
+        size, left = self.batch(first), chain([first], pieces)
+        while together := list(islice(left, size)):
+            yield together
+
+    def batch(self, piece: "Piece") -> int:
+        """How many like this one run together: no more than a full tile has room for, and in equal parts."""
+        if BATCH not in self.state.shape:
+            return 1
+        room: int = self.side**2 // (piece.planes.shape[1] * piece.planes.shape[2])
+        count = self.tiles * min(self.views, TRANSPOSED)
+        most = max(1, min(self.pipeline._largest_batch, room, count))
+        if most > 1:
+            components = [self.bundle.components[name] for name in self.bundle.modes[self.options.mode].components]
+            most = self.pipeline._backend.batch(self.bundle, components, self.sizes(piece), most)
+        return -(-count // -(-count // most))
+
+    def sizes(self, piece: "Piece") -> dict[str, int]:
+        """The manifest's symbols for a piece alone."""
+        sizes = {"height": piece.planes.shape[1], "width": piece.planes.shape[2]}
+        if self.blur_image is not None:
+            sizes |= dict(
+                zip(("blur_height", "blur_width"), turned(self.blur_image, piece.view).shape[1:], strict=True)
+            )
+        return sizes
 
     def in_uint8(self, tile: Array) -> bool:
         """Whether planes go to the backend as they are."""
@@ -340,32 +399,54 @@ class _Run:
 
     def noise(self, height: int, width: int) -> Pixels:
         """The seed's Gaussian noise for the whole padded picture; tiles take their parts of it."""
-        parts = (self.bundle.components[name] for name in self.bundle.modes[self.options.mode].components)
-        state = next(spec for part in parts for spec in part.inputs if spec.name == STATE)
-        return seeded_noise(self.options.seed, resolve(state.shape, {"height": height, "width": width}))
+        return seeded_noise(self.options.seed, resolve(self.state.shape, {"height": height, "width": width}))
 
-    def run(self, tile: Array, noise: Pixels, view: int, output: str = OUTPUT) -> Array:
-        """Run the plan for a tile of planes, of this view; returns the planes of the tensor ``output``."""
-        uint8 = self.in_uint8(tile)
-        inputs = {IMAGE_PIXELS: tile[None]} if uint8 else {"image": to_float(tile)[None]}
-        sizes = dict(zip(("height", "width"), tile.shape[1:], strict=True))
+    def run(self, pieces: Sequence["Piece"], output: str = OUTPUT) -> Array:
+        """Run the plan for pieces of one size; returns the planes of the tensor ``output``, one for each piece."""
+        uint8 = self.in_uint8(pieces[0].planes)
+        self.together = max(self.together, len(pieces))
+        tiles = stacked([piece.planes[None] for piece in pieces])
+        inputs = {IMAGE_PIXELS: tiles} if uint8 else {"image": to_float(tiles)}
         if self.blur_image is not None:
-            blur = turned(self.blur_image, view)
-            inputs["blur_image"] = blur[None]
-            sizes |= dict(zip(("blur_height", "blur_width"), blur.shape[1:], strict=True))
+            inputs["blur_image"] = stacked([turned(self.blur_image, piece.view)[None] for piece in pieces])
+        sizes = self.sizes(pieces[0]) | {BATCH: len(pieces)}
         plan = self.pipeline._plans.get(self.options.mode, sizes, self.steps, uint8)
-        result, seconds = plan.run(inputs, noise, self.guidance, self.count_steps, output)
-        self.tiles_done += 1
+        noise = stacked([piece.noise for piece in pieces])
+        made, seconds = plan.run(inputs, noise, self.guidance, partial(self.count_steps, len(pieces)), output)
+        self.tiles_done += len(pieces)
         self.captured = plan.captured
         for stage, value in seconds.items():
             self.seconds[stage] += value
-        planes_made: Array = result[0]
-        return planes_made
+        return made
 
-    def count_steps(self, done: int) -> None:
-        """Tell the caller that this many steps of a tile are done."""
+    def count_steps(self, together: int, done: int) -> None:
+        """Tell the caller that this many steps of so many tiles are done."""
         if self.on_step is not None:
-            self.on_step(self.tiles_done * len(self.steps) + done, len(self.steps) * self.tiles * self.views)
+            steps_done = self.tiles_done * len(self.steps) + together * done
+            self.on_step(steps_done, len(self.steps) * self.tiles * self.views)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tile of one view of a picture, and where its output goes."""
+
+    planes: Array  # (3, H, W), uint8, uint16 or float
+    noise: Pixels  # (1, C, h, w), its part of the picture's
+    view: int
+    place: Pixels | None = None  # (3, H, W), less what was padded: what its output is added to
+    fading: tuple[Pixels, Pixels] | None = None  # (H,) and (W,), whose products are what its values count for; None: 1
+
+    def add(self, made: Pixels) -> None:
+        """Add its output, (3, H, W), which is changed."""
+        assert self.place is not None, "only what is added up has a place"
+        if self.fading is not None:
+            made *= np.outer(*self.fading)
+        add(self.place, made[:, : self.place.shape[1], : self.place.shape[2]])
+
+
+def stacked(arrays: Sequence[Array]) -> Array:
+    """Arrays one after another along their first axis; one alone is not copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 @lru_cache(maxsize=2)  # the frames of a video have the same, and those of its views that are transposed another

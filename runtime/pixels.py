@@ -1,4 +1,4 @@
-"""Pictures as arrays, as planes, and as what components read and write: (1, 3, H, W) float32 in [0, 1].
+"""Pictures as arrays, as planes, and as what components read and write: (B, 3, H, W) float32 in [0, 1].
 
 Within the pipeline a picture is three planes, (3, H, W), as components have it: turning, padding, cutting and adding up
 then work on contiguous rows. A device backend may take uint8 planes and give uint8 planes, a quarter of the bytes:
@@ -27,16 +27,16 @@ PIXELS_IN = Component(
     "pixels_in",
     "pixels_in.onnx",
     "prepare",
-    inputs=(TensorSpec(IMAGE_PIXELS, UINT8, (1, 3, "height", "width")),),
-    outputs=(TensorSpec("image", FLOAT32, (1, 3, "height", "width")),),
+    inputs=(TensorSpec(IMAGE_PIXELS, UINT8, ("batch", 3, "height", "width")),),
+    outputs=(TensorSpec("image", FLOAT32, ("batch", 3, "height", "width")),),
 )
 PIXELS_OUT = Component(
     "pixels_out",
     "pixels_out.onnx",
     "finish",
-    inputs=(TensorSpec("output", FLOAT32, (1, 3, "height", "width")),),
+    inputs=(TensorSpec("output", FLOAT32, ("batch", 3, "height", "width")),),
     outputs=(
-        TensorSpec(OUTPUT_PIXELS, UINT8, (1, 3, "height", "width")),
+        TensorSpec(OUTPUT_PIXELS, UINT8, ("batch", 3, "height", "width")),
         TensorSpec(OUTPUT_MEAN, FLOAT32, (1, 1, 1, 1)),  # NaN and infinity show in it, and are lost in uint8
     ),
 )

@@ -3,12 +3,12 @@ bound.
 
 Components are wired by tensor name: what one writes, a later one reads. A few names are the host's:
 
-    image, blur_image   pictures in, (1, 3, H, W) float32 in [0, 1]
+    image, blur_image   pictures in, (B, 3, H, W) float32 in [0, 1]; B is 1 unless the bundle has a batch
     latent              the loop's state: noise at first, and the result when the loop ends
     latent_next         what a step writes; it is the next step's ``latent``
     timestep, alpha_bar, alpha_bar_prev   a step's numbers, (1,) float32; a step graph need not take them all
     guidance_scale      (1,) float32
-    output              the picture out, (1, 3, H, W) float32 in [0, 1]
+    output              the picture out, (B, 3, H, W) float32 in [0, 1]
 
 and of ``runtime/pixels.py``, which some backends have in front and at the end: ``image_pixels``, ``output_pixels``,
 ``output_mean``.
@@ -34,21 +34,26 @@ from uid.runtime.schedule import Step, StepRow
 Part = tuple[Component, Engine]
 Tensors = Mapping[str, Buffer]
 
+BATCH = "batch"  # the symbol of a graph's first dimension, if it runs several pictures of one size together
 STATE, NEXT, OUTPUT, GUIDANCE = "latent", "latent_next", "output", "guidance_scale"
 PLANS_KEPT = 2  # a picture's own size and its tiles', or two sizes in turn
 ROW_NUMBERS = tuple(field.name for field in fields(StepRow))
 
 
 def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A symbolic shape in numbers: (1, 4, "height/8") with sizes {"height": 64} is (1, 4, 8)."""
+    """A symbolic shape in numbers: ("batch", 4, "height/8") with sizes {"height": 64} is (1, 4, 8).
+
+    A batch is 1 where ``sizes`` do not tell.
+    """
+    known = {BATCH: 1, **sizes}
 
     def dimension(symbol: int | str) -> int:
         if isinstance(symbol, int):
             return symbol
         name, _, divisor = symbol.partition("/")
-        if name not in sizes:
-            raise ModelError(f"the manifest uses dimension {symbol!r}; this plan knows {sorted(sizes)}")
-        return sizes[name] // int(divisor or 1)
+        if name not in known:
+            raise ModelError(f"the manifest uses dimension {symbol!r}; this plan knows {sorted(known)}")
+        return known[name] // int(divisor or 1)
 
     return tuple(dimension(symbol) for symbol in shape)
 

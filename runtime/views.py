@@ -6,17 +6,18 @@ Nothing is copied, so that what is added to a view's planes is added to the pict
 from uid.engines import Array
 
 VIEWS = 8  # ways to turn and mirror a square
+TRANSPOSED = 4  # from this number on, height and width are exchanged
 
 
 def turned(planes: Array, number: int) -> Array:
     """View ``number``; a view of the memory, too."""
-    return mirrored(planes.swapaxes(-2, -1) if number >= 4 else planes, number)
+    return mirrored(planes.swapaxes(-2, -1) if number >= TRANSPOSED else planes, number)
 
 
 def turned_back(planes: Array, number: int) -> Array:
     """The planes of which ``planes`` are view ``number``."""
     back = mirrored(planes, number)
-    return back.swapaxes(-2, -1) if number >= 4 else back
+    return back.swapaxes(-2, -1) if number >= TRANSPOSED else back
 
 
 def mirrored(planes: Array, number: int) -> Array:

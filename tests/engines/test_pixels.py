@@ -14,8 +14,8 @@ from uid import engines
 from uid.engines import Array
 from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT, in_dtype, like, planes, to_float
 
-PICTURE = ("float", [1, 3, "height", "width"])
-PIXELS = ("uint8", [1, 3, "height", "width"])
+PICTURE = ("float", ["batch", 3, "height", "width"])
+PIXELS = ("uint8", ["batch", 3, "height", "width"])
 TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 SIZE = (16, 24)
 HALVES = np.float32(np.arange(0, 255) + 0.5) / np.float32(255)  # where the way of rounding shows

@@ -22,8 +22,8 @@ from uid.runtime.bundle import sha256
 
 MakeToy = Callable[..., Path]
 
-PICTURE = (1, 3, "height", "width")
-LATENT = (1, 3, "height/4", "width/4")
+PICTURE = ("batch", 3, "height", "width")
+LATENT = ("batch", 3, "height/4", "width/4")
 
 
 def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str, Any], **weights: Any) -> bytes:

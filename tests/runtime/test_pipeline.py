@@ -88,6 +88,37 @@ def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path,
             assert made == 4 * [alone[number].tobytes()]
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=OPENVINO)])
+@pytest.mark.parametrize(
+    ("size", "options", "batch"),
+    [
+        ((40, 56), Options(views=8), 4),  # four views of one size, four of the other
+        ((40, 56), Options(views=5, mode="blur-transfer"), 4),
+        ((70, 100), Options(views=2, tile=64), 5),  # of 10 tiles
+        ((64, 64), Options(views=2, tile=64), 1),  # each as large as a full tile
+    ],
+)
+def test_pictures_that_run_together_are_those_that_run_alone(
+    tiny_bundle: Path, name: str, size: tuple[int, int], options: Options, batch: int
+) -> None:
+    generator = np.random.default_rng(0)
+    image, blur = (generator.random((*shape, 3), dtype=np.float32) for shape in (size, (45, 31)))
+    results, counts = [], list[list[tuple[int, int]]]()
+    for largest in (1, 8):
+        pipeline = load(tiny_bundle, backend=name, threads=1)
+        pipeline._largest_batch = largest
+        told: list[tuple[int, int]] = []
+        given = blur if options.mode == "blur-transfer" else None
+        on_step = lambda *done, told=told: told.append(done)  # noqa: E731  (each its own list)
+        results.append(pipeline(image, replace(options, steps=3), blur_image=given, on_step=on_step))
+        counts.append(told)
+    alone, together = results
+    assert (alone.batch, together.batch) == (1, batch)
+    assert alone.image.tobytes() == together.image.tobytes()
+    assert counts[0][-1] == counts[1][-1] == (3 * alone.tiles * alone.views,) * 2
+    assert counts[1] == sorted(counts[1])
+
+
 def test_a_pipeline_called_by_its_own_progress_says_so(make_toy: MakeToy) -> None:
     pipeline, image = load(make_toy()), np.full((8, 8, 3), 100, np.uint8)
     with pytest.raises(RuntimeError, match="called from inside its own on_step"):

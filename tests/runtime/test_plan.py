@@ -164,6 +164,7 @@ def test_what_is_not_uint8_is_converted_on_the_host(make_toy: MakeToy, recorder:
 
 
 def test_pictures_with_and_without_views_share_a_plan(make_toy: MakeToy, recorder: Any) -> None:
+    recorder.largest_batch = 1
     pipeline, image = Pipeline(read_bundle(make_toy()), recorder), picture(dtype=np.uint8)
     for views in (1, 2, 1):
         pipeline(image, Options(steps=3, views=views))
@@ -203,6 +204,24 @@ def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) 
     np.testing.assert_array_equal(result.image, reference(image, Options(steps=3, tile=32)).image)
 
 
+def test_pictures_run_one_at_a_time_where_memory_holds_no_batch(make_toy: MakeToy, recorder: Any) -> None:
+    bundle, image, options = make_toy(tile=64), picture(32, 32), Options(steps=3, views=4)
+    expected = load(bundle)(image, options).image
+    pipeline = Pipeline(read_bundle(bundle), recorder)
+    result = pipeline(image, options)
+    assert (result.batch, result.tiles) == (4, 1)
+    np.testing.assert_array_equal(result.image, expected, strict=True)
+    together = sum(buffer.nbytes for buffer in recorder.live)
+    pipeline = Pipeline(read_bundle(bundle), recorder)
+    recorder.room = together / 2
+    for _ in range(2):
+        before = recorder.log.count("capture")
+        result = pipeline(image, options)
+        assert (result.batch, result.tiles, result.tile) == (1, 1, None)
+        np.testing.assert_array_equal(result.image, expected, strict=True)
+    assert recorder.log.count("capture") == before  # what fits is remembered
+
+
 def test_tiles_have_few_sizes_where_each_costs(make_toy: MakeToy, recorder: Any, monkeypatch: Any) -> None:
     pipeline, sizes = Pipeline(read_bundle(make_toy(tile=64)), recorder), list[Mapping[str, int]]()
     get = pipeline._plans.get
@@ -215,7 +234,7 @@ def test_tiles_have_few_sizes_where_each_costs(make_toy: MakeToy, recorder: Any,
     assert len(heights) > 2
     sizes.clear()
     pipeline(picture(72, 60), Options(steps=1))
-    assert sizes == [{"height": 40, "width": 60}] * 2  # not 64, of which they would share most
+    assert sizes == [{"batch": 1, "height": 40, "width": 60}] * 2  # not 64, of which they would share most
 
 
 def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:
