@@ -34,7 +34,7 @@ class BuildOptions:
 
     def recorded(self) -> dict[str, Any]:
         """All that decides what the builder makes of a graph, the fixed settings included, for the cache key."""
-        return {**asdict(self), "strongly_typed": True, "tf32": False, "require_user_allocation": True}
+        return {**asdict(self), "strongly_typed": True, "tf32": False}
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,6 @@ def configure(library: Library, config: Any, target: Target, options: BuildOptio
     """Set flags, memory limit and compute capabilities."""
     flags = library.module.BuilderFlag
     config.clear_flag(flags.TF32)
-    # Without it, TensorRT-RTX may allocate while it runs, and then a CUDA graph cannot be captured.
-    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     if options.stripped:
         config.set_flag(flags.STRIP_PLAN)
         # The same weights come back, so nothing that the builder derives from them need be given up, as REFIT would.

@@ -78,6 +78,8 @@ class Context:
             self.check(f"refuses the shape of {name!r} of", self.handle.set_input_shape(name, shape))
         self.check("cannot infer the shapes of", self.infers_shapes())
         self.scratch_bytes = int(self.handle.update_device_memory_size_for_shapes())
+        # Its only answer is a size, and 0 is one: an engine of one node may need none.
+        self.check("cannot tell the scratch memory of", not owner.shared.library.logger.errors)
         self.memory: DeviceMemory | None = None  # given at the first run, when all contexts of a plan are there
         self.capturable = True
         owner.shared.scratch.users.add(self)

@@ -371,6 +371,8 @@ def test_a_bound_context_never_loses_its_memory(rig: Rig) -> None:
         ("set_input_shape", lambda *_: False, r"refuses the shape of 'x' of component 'step' at x \[1, 8\]: told"),
         ("infer_shapes", lambda: ["x"], r"cannot infer the shapes of component 'step' at x \[1, 8\]: told"),
         ("set_tensor_address", lambda *_: False, r"refuses the buffer of 'x' of component 'step' at x \[1, 8\]: told"),
+        ("update_device_memory_size_for_shapes", lambda: 0, r"cannot tell the scratch memory of component 'step' at"),
+        ("update_device_memory_size_for_shapes", lambda: 800, r"cannot tell the scratch .*x \[1, 8\]: told"),
         ("execute_async_v3", lambda *_: False, r"cannot run component 'step' at x \[1, 8\]: told"),
     ],
 )
@@ -382,6 +384,12 @@ def test_what_the_library_refuses_is_named_with_its_words(rig: Rig, method: str,
     rig.results[method] = refuse
     with pytest.raises(BackendError, match=message):
         rig.engine().bind(pair(8))()
+
+
+def test_an_engine_that_needs_no_scratch_memory_runs(rig: Rig) -> None:
+    rig.results["update_device_memory_size_for_shapes"] = lambda: 0
+    rig.engine().bind(pair(8))()
+    assert ("set_device_memory", 4096, 1) in rig.log
 
 
 def test_no_memory_is_an_error_of_its_own(rig: Rig) -> None:
