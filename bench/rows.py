@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uid import __version__
+from uid.engines import wheels
+from uid.engines.tensorrt import MODULES
 from uid.errors import InputError
 from uid.runtime.files import written_whole
 
@@ -80,10 +83,9 @@ def versions(distributions: Sequence[str] = VERSIONS) -> dict[str, str]:
     """Versions of this package, of Python, and of those distributions that are installed."""
     found = {"uid": __version__, "python": platform.python_version()}
     for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        for spelled in wheels(name) if name in MODULES else (name,):
+            with suppress(metadata.PackageNotFoundError):
+                found.setdefault(name, metadata.version(spelled))
     return found
 
 

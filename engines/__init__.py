@@ -63,17 +63,22 @@ class BackendStatus:
     detail: str
 
 
+def wheels(name: str) -> tuple[str, ...]:
+    """What the distribution of a TensorRT may be called: the whole of it, for one CUDA, or its Python module alone."""
+    return (name, *(f"{name}-{cuda}{part}" for cuda in ("cu13", "cu12") for part in ("", "-bindings")))
+
+
 OPENVINO = "pip install 'uid-runtime[openvino]'"
 # In the order in which "auto" tries them: the fastest first, as measured (docs/engine-notes.md).
 BACKENDS = {
     "tensorrt": BackendEntry(
         "uid.engines.tensorrt_backend:create_tensorrt",
-        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        wheels("tensorrt"),
         "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU and driver",
     ),
     "tensorrt-rtx": BackendEntry(
         "uid.engines.tensorrt_backend:create_tensorrt_rtx",
-        ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+        wheels("tensorrt-rtx"),
         "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
     ),
     "onnxruntime-cuda": BackendEntry(
@@ -83,7 +88,10 @@ BACKENDS = {
     ),
     "openvino-bf16": BackendEntry("uid.engines.openvino:create_bf16", ("openvino",), OPENVINO),
     "onnxruntime": BackendEntry(
-        "uid.engines.onnxruntime:create_cpu", ("onnxruntime", "onnxruntime-gpu"), "pip install onnxruntime"
+        "uid.engines.onnxruntime:create_cpu",
+        # All of them bring the CPU too.
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-trt-rtx"),
+        "pip install onnxruntime",
     ),
     "openvino": BackendEntry("uid.engines.openvino:create_f32", ("openvino",), OPENVINO),
 }
