@@ -21,6 +21,7 @@ import onnxruntime as ort
 
 from uid import __version__
 from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
+from uid.engines.nvidia_libraries import preload
 from uid.engines.storage import default_folder, remove, remove_earlier, short_hash, writing
 from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
 from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256, verify_files
@@ -248,6 +249,7 @@ def create_cuda(threads: int | None) -> OrtBackend:
         raise BackendError(
             "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'"
         )
+    preload(ort.cuda_version)
     ort.preload_dlls()
     return OrtBackend("onnxruntime-cuda", "cuda", threads)
 
