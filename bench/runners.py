@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from uid.bench.workers import peak_memory
 from uid.engines import Array
+from uid.engines.garbage import no_collection
 from uid.runtime.pixels import like, pad, padded, planes, to_float
 
 STAGES = ("prepare", "step", "finish")
@@ -74,7 +76,7 @@ class TorchRunner:
         quieten_libraries()
         torch.set_num_threads(task.threads)
         torch.backends.cudnn.allow_tf32 = False  # on by default, and three digits short of float32
-        self.task, self.torch = task, torch
+        self.task, self.torch, self.compiled = task, torch, compiled
         self.model = load(checkpoint)
         if half:  # as an fp16 bundle: latents, guidance and the DDIM update stay float32
             self.model.half()
@@ -109,7 +111,15 @@ class TorchRunner:
         return lambda *values, **named: tree_map(lambda result: result.clone(), call(*values, **named))
 
     def run(self, image: Array, steps: int) -> Picture:
-        """(H, W, 3), padded to the model's multiple as the runtime does."""
+        """(H, W, 3), padded to the model's multiple as the runtime does.
+
+        No garbage is collected meanwhile where the model is compiled: its first runs capture CUDA graphs.
+        """
+        with no_collection() if self.compiled else nullcontext():
+            return self.picture(image, steps)
+
+    def picture(self, image: Array, steps: int) -> Picture:
+        """What ``run`` gives."""
         height, width = image.shape[:2]
         started = time.perf_counter()
         with self.torch.inference_mode(), self.device:

@@ -18,6 +18,7 @@ import numpy as np
 from cuda.bindings import runtime as cudart
 
 from uid.engines.contract import GPU_BATCH, Array, Backend, Buffer, Progress, Replay, Seconds, Work
+from uid.engines.garbage import no_collection
 from uid.errors import BackendError, OutOfMemoryError
 
 HOST_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -283,7 +284,7 @@ def captured(work: Work, stream: Stream) -> Replay:
         launch()
     stream.synchronize()
     marks = [stream.event() for _ in range(1 + len(work.stages()))]
-    with stream.capture() as graph:
+    with no_collection(), stream.capture() as graph:
         marks[0].record_in_graph(stream)
         for mark, (_, launches) in zip(marks[1:], work.stages(), strict=True):
             for launch in launches:

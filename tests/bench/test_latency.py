@@ -1,5 +1,6 @@
 """A real interleaved run at tiny size, with runners that paint wrongly, fail and crash; nothing is left behind."""
 
+import gc
 import json
 import os
 import signal
@@ -140,8 +141,13 @@ def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpo
     image = sample_picture(16, 24)
     eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled=compiled) for compiled in (False, True))
     assert all(part._compiled_call_impl is not None for part in (compiled.model.step, compiled.model.decoder))
+    collecting: dict[TorchRunner, set[bool]] = {eager: set(), compiled: set()}
+    for runner, seen in collecting.items():
+        runner.model.step.register_forward_pre_hook(lambda *_, seen=seen: seen.add(gc.isenabled()))
     with torch.compiler.set_stance("force_eager"):  # to compile in earnest takes minutes
         assert np.array_equal(compiled.run(image, 2).image, eager.run(image, 2).image)
+    assert collecting == {eager: {True}, compiled: {False}}  # none where CUDA graphs may be captured
+    assert gc.isenabled()
 
 
 def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, tiny_checkpoint: Path) -> None:

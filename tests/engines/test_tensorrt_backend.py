@@ -436,6 +436,35 @@ def test_what_can_be_captured_is_and_its_kernels_are_kept(rig: Rig, tmp_path: Pa
     assert lines[0].startswith("kernels will be compiled again in the next process: cannot write")
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_in_a_capture(rig: Rig, enabled: bool) -> None:
+    collections: list[bool] = []  # whether the stream was capturing
+
+    def note(phase: str, info: object) -> None:
+        collections.append(rig.stream.capturing)
+
+    def launch() -> None:
+        for _ in range(100_000):  # many times what starts a collection
+            cycle: list[Any] = []
+            cycle.append(cycle)
+
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    gc.callbacks.append(note)
+    try:
+        cuda.captured(Work([], [launch], []), rig.stream)
+        assert collections
+        assert not any(collections)
+        assert gc.isenabled() == enabled
+        collections.clear()
+        with pytest.raises(ZeroDivisionError):
+            cuda.captured(Work([], [lambda: 1 / int(not rig.stream.capturing)], []), rig.stream)  # type: ignore[list-item,func-returns-value]
+        assert gc.isenabled() == enabled
+    finally:
+        gc.callbacks.remove(note)
+        (gc.enable if before else gc.disable)()
+
+
 def test_rtx_compiles_at_once_and_leaves_memory_and_graphs_to_the_caller(rig: Rig, tmp_path: Path) -> None:
     kernels = tmp_path / "step.kernels"
     kernels.write_bytes(b"old")
