@@ -17,7 +17,7 @@ from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target, ranges
 from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library, target_of
-from uid.engines.tensorrt_build import BuildOptions, build, describe, make_builder, parse
+from uid.engines.tensorrt_build import BuildOptions, build, describe, made, make_builder, parse
 from uid.engines.tensorrt_engine import (
     NotCapturableError,
     Scratch,
@@ -43,7 +43,7 @@ class TensorrtBackend(CudaBackend):
     def __init__(self, library: Library, device: Device) -> None:
         super().__init__(library.name, device)
         self.library, self.target = library, target_of(device)
-        self.runtime = library.module.Runtime(library.logger)
+        self.runtime = make_runtime(library)
         self.shared = Shared(library, self.stream, Scratch())
         self.engines: weakref.WeakSet[TensorrtEngine] = weakref.WeakSet()
 
@@ -99,10 +99,11 @@ class TensorrtBackend(CudaBackend):
 
     def refit(self, name: str, handle: Any, graph: Path) -> None:
         """Put the weights of ``graph`` into an engine that was built from it without them."""
-        refitter = self.library.module.Refitter(handle, self.library.logger)
-        parser = self.library.module.OnnxParserRefitter(refitter, self.library.logger)
+        library, module = self.library, self.library.module
+        refitter = made(library, f"a refitter of {name}", lambda: module.Refitter(handle, library.logger))
+        parser = made(library, f"a parser to refit {name}", lambda: module.OnnxParserRefitter(refitter, library.logger))
         if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
-            raise library_error(self.library, f"cannot put the weights of {graph} into the engine of {name}")
+            raise library_error(library, f"cannot put the weights of {graph} into the engine of {name}")
 
     def capture(self, work: Work) -> Replay:
         """Capture a picture's work into one CUDA graph, or run it one by one where the library says that it cannot."""
@@ -114,9 +115,14 @@ class TensorrtBackend(CudaBackend):
         try:
             for engine in self.engines:
                 engine.keep_kernels()
-        except OutputError as error:
+        except (BackendError, OutputError) as error:
             self.report(f"kernels will be compiled again in the next process: {error}")
         return replay
+
+
+def make_runtime(library: Library) -> Any:
+    """What loads engines; raises ``BackendError`` with the library's words where there is none."""
+    return made(library, "a runtime", lambda: library.module.Runtime(library.logger))
 
 
 def create_tensorrt(threads: int | None) -> TensorrtBackend:

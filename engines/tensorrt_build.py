@@ -67,10 +67,10 @@ def build(
     started = time.monotonic()
     builder = make_builder(library)
     network, parser = parse(library, builder, onnx)
-    config = builder.create_builder_config()
+    config = made(library, "settings for a build", builder.create_builder_config)
     configure(library, config, target, options)
     for shapes in profiles:
-        config.add_optimization_profile(make_profile(builder, shapes))
+        config.add_optimization_profile(make_profile(library, builder, shapes))
     timings = timing_cache if library.name == "tensorrt" else None
     read_timings(config, timings)
     monitor = make_monitor(library.module, report)
@@ -82,7 +82,7 @@ def build(
         raise monitor.failure
     if plan is None:
         raise BackendError(f"{library} cannot build {onnx.name} for {target}: {complaints(library)}")
-    write_timings(config, timings)
+    write_timings(config, timings, report)
     return Built(memoryview(plan).cast("B"), describe(library.module, network), time.monotonic() - started)
 
 
@@ -94,21 +94,28 @@ def check_options(library: Library, options: BuildOptions) -> None:
         )
 
 
+def made(library: Library, what: str, make: Callable[[], Any], hint: str = "") -> Any:
+    """What ``make`` gives; raises ``BackendError`` with the library's words and ``hint`` where that is nothing."""
+    library.logger.errors.clear()
+    result = None
+    with contextlib.suppress(TypeError):  # of a constructor whose library function returns nothing
+        result = make()
+    if result is None:
+        raise BackendError(f"{library} cannot make {what}: {complaints(library)}{hint}")
+    return result
+
+
 def make_builder(library: Library) -> Any:
     """A builder; raises ``BackendError`` where the library finds no GPU and needs one."""
-    try:
-        return library.module.Builder(library.logger)
-    except TypeError as error:  # what its constructor raises when the library returns no builder
-        raise BackendError(
-            f"{library} cannot start: {complaints(library)}. It needs an NVIDIA GPU and its driver (see nvidia-smi)"
-        ) from error
+    needs = ". It needs an NVIDIA GPU and its driver (see nvidia-smi)"
+    return made(library, "a builder", lambda: library.module.Builder(library.logger), needs)
 
 
 def parse(library: Library, builder: Any, onnx: Path) -> tuple[Any, Any]:
     """The graph as a strongly typed network, and its parser, which owns the weights and must outlive the build."""
-    flags = library.module.NetworkDefinitionCreationFlag
-    network = builder.create_network(1 << int(flags.STRONGLY_TYPED))
-    parser = library.module.OnnxParser(network, library.logger)
+    flags = 1 << int(library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = made(library, "a network", lambda: builder.create_network(flags))
+    parser = made(library, "a parser", lambda: library.module.OnnxParser(network, library.logger))
     # From the file, not from bytes: the graph's external data are found beside it.
     if not parser.parse_from_file(str(onnx)):
         errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
@@ -135,9 +142,9 @@ def configure(library: Library, config: Any, target: Target, options: BuildOptio
             config.set_compute_capability(value, index)
 
 
-def make_profile(builder: Any, shapes: Shapes) -> Any:
+def make_profile(library: Library, builder: Any, shapes: Shapes) -> Any:
     """An optimisation profile."""
-    profile = builder.create_optimization_profile()
+    profile = made(library, "an optimisation profile", builder.create_optimization_profile)
     for name, (minimum, optimum, maximum) in shapes.items():
         profile.set_shape(name, minimum, optimum, maximum)
     return profile
@@ -156,7 +163,7 @@ def describe(module: Any, network: Any) -> list[dict[str, Any]]:
 
 
 def complaints(library: Library) -> str:
-    """What the library reported since the build began."""
+    """What the library reported since its errors were last cleared."""
     return "; ".join(dict.fromkeys(library.logger.errors)) or "it gave no reason"
 
 
@@ -169,12 +176,17 @@ def read_timings(config: Any, path: Path | None) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def write_timings(config: Any, path: Path | None) -> None:
+def write_timings(config: Any, path: Path | None, report: Report) -> None:
     """Keep the kernel timings for later builds."""
     cache = None if path is None else config.get_timing_cache()
-    if path is not None and cache is not None:
-        with written_whole(path) as temporary:
-            temporary.write_bytes(memoryview(cache.serialize()))
+    if path is None or cache is None:
+        return
+    data = cache.serialize()
+    if data is None:
+        report("the kernel timings cannot be kept: the next build measures them again")
+        return
+    with written_whole(path) as temporary:
+        temporary.write_bytes(memoryview(data))
 
 
 def make_monitor(module: Any, report: Report) -> Any:

@@ -19,7 +19,7 @@ from uid.engines.contract import Buffer, Engine, Launch, TensorSpec, check_bindi
 from uid.engines.cuda import CudaBuffer, DeviceMemory, Stream, call
 from uid.engines.profiles import Shape
 from uid.engines.tensorrt import Library
-from uid.engines.tensorrt_build import complaints
+from uid.engines.tensorrt_build import complaints, made
 from uid.errors import BackendError, OutOfMemoryError
 from uid.runtime.files import written_whole
 
@@ -180,22 +180,28 @@ class TensorrtEngine(Engine):
 
     def configure(self) -> None:
         """Set how TensorRT-RTX makes contexts, and fill its cache of compiled kernels with those kept on disk."""
-        module, config = self.shared.library.module, self.handle.create_runtime_config()
+        library, module = self.shared.library, self.shared.library.module
+        config = made(library, f"settings to run {self.name}", self.handle.create_runtime_config)
         config.set_execution_context_allocation_strategy(module.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Compiled before the first run returns: a graph captured from fallback kernels would keep them for good.
         config.dynamic_shapes_kernel_specialization_strategy = module.DynamicShapesKernelSpecializationStrategy.EAGER
         config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED  # the plan captures its whole loop
-        compiled = config.create_runtime_cache()
+        compiled = made(library, f"a cache for the kernels of {self.name}", config.create_runtime_cache)
         if self.kernels is not None and self.kernels.is_file():
             compiled.deserialize(self.kernels.read_bytes())  # which refuses what is not of this GPU, driver and release
-        config.set_runtime_cache(compiled)
+        if not config.set_runtime_cache(compiled):
+            raise library_error(library, f"refuses its own cache for the kernels of {self.name}")
         self.config, self.compiled = config, compiled
 
     def keep_kernels(self) -> None:
-        """Write the kernels compiled so far to disk, if there are new ones; raises ``OutputError`` where it cannot."""
+        """Write the kernels compiled so far to disk, if there are new ones.
+
+        Raises ``BackendError`` where the library does not give them, ``OutputError`` where they cannot be written.
+        """
         if self.compiled is None or self.kernels is None:
             return
-        data = bytes(memoryview(self.compiled.serialize()))
+        what = f"a file of the kernels of {self.name}"
+        data = bytes(memoryview(made(self.shared.library, what, self.compiled.serialize)))
         if data != self.kept:
             with written_whole(self.kernels) as temporary:
                 temporary.write_bytes(data)

@@ -27,8 +27,8 @@ from uid.engines.cache import engine_for  # noqa: E402
 from uid.engines.profiles import Profile, Range, Target, square  # noqa: E402
 from uid.engines.storage import default_folder  # noqa: E402
 from uid.engines.tensorrt import Library, open_library  # noqa: E402
-from uid.engines.tensorrt_backend import TensorrtBackend, engine_path, profile_for  # noqa: E402
-from uid.engines.tensorrt_build import BuildOptions  # noqa: E402
+from uid.engines.tensorrt_backend import TensorrtBackend, engine_path, make_runtime, profile_for  # noqa: E402
+from uid.engines.tensorrt_build import BuildOptions, build, make_builder, parse  # noqa: E402
 from uid.engines.tensorrt_engine import Scratch, Shared, TensorrtEngine  # noqa: E402
 from uid.errors import BackendError, OutOfMemoryError  # noqa: E402
 from uid.runtime.bundle import Bundle, Component, built_in, read_bundle  # noqa: E402
@@ -249,7 +249,7 @@ class Rig:
 
     library: Library
     log: Log = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)  # of the context's methods
+    results: dict[str, Any] = field(default_factory=dict)  # of the pretended objects' methods
     scratch: Scratch = field(default_factory=Scratch)
 
     def __post_init__(self) -> None:
@@ -270,11 +270,14 @@ class Rig:
 
     def engine(self, kernels: Path | None = None) -> TensorrtEngine:
         limits = [[(1, 4), (1, 8), (1, 16)], [(1, 12), (1, 16), (1, 32)]]
-        compiled = Pretended(trt.IRuntimeCache, self.log, serialize=lambda: b"kernels")
-        config = Pretended(trt.IRuntimeConfig, self.log, create_runtime_cache=lambda: compiled)
+        compiled = Pretended(trt.IRuntimeCache, self.log, **{"serialize": lambda: b"kernels", **self.results})
+        results = {"create_runtime_cache": lambda: compiled, **self.results}
+        config = Pretended(trt.IRuntimeConfig, self.log, **results)
+        results = {"create_runtime_config": lambda: config, **self.results}
         handle = Pretended(
             trt.ICudaEngine,
             self.log,
+            **results,
             num_io_tensors=2,
             num_optimization_profiles=2,
             get_tensor_name=lambda index: "xy"[index],
@@ -282,7 +285,6 @@ class Rig:
             get_tensor_mode=lambda name: {"x": trt.TensorIOMode.INPUT, "y": trt.TensorIOMode.OUTPUT}[name],
             get_tensor_shape=lambda name: (1, -1),
             get_tensor_profile_shape=lambda name, index: limits[index],
-            create_runtime_config=lambda: config,
             create_execution_context=self.context,
         )
         engine = TensorrtEngine("component 'step'", handle, self.shared, kernels=kernels)
@@ -480,6 +482,59 @@ def test_rtx_compiles_at_once_and_leaves_memory_and_graphs_to_the_caller(rig: Ri
     ]
     engine.bind(pair(8))
     assert ("create_execution_context", engine.config) in rig.log
+
+
+def nothing(*arguments: Any) -> None:
+    """What a call gives whose object the library could not make."""
+
+
+def no_constructor(*arguments: Any) -> None:
+    raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
+@pytest.mark.parametrize("name", ["Runtime", "OnnxParser"])
+def test_a_constructor_that_gives_nothing_is_the_projects_error(
+    library: Library, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(trt, name, no_constructor)
+    library.logger.errors.append("an earlier one")
+    with pytest.raises(BackendError, match=r"^tensorrt-rtx [\d.]+ cannot make a (runtime|parser): it gave no reason$"):
+        make_runtime(library) if name == "Runtime" else parse(library, make_builder(library), engines.PROBE)
+
+
+@pytest.mark.parametrize("method", ["create_network", "create_builder_config", "create_optimization_profile"])
+def test_what_the_builder_cannot_make_is_the_projects_error(
+    library: Library, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        library.logger.errors.append("told")
+
+    monkeypatch.setattr(trt.Builder, method, refuse)
+    shapes = {"image_pixels": ((1, 3, 1, 1), (1, 3, 8, 8), (1, 3, 16, 16))}
+    with pytest.raises(BackendError, match=r"cannot make (a network|settings for a build|an optimisation pro.*): told"):
+        build(library, GRAPHS / PIXELS_IN.file, [shapes], AHEAD, BuildOptions())
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("create_runtime_config", "cannot make settings to run component 'step': it gave no reason"),
+        ("create_runtime_cache", "cannot make a cache for the kernels of component 'step'"),
+        ("set_runtime_cache", "refuses its own cache for the kernels of component 'step'"),
+    ],
+)
+def test_what_an_engine_cannot_make_is_the_projects_error(rig: Rig, method: str, message: str) -> None:
+    rig.results[method] = nothing
+    with pytest.raises(BackendError, match=message):
+        rig.engine()
+
+
+def test_kernels_that_the_library_does_not_give_cost_no_picture(rig: Rig, tmp_path: Path) -> None:
+    lines: list[str] = []
+    rig.backend.report, rig.results["serialize"] = lines.append, nothing
+    rig.backend.capture(Work([], [rig.engine(tmp_path / "step.kernels").bind(pair(8))], []))
+    assert "cannot make a file of the kernels of component 'step': it gave no reason" in lines[0]
+    assert lines[0].startswith("kernels will be compiled again in the next process: ")
 
 
 def test_tensorrt_has_no_runtime_config(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
