@@ -4,14 +4,11 @@ The turns are what makes times comparable: what slows the machine for a while sl
 first changes from repeat to repeat.
 """
 
-import importlib.util
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,128 +16,30 @@ from numpy.typing import DTypeLike
 
 from uid.bench.ceiling import Ceiling
 from uid.bench.flops import picture_flops
+from uid.bench.lineup import (
+    ONNXRUNTIME,
+    ORACLE_WORDS,
+    PYTORCH,
+    Measurement,
+    Report,
+    Runner,
+    Size,
+    backend_runner,
+    default_size,
+    torch_runner,
+    usable_cores,
+)
+from uid.bench.oracle import Oracle, Terms
 from uid.bench.rows import Row, device, gpu_memory, gpus, versions
 from uid.bench.runners import Picture, Task
 from uid.bench.workers import Spec, Worker
-from uid.engines import Array, probe
-from uid.engines import report as backends_here
-from uid.errors import BackendError, InputError
+from uid.engines import Array
+from uid.errors import BackendError
 from uid.runtime.bundle import Bundle
 from uid.runtime.pixels import padded
 
-PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
+NOT_MEASURED = Ceiling(0.0, 0.0)
 PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
-
-Size = tuple[int, int]  # height and width in pixels
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Runner:
-    """What is timed, and what its library can do at most; the latter in a process of its own, for it takes memory."""
-
-    name: str
-    pictures: Spec
-    ceiling: Spec
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What is measured, and how often."""
-
-    bundle: Bundle
-    task: Task
-    runners: tuple[Runner, ...]
-    oracle: Runner  # whose pictures all others are held against
-    against: str  # what it is, in words
-    sizes: tuple[Size, ...]
-    steps: tuple[int, ...]
-    repeats: int = 7
-    warm_up: int = 2
-    dtype: DTypeLike = np.uint8  # of the pictures, as most come
-
-
-# -- who runs ---------------------------------------------------------------------------------------------------------
-
-
-def plan(
-    bundle: Bundle,
-    *,
-    checkpoint: Path | None,
-    backends: Sequence[str],
-    sizes: Sequence[Size],
-    steps: Sequence[int],
-    threads: int | None,
-    report: Report,
-    half: bool = False,
-    compiled: bool = False,
-    tile: int | None = None,
-    **more: Any,
-) -> Measurement:
-    """Which runners there are, and which of them is the oracle: PyTorch if it can be, or else ONNX Runtime on the CPU.
-
-    No ``backends``: all that work here. ``half`` adds PyTorch in float16, and ``compiled`` the last of these through
-    torch.compile. ``tile`` is the side of the tiles that pictures run in; None: whole. Raises ``BackendError`` for a
-    backend that was named and does not work, ``InputError`` for ``half`` or ``compiled`` without ``checkpoint`` and
-    ``tile`` with it.
-    """
-    if (half or compiled) and checkpoint is None:
-        raise InputError("--half and --compile need the PyTorch model: give --checkpoint, or leave them out")
-    if tile is not None and checkpoint is not None:
-        raise InputError("PyTorch runs pictures whole: leave --tile or --checkpoint out")
-    task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores(), tile)
-    runners = [backend_runner(name, task, bundle.precision) for name in working(backends)]
-    oracle, against = backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
-    if checkpoint is not None and importlib.util.find_spec("torch") is None:
-        report("pytorch left out: torch is not installed; pip install 'uid-runtime[export]'")
-    elif checkpoint is not None:
-        oracle, against = torch_runner(task, checkpoint), f"{PYTORCH}, fp32"
-        runners.append(oracle)
-        if half:
-            runners.append(torch_runner(task, checkpoint, half=True))
-        if compiled:
-            runners.append(torch_runner(task, checkpoint, half=half, compiled=True))
-    sizes, steps = tuple(sizes or [default_size(bundle)]), tuple(steps or [bundle.steps])
-    return Measurement(bundle, task, tuple(runners), oracle, against, sizes, steps, **more)
-
-
-def working(names: Sequence[str]) -> list[str]:
-    """The named backends, each of which must work; no names: those that do."""
-    if not names:
-        return [status.name for status in backends_here() if status.available]
-    for name in names:
-        status = probe(name)
-        if not status.available:
-            raise BackendError(status.detail)
-    return list(dict.fromkeys(names))
-
-
-def backend_runner(name: str, task: Task, precision: str) -> Runner:
-    """A bundle on a backend."""
-    ceiling = Spec(name, "uid.bench.ceiling:EngineCeiling", (name, task.threads, precision))
-    return Runner(name, Spec(name, "uid.bench.runners:EngineRunner", (task, name)), ceiling)
-
-
-def torch_runner(task: Task, checkpoint: Path, *, half: bool = False, compiled: bool = False) -> Runner:
-    """The reference."""
-    precise = f"{PYTORCH}-fp16" if half else PYTORCH
-    name = f"{precise}-compiled" if compiled else precise
-    pictures = Spec(name, "uid.bench.runners:TorchRunner", (task, checkpoint, half, compiled))
-    return Runner(name, pictures, Spec(precise, "uid.bench.ceiling:TorchCeiling", (task.threads, half)))
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_size(bundle: Bundle) -> Size:
-    """512 x 512, which Stable Diffusion 1.5 is made for, or the bundle's tile where that is smaller."""
-    side = min(512, bundle.tile)
-    return side, side
-
-
-# -- measuring --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -166,15 +65,17 @@ class Crew:
                 self.drop(name, error)
 
 
-def measure(measurement: Measurement, report: Report) -> list[Row]:
-    """Every size, number of steps and repeat by every runner. ``report`` is told what happens, and what fails.
+def measure(measurement: Measurement, report: Report) -> Iterator[Row]:
+    """Every size, number of steps and repeat by every runner, as they are made.
 
-    Raises ``BackendError`` when the oracle fails, without which no row could say whether it is right.
+    ``report`` is told what happens, and what fails. Raises ``BackendError`` when the oracle fails, without which no row
+    could say whether it is right.
     """
-    ceilings = measured_ceilings(measurement.runners, report)
+    ceilings = {runner.name: NOT_MEASURED for runner in measurement.runners}
+    if measurement.ceilings:
+        ceilings = measured_ceilings(measurement.runners, report)
     runners = tuple(runner for runner in measurement.runners if runner.name in ceilings)
     measurement = replace(measurement, runners=runners)
-    rows: list[Row] = []
     for size in measurement.sizes:
         image = sample_picture(*size, measurement.dtype)
         expected = oracle_pictures(measurement, image, report)
@@ -183,10 +84,10 @@ def measure(measurement: Measurement, report: Report) -> list[Row]:
             for steps in measurement.steps:
                 row = row_maker(measurement, ceilings, starts, expected[steps], size, steps)
                 for number in range(-measurement.warm_up, measurement.repeats):
-                    taken = list(crew.turn(number, image, steps))
-                    rows += [row(name, number, picture) for name, picture in taken if number >= 0]
+                    for name, picture in crew.turn(number, image, steps):
+                        if number >= 0:
+                            yield row(name, number, picture)
                 report(f"{size[0]}x{size[1]}, {steps} steps: {', '.join(crew.workers) or 'no runner left'}")
-    return rows
 
 
 def measured_ceilings(runners: Sequence[Runner], report: Report) -> dict[str, Ceiling]:
@@ -204,9 +105,35 @@ def measured_ceilings(runners: Sequence[Runner], report: Report) -> dict[str, Ce
 
 def oracle_pictures(measurement: Measurement, image: Array, report: Report) -> dict[int, Array]:
     """What every picture should be, by the number of steps."""
+    if isinstance(measurement.oracle, Oracle):
+        return dict.fromkeys(measurement.steps, measurement.oracle.image)
     report(f"{measurement.against}: pictures to compare with")
     with Worker(measurement.oracle.pictures) as worker:
         return {steps: worker.call("run", image, steps).image for steps in measurement.steps}
+
+
+def bundle_oracle(bundle: Bundle, size: Size | None, steps: int | None, threads: int | None) -> Oracle:
+    """The bundle's picture by ONNX Runtime on the CPU."""
+    task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores())
+    runner, against = backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
+    return made_by(runner, task, against, size or default_size(bundle), steps or bundle.steps)
+
+
+def checkpoint_oracle(checkpoint: Path, size: Size | None, steps: int | None, threads: int | None) -> Oracle:
+    """The checkpoint's picture by PyTorch in float32."""
+    from uid.reference.checkpoint import read_index
+
+    index = read_index(checkpoint)
+    task = Task(checkpoint, index["guidance"], 0, threads or usable_cores())
+    runner, side = torch_runner(PYTORCH, task, checkpoint), min(512, index["tile"])
+    return made_by(runner, task, ORACLE_WORDS, size or (side, side), steps or index["steps"])
+
+
+def made_by(runner: Runner, task: Task, against: str, size: Size, steps: int) -> Oracle:
+    """A runner's picture, in a process of its own."""
+    with Worker(runner.pictures) as worker:
+        image = worker.call("run", sample_picture(*size), steps).image
+    return Oracle(image, against, Terms(*size, steps, task.guidance, task.seed))
 
 
 @dataclass(frozen=True)
@@ -265,6 +192,7 @@ def row_maker(
             load_seconds=starts[name].load_seconds,
             peak_bytes=picture.peak_bytes,
             gpu_bytes=starts[name].gpu_bytes,
+            captured=picture.captured,
             flops=flops,
             flop_ceiling=ceilings[name].flops,
             copy_ceiling=ceilings[name].copy,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uid import __version__
 from uid.engines import wheels
 from uid.engines.tensorrt import MODULES
-from uid.errors import InputError
+from uid.errors import InputError, OutputError
 from uid.runtime.files import written_whole
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Row:
     load_seconds: float  # from the start of the process to the first picture, less what that picture takes afterwards
     peak_bytes: int  # the largest resident set of the process so far
     flops: int  # of the picture run whole, counted from the bundle's graphs
-    flop_ceiling: float  # FLOP/s of a large matrix product by the same library with the same threads
+    flop_ceiling: float  # FLOP/s of a large matrix product by the same library with the same threads; 0: not measured
     copy_ceiling: float  # bytes read and written a second by a large copy of the same kind
     psnr: float  # dB against the picture of ``against``, at most 100
     max_difference: float  # from it, of 1.0
@@ -57,6 +57,7 @@ class Row:
     versions: dict[str, str]
     tile: int | None = None  # side of the tiles that it was run in, pixels; None: whole
     gpu_bytes: int = 0  # of the GPUs' memory that the runner's process took: its context, weights, buffers and graph
+    captured: bool = False  # whether the backend ran the picture in one piece, as one CUDA graph
 
 
 # -- what a row states ------------------------------------------------------------------------------------------------
@@ -125,6 +126,26 @@ def write_rows(path: Path, rows: Iterable[Any], common: Mapping[str, Any] | None
     lines = [json.dumps({**asdict(row), **(common or {})}, allow_nan=False) + "\n" for row in rows]
     with written_whole(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+
+
+class RowFile:
+    """JSON Lines that grow row by row, so that a run that is cut off keeps what it measured.
+
+    The first row takes the place of what the file held.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.mode = path, "w"
+
+    def add(self, row: Any) -> None:
+        """Write a row to the disk. Raises ``OutputError`` where that cannot be done."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open(self.mode, encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.mode = "a"
 
 
 def read_rows(path: Path) -> list[Row]:

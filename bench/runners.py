@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uid.bench.workers import peak_memory
-from uid.engines import Array
+from uid.engines import Array, BackendStatus, probe
 from uid.engines.garbage import no_collection
 from uid.runtime.pixels import like, pad, padded, planes, to_float
 
@@ -36,6 +36,7 @@ class Picture:
     seconds: float  # all of it, by the wall clock
     stages: dict[str, float]  # seconds of prepare, step (all of the steps) and finish
     peak_bytes: int  # of the process so far
+    captured: bool = False  # whether it was run in one piece
 
 
 class EngineRunner:
@@ -57,16 +58,35 @@ class EngineRunner:
         started = time.perf_counter()
         result = self.pipeline(image, options)
         seconds = time.perf_counter() - started
-        return Picture(result.image, seconds, result.seconds, peak_memory())
+        return Picture(result.image, seconds, result.seconds, peak_memory(), result.captured)
+
+
+class Trial:
+    """Whether a backend works here, asked in a process of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def status(self) -> BackendStatus:
+        """The answer."""
+        return probe(self.name)
 
 
 class TorchRunner:
     """The PyTorch reference, in float32 or float16, on the GPU where torch has one.
 
+    ``channels_last``: weights of convolutions, and with them what they compute, in the order that tensor cores read.
     Not yet run on a GPU.
     """
 
-    def __init__(self, task: Task, checkpoint: Path, half: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        checkpoint: Path,
+        half: bool = False,
+        compiled: bool = False,
+        channels_last: bool = False,
+    ) -> None:
         import torch
 
         from uid.command import quieten_libraries
@@ -80,6 +100,9 @@ class TorchRunner:
         self.model = load(checkpoint)
         if half:  # as an fp16 bundle: latents, guidance and the DDIM update stay float32
             self.model.half()
+        if channels_last:
+            module: Any = self.model  # torch's annotations of ``to`` leave this out
+            module.to(memory_format=torch.channels_last)
         with torch.inference_mode():
             self.prompts = self.model.prompts(SHARP_PROMPT)  # a bundle holds them ready-made too
         self.move("cuda" if torch.cuda.is_available() else "cpu")

@@ -29,6 +29,11 @@ def _size(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> 
     return tuple(dict.fromkeys(sizes))
 
 
+def _one_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """The same of one."""
+    return None if value is None else _size(ctx, param, [value])[0]
+
+
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, shown in this order."""
 
@@ -51,20 +56,31 @@ SIZES = click.option(
     metavar="HxW",
     help="Of the picture; repeat for more.  Default: 512x512, or the bundle's tile.",
 )
-OUTPUT_ROWS = click.option("-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture.")
+OUTPUT_ROWS = click.option(
+    "-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture, written as it is made."
+)
+CHECKPOINT = click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="What the bundle was exported from: PyTorch runs too, and every picture is held against its.",
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  Default: every core that may be used."
+)
 RUNS = _options(
     MODEL,
+    CHECKPOINT,
     click.option(
-        "--checkpoint",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        metavar="FOLDER",
-        help="What the bundle was exported from: PyTorch runs too, and every picture is held against its.",
-    ),
-    click.option(
-        "--backend", "backends", multiple=True, metavar="NAME", help="Repeat for more.  Default: all that work here."
+        "--backend",
+        "backends",
+        multiple=True,
+        metavar="NAME",
+        help="Repeat for more; with --checkpoint also pytorch-fp16, pytorch-fp16-channels-last, pytorch-compiled and "
+        "pytorch-fp16-compiled (which takes minutes).  Default: all that work here.",
     ),
     SIZES,
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  Default: every core that may be used."),
+    THREADS,
     OUTPUT_ROWS,
 )
 STEPS = click.option(
@@ -77,15 +93,6 @@ REPEATS = _options(
     click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Pictures that count."),
     click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Pictures before them."),
 )
-REFERENCES = _options(
-    click.option("--half", is_flag=True, help="With --checkpoint: PyTorch in float16 too, which is for a GPU."),
-    click.option(
-        "--compile",
-        "compiled",
-        is_flag=True,
-        help="With --checkpoint: PyTorch through torch.compile too, in float16 with --half, which takes minutes.",
-    ),
-)
 TILE = click.option(
     "--tile", type=click.IntRange(min=1), help="Run pictures in tiles of this side, as `uid-run` does.  Default: whole."
 )
@@ -96,7 +103,20 @@ PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="
 @RUNS
 @STEPS
 @REPEATS
-@REFERENCES
+@click.option(
+    "--oracle",
+    type=OUTPUT,
+    metavar="FILE.npz",
+    help="Hold every picture against this one, of `uid-bench oracle`; then only what --backend names runs.",
+)
+@click.option(
+    "--no-ceilings",
+    "ceilings",
+    flag_value=False,
+    type=bool,
+    default=True,
+    help="Do not measure what each library can do at most, which takes a backend that builds engines a minute.",
+)
 @click.option("--csv", "table", type=OUTPUT, metavar="FILE.csv", help="The same rows as a table.")
 @PLOT
 @click.option(
@@ -115,11 +135,44 @@ def latency(process: bool, table: Path | None, plotted: Path | None, output: Pat
             if plotted is not None:
                 raise click.UsageError("--process draws no plot; leave --plot out")
             rows = _starts(values)
+            _write(rows, output, table)
         else:
-            rows = _measured(**values)
-        _write(rows, output, table)
-        if not process:
+            rows = _measured(output, **values)
+            _write(rows, None, table)
             _show(rows, plotted)
+
+
+@click.command()
+@MODEL
+@CHECKPOINT
+@click.option(
+    "--size", callback=_one_size, metavar="HxW", help="Of the picture.  Default: 512x512, or the model's tile."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Denoising steps.  Default: the model's.")
+@THREADS
+@click.option("-o", "--output", required=True, type=OUTPUT, metavar="FILE.npz", help="What to write.")
+def oracle(
+    model: Path | None,
+    checkpoint: Path | None,
+    size: tuple[int, int] | None,
+    steps: int | None,
+    threads: int | None,
+    output: Path,
+) -> None:
+    """Keep the picture that others are held against, for `uid-bench latency --oracle`.
+
+    It is that of --checkpoint by PyTorch in float32, or else that of the bundle by ONNX Runtime on the CPU.
+    """
+    with plain_errors("bench"):
+        from uid.bench.latency import bundle_oracle, checkpoint_oracle
+
+        quieten_libraries()
+        if checkpoint is None:
+            made = bundle_oracle(_bundle(model), size, steps, threads)
+        else:
+            made = checkpoint_oracle(checkpoint, size, steps, threads)
+        made.write(output)
+    click.echo(f"wrote {output}: {made.terms}, by {made.against}")
 
 
 @click.command()
@@ -130,8 +183,7 @@ def memory(output: Path | None, **values: Any) -> None:
     with plain_errors("bench"):
         from uid.bench.summary import summarise
 
-        rows = _measured(**values, steps=(1,), repeats=1, warm_up=0)
-        _write(rows, output)
+        rows = _measured(output, **values, steps=(1,), repeats=1, warm_up=0)
         lines = summarise(rows)
         for line in lines:
             click.echo(f"{line.runner}, {line.height}x{line.width}: {line.peak_bytes / 1e6:.0f} MB at its peak")
@@ -144,7 +196,6 @@ def memory(output: Path | None, **values: Any) -> None:
 @RUNS
 @STEPS
 @REPEATS
-@REFERENCES
 @TILE
 @PLOT
 def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:
@@ -152,8 +203,7 @@ def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:
     with plain_errors("bench"):
         from uid.bench.summary import grouped
 
-        rows = _measured(**values)
-        _write(rows, output)
+        rows = _measured(output, **values)
         lines = _show(rows, plotted)
         for name, group in _by_runner(lines):
             for (height, width), same in grouped(group, lambda line: (line.height, line.width)).items():
@@ -181,8 +231,7 @@ def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
         sound = True
         if values["checkpoint"] is not None:
             sound = _components(values)
-        rows = _measured(**values, repeats=1, warm_up=0, dtype=np.float32)
-        _write(rows, output)
+        rows = _measured(output, **values, repeats=1, warm_up=0, dtype=np.float32)
         for line in summarise(rows):
             sound &= line.sound
             click.echo(
@@ -211,7 +260,7 @@ def host(
         from statistics import median
 
         from uid.bench.host import measure
-        from uid.bench.latency import default_size
+        from uid.bench.lineup import default_size
         from uid.bench.summary import grouped
 
         bundle = _bundle(model)
@@ -282,9 +331,14 @@ def _bundle(model: Path | None) -> "Bundle":
     return read_bundle(model or built_in())
 
 
-def _measured(model: Path | None, **values: Any) -> "list[Row]":
-    """Rows; what happens meanwhile goes to standard error. Raises ``BackendError`` when no runner gave any."""
-    from uid.bench.latency import measure, plan
+def _measured(output: Path | None, model: Path | None, **values: Any) -> "list[Row]":
+    """Rows, each in the file as soon as it is made; what happens meanwhile goes to standard error.
+
+    Raises ``BackendError`` when no runner gave any.
+    """
+    from uid.bench.latency import measure
+    from uid.bench.lineup import plan
+    from uid.bench.rows import RowFile
     from uid.errors import BackendError
 
     quieten_libraries()
@@ -292,7 +346,11 @@ def _measured(model: Path | None, **values: Any) -> "list[Row]":
     def tell(line: str) -> None:
         click.echo(line, err=True)
 
-    rows = measure(plan(_bundle(model), report=tell, **values), tell)
+    file, rows = RowFile(output) if output else None, []
+    for row in measure(plan(_bundle(model), report=tell, **values), tell):
+        rows.append(row)
+        if file is not None:
+            file.add(row)
     if not rows:
         raise BackendError("no runner made a picture; what is above says why")
     return rows
@@ -302,7 +360,7 @@ def _starts(values: dict[str, Any]) -> list[Any]:
     """Rows of whole processes, and the medians of their stages."""
     from statistics import median
 
-    from uid.bench.latency import PYTORCH, default_size, usable_cores, working
+    from uid.bench.lineup import PYTORCH, default_size, usable_cores, working
     from uid.bench.startup import starts
 
     bundle, checkpoint = _bundle(values["model"]), values["checkpoint"]
@@ -324,7 +382,7 @@ def _starts(values: dict[str, Any]) -> list[Any]:
 
 def _components(values: dict[str, Any]) -> bool:
     """Print the parity of every component; whether all are within the export's tolerance."""
-    from uid.bench.latency import usable_cores, working
+    from uid.bench.lineup import usable_cores, working
     from uid.bench.parity import component_parities
 
     quieten_libraries()
@@ -389,4 +447,4 @@ def _all(rows: "Sequence[Row]", what: str) -> str:
     return " and ".join(dict.fromkeys(str(getattr(row, what)) for row in rows))
 
 
-COMMANDS = (latency, memory, scaling, host, parity, compare, report)
+COMMANDS = (latency, oracle, memory, scaling, host, parity, compare, report)

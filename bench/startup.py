@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from uid.bench.latency import PYTORCH, Size, sample_picture
+from uid.bench.latency import sample_picture
+from uid.bench.lineup import PYTORCH, Size
 from uid.bench.rows import device, versions, write_png
 from uid.engines import Array
 from uid.errors import BackendError

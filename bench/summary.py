@@ -50,9 +50,9 @@ class Summary:
         return self.step / self.steps
 
     @property
-    def of_ceiling(self) -> float:
-        """Share of the matrix product's rate, 0 to 1."""
-        return self.flop_rate / self.flop_ceiling
+    def of_ceiling(self) -> float | None:
+        """Share of the matrix product's rate, 0 to 1; None where that was not measured."""
+        return self.flop_rate / self.flop_ceiling if self.flop_ceiling else None
 
     @property
     def sound(self) -> bool:

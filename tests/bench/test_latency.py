@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uid.bench.cli import main
 from uid.bench.flops import component_flops, picture_flops
-from uid.bench.latency import Crew, Runner, agreement, measure, plan, sample_picture
-from uid.bench.rows import gpu_memory, gpus, write_png
+from uid.bench.latency import Crew, agreement, measure, sample_picture
+from uid.bench.lineup import Measurement, Runner, plan
+from uid.bench.oracle import Oracle, Terms
+from uid.bench.rows import gpu_memory, gpus, read_rows, write_png
 from uid.bench.runners import EngineRunner, Task, TorchRunner
 from uid.bench.startup import reference
 from uid.bench.summary import summarise
@@ -112,7 +115,7 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
         return Runner(name, Spec(name, f"{served}:{factory}", arguments), engine.ceiling)
 
     extra = (other("wrong", "Wrong"), other("crashing", "Crashing"), other("unable", "unable"))
-    rows = measure(replace(measurement, runners=(engine, *extra, reference)), said.append)
+    rows = list(measure(replace(measurement, runners=(engine, *extra, reference)), said.append))
 
     # Two pictures to load, one to warm up; the next one crashes. Who goes first changes.
     order = ["onnxruntime", "wrong", "pytorch", "wrong", "pytorch", "onnxruntime"]
@@ -173,28 +176,40 @@ def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_chec
         runner.run(sample_picture(16, 24), 3)
 
 
-def test_float16_and_compiled_runners_are_named(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    def names(**flags: bool) -> list[str]:
-        settings = {"backends": ["onnxruntime"], "sizes": [], "steps": [], "threads": 1, "report": print}
-        measurement = plan(read_bundle(tiny_bundle), checkpoint=tiny_checkpoint, **settings, **flags)  # type: ignore[arg-type]
-        assert measurement.oracle.name == "pytorch"
-        return [runner.name for runner in measurement.runners[1:]]
+def test_the_reference_with_channels_last_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
+    plain, last = (TorchRunner(task, tiny_checkpoint, channels_last=last) for last in (False, True))
+    weight = last.model.step.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    image = sample_picture(16, 24, np.float32)
+    psnr, _ = agreement(last.run(image, 3).image, plain.run(image, 3).image)
+    assert psnr > 90.0
 
-    assert names() == ["pytorch"]
-    assert names(compiled=True) == ["pytorch", "pytorch-compiled"]
-    assert names(half=True) == ["pytorch", "pytorch-fp16"]
-    assert names(half=True, compiled=True) == ["pytorch", "pytorch-fp16", "pytorch-fp16-compiled"]
-    with pytest.raises(InputError, match="--half and --compile need the PyTorch model: give --checkpoint"):
-        plan(
-            read_bundle(tiny_bundle),
-            checkpoint=None,
-            backends=[],
-            sizes=[],
-            steps=[],
-            threads=1,
-            report=print,
-            half=True,
-        )
+
+def test_runners_are_those_that_are_named(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    made_on = Terms(16, 24, 2, 7.5, 0)
+    Oracle(sample_picture(16, 24), "someone", made_on).write(tmp_path / "oracle.npz")
+
+    def planned(*backends: str, **more: Any) -> Measurement:
+        settings = {"checkpoint": tiny_checkpoint, "sizes": [(16, 24)], "steps": [2], "threads": 1, "report": print}
+        return plan(read_bundle(tiny_bundle), backends=backends, **{**settings, **more})
+
+    def names(*backends: str, **more: Any) -> list[str]:
+        return [runner.name for runner in planned(*backends, **more).runners]
+
+    kept = {"oracle": tmp_path / "oracle.npz"}
+    assert names("onnxruntime") == ["onnxruntime", "pytorch"]
+    assert names("onnxruntime", "pytorch-fp16") == ["onnxruntime", "pytorch", "pytorch-fp16"]
+    assert names("pytorch-fp16-channels-last", **kept) == ["pytorch-fp16-channels-last"]
+    assert planned("onnxruntime", **kept).against == "someone"
+    with pytest.raises(InputError, match="pytorch-fp16 needs the PyTorch model: give --checkpoint"):
+        names("pytorch-fp16", checkpoint=None)
+    with pytest.raises(InputError, match=r"of 16x24, 2 steps, guidance 7\.5, seed 0; this run makes 16x24, 3 steps"):
+        names("onnxruntime", steps=[3], **kept)
+    (tmp_path / "oracle.npz").write_bytes(b"PK")
+    with pytest.raises(InputError, match="expected what `uid-bench oracle -o` writes"):
+        names("onnxruntime", **kept)
 
 
 def test_the_drivers_word_on_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +282,41 @@ def test_latency_writes_rows_table_and_plot(tiny_bundle: Path, tmp_path: Path) -
     assert [json.loads(line)["against"] for line in rows.read_text().splitlines()] == 2 * ["onnxruntime, fp32 bundle"]
     assert len(table.read_text().splitlines()) == 3
     assert cv2.imread(str(picture)) is not None
+
+
+def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("of an earlier run\n")
+    words = [sys.executable, "-m", "uid.bench.cli", "latency", "-m", str(tiny_bundle), "--backend", "onnxruntime"]
+    words += ["--no-ceilings", "--size", "16", "--threads", "1", "--repeats", "100000", "--steps", "1", "-o", str(rows)]
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60.0
+    while len(rows.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    found = read_rows(rows)
+    assert [row.repeat for row in found] == list(range(len(found)))
+    assert {row.flop_ceiling for row in found} == {0.0}
+
+
+def test_a_kept_oracle_is_what_pictures_are_held_against(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    oracle, rows = tmp_path / "oracle.npz", tmp_path / "rows.jsonl"
+    common = ["--checkpoint", str(tiny_checkpoint), "--size", "16x24", "--steps", "2"]
+    result = CliRunner().invoke(main, ["oracle", *common, "-o", str(oracle)], catch_exceptions=False)
+    assert result.output == f"wrote {oracle}: 16x24, 2 steps, guidance 7.5, seed 0, by pytorch, fp32\n"
+    words = ["latency", "-m", str(tiny_bundle), *common, "--oracle", str(oracle), "--backend", "onnxruntime"]
+    words += ["--no-ceilings", "--repeats", "1", "--warm-up", "0", "-o", str(rows)]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert "of product" in result.output
+    assert "Matrix product" not in result.output
+    (row,) = read_rows(rows)
+    assert (row.runner, row.against, row.captured) == ("onnxruntime", "pytorch, fp32", False)
+    assert row.psnr > 60.0
 
 
 def test_memory_and_parity_are_views_of_the_same(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
