@@ -4,7 +4,7 @@ What a backend makes of the portable graphs, beside what it makes of those that 
 """
 
 import json
-import os
+import shutil
 from pathlib import Path
 
 import click
@@ -15,7 +15,7 @@ from uid.runtime.files import folder_written_whole
 
 
 def write_portable(source: Path, destination: Path) -> dict[str, list[str]]:
-    """Write the copy, whose files are links to the bundle's; returns the variants left out, by component."""
+    """Write the copy; returns the variants left out, by component."""
     manifest = read_manifest(source)
     left_out = {name: entry.pop("variants", {}) for name, entry in manifest["components"].items()}
     files = {file for variants in left_out.values() for file in variants.values()}
@@ -23,7 +23,7 @@ def write_portable(source: Path, destination: Path) -> dict[str, list[str]]:
     manifest["name"] += "-plain"
     with folder_written_whole(destination) as folder:
         for name in manifest["files"]:
-            os.link(source / name, folder / name)
+            shutil.copyfile(source / name, folder / name)  # onnx refuses weights that have two links
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {name: list(variants) for name, variants in left_out.items() if variants}
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from uid.bench.flops import picture_flops
 from uid.bench.hardware import proof, rehearsal
 from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Call, Command, Plan, Scale
 from uid.bench.hardware.portable import write_portable
@@ -176,7 +177,7 @@ def test_a_portable_copy_has_the_same_graphs_without_their_variants(tiny_bundle:
     assert bundle.components["step"].variants
     assert not any(component.variants for component in copy.components.values())
     assert (copy.name, copy.components.keys()) == ("tiny-plain", bundle.components.keys())
-    assert (copy.folder / "step.onnx").samefile(bundle.folder / "step.onnx")
+    assert picture_flops(copy, 16, 16, 1) == picture_flops(bundle, 16, 16, 1)  # which reads graphs and weights
     assert not (copy.folder / "step.onnxruntime.onnx").exists()
 
 
