@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from uid.engines.onnxruntime import ONNXRUNTIME, create_cpu
 from uid.export import validate
 from uid.export.attention import fuse_attention
 from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declare, modes
+from uid.export.fusion import ONNXRUNTIME_CUDA, fuse_for_cuda
+from uid.export.meaning import expand, unknown_operators
 from uid.export.onnx import WeightStore, store_weights, to_onnx
 from uid.reference import checkpoint
 from uid.reference.model import UIDDiff
@@ -26,6 +28,7 @@ from uid.runtime.plan import BATCH
 
 WEIGHTS = "weights.bin"
 CONSTANTS = "constants.safetensors"
+EXPANDED = "expanded.onnx"  # while it is checked: beside the weights
 SCHEDULE_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -97,7 +100,7 @@ def write(
     dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
     constants = {f"prompt.{name}": tensor.to(dtype).contiguous() for name, tensor in prompts.items()}
     (folder / CONSTANTS).write_bytes(save(constants))
-    variants = write_graphs(components, folder, model.size_multiple, report)
+    variants = write_graphs(components, folder, precision, model.size_multiple, report)
     declarations = [replace(c.declaration, variants=variants[c.declaration.name]) for c in components]
     manifest = {
         "schema": SCHEMA,
@@ -133,13 +136,10 @@ def prompts_of(model: UIDDiff, prompt: str, both: bool) -> torch.Tensor:
 
 
 def write_graphs(
-    components: list[ExportComponent], folder: Path, size_multiple: int, report: Report
+    components: list[ExportComponent], folder: Path, precision: str, size_multiple: int, report: Report
 ) -> dict[str, dict[str, str]]:
-    """Write one ONNX graph per component, and the weights that they share; returns each one's variants.
-
-    Steps get one for ONNX Runtime, where there is attention in them: the others gain nothing by it.
-    """
-    variants: dict[str, dict[str, str]] = {component.declaration.name: {} for component in components}
+    """Write one ONNX graph per component, its variants, and the weights that all share; returns each one's variants."""
+    variants: dict[str, dict[str, str]] = {}
     with WeightStore(folder / WEIGHTS) as store:
         for component in components:
             declaration = component.declaration
@@ -147,11 +147,30 @@ def write_graphs(
             graph = to_onnx(component, size_multiple)
             store_weights(graph, store)
             ir.save(graph, folder / declaration.file)
-            if declaration.stage in STEPS and fuse_attention(graph):
-                variants[declaration.name][ONNXRUNTIME] = f"{declaration.name}.{ONNXRUNTIME}.onnx"
-                ir.save(graph, folder / variants[declaration.name][ONNXRUNTIME])
+            variants[declaration.name] = write_variants(declaration, graph, folder, precision, report)
             del graph
             gc.collect()
+    return variants
+
+
+def write_variants(
+    declaration: Component, graph: ir.Model, folder: Path, precision: str, report: Report
+) -> dict[str, str]:
+    """Write what some backends take in place of a component's portable graph, which is used up; returns their files.
+
+    Steps get one for ONNX Runtime, where there is attention in them: the others gain nothing by it. In float16, what
+    has convolutions and normalisations gets one for ONNX Runtime on CUDA, if all of it can be checked here.
+    """
+    variants = {}
+    if declaration.stage in STEPS and fuse_attention(graph):
+        variants[ONNXRUNTIME] = f"{declaration.name}.{ONNXRUNTIME}.onnx"
+        ir.save(graph, folder / variants[ONNXRUNTIME])
+    if precision == "fp16" and (fused := fuse_for_cuda(graph)) is not None:
+        if unknown := unknown_operators(fused):
+            report(f"{declaration.name}: no variant for {ONNXRUNTIME_CUDA}, since nothing here checks {unknown}")
+        else:
+            variants[ONNXRUNTIME_CUDA] = f"{declaration.name}.{ONNXRUNTIME_CUDA}.onnx"
+            ir.save(fused, folder / variants[ONNXRUNTIME_CUDA])
     return variants
 
 
@@ -170,9 +189,18 @@ def entry(component: Component) -> dict[str, Any]:
     }
 
 
-def files_of(component: Component) -> list[str]:
-    """A component's graphs: the portable one and its variants."""
-    return [component.file, *component.variants.values()]
+def checkable_graphs(folder: Path, component: Component) -> Iterator[tuple[str, Path]]:
+    """A component's graphs, the portable one and its variants: each one's name, and what a CPU runs for it."""
+    yield component.file, folder / component.file
+    for backend, file in component.variants.items():
+        if backend == ONNXRUNTIME_CUDA:
+            graph = ir.load(folder / file)
+            expand(graph)
+            ir.save(graph, folder / EXPANDED)
+            yield f"{file}, in standard operators", folder / EXPANDED
+            (folder / EXPANDED).unlink()
+        else:
+            yield file, folder / file
 
 
 def compare(
@@ -186,12 +214,12 @@ def compare(
     bundle, backend = read_bundle(folder), create_cpu(None)
     backend.keeps = False  # a bundle travels, what is kept for this processor should not
     parities = []
-    files = [(declaration, file) for declaration in declarations for file in files_of(declaration)]
-    for declaration, file in files:
-        engine = backend.load(folder / file)
+    graphs = ((component, *graph) for component in declarations for graph in checkable_graphs(folder, component))
+    for declaration, name, path in graphs:
+        engine = backend.load(path)
         tolerance = validate.TOLERANCES[bundle.precision]
         parity = validate.check_component(backend, engine, declaration, cases[declaration.name], tolerance)
-        report(f"{file}: differs from PyTorch by {parity.error:.1e} of its largest value")
+        report(f"{name}: differs from PyTorch by {parity.error:.1e} of its largest value")
         parities.append(parity)
         del engine
         gc.collect()

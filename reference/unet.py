@@ -121,12 +121,12 @@ def transformed(module: Transformer2DModel, x: Tensor, prompt: Tensor, f_b: Tens
     linear = module.config.use_linear_projection
     y = module.norm(x)
     y = y if linear else module.proj_in(y)
-    y = y.flatten(2).transpose(1, 2)
+    y = y.permute(0, 2, 3, 1).flatten(1, 2)
     y = module.proj_in(y) if linear else y
     for block in module.transformer_blocks:
         y = attended(block, y, prompt, f_b)
     y = module.proj_out(y) if linear else y
-    y = y.transpose(1, 2).unflatten(2, (height, width))
+    y = y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
     y = y if linear else module.proj_out(y)
     return y + like(x, y)
 
