@@ -82,7 +82,7 @@ BACKENDS = {
         "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
     ),
     "onnxruntime-cuda": BackendEntry(
-        "uid.engines.onnxruntime:create_cuda",
+        "uid.engines.onnxruntime_cuda:create_cuda",
         ("onnxruntime-gpu",),
         "pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'; needs an NVIDIA GPU and driver",
     ),

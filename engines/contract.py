@@ -28,7 +28,10 @@ Progress = Callable[[int], None]
 Seconds = dict[str, float]
 """By stage: prepare, step (all of the steps), finish."""
 Replay = Callable[[Progress], Seconds]
-"""Runs a picture's work, and returns when it is done with what each stage took."""
+"""Runs a picture's work, and returns when it is done with what each stage took.
+
+It is captured in CUDA graphs, unless the object has an attribute ``captured`` that is false.
+"""
 Report = Callable[[str], None]
 """Told, line by line, what takes long and why."""
 
@@ -103,6 +106,8 @@ class Work:
 
 class OneByOne:
     """A ``Replay`` that runs launches one by one, and reports each step."""
+
+    captured = False
 
     def __init__(self, work: Work, wait: Callable[[], None] = lambda: None) -> None:
         """``wait``: what returns when a launch is done, where launches themselves return before."""

@@ -1,8 +1,8 @@
-"""ONNX Runtime, on the CPU or on CUDA through onnxruntime-gpu.
+"""ONNX Runtime on the CPU.
 
-On the CPU a component's graph is kept in the bundle's engine folder as ONNX Runtime optimised it for the processor
-here, its weights in float32 and in the order that convolutions read them in. Loading it maps a file: weights are
-neither cast nor copied, and stay in the page cache, which all processes share.
+A component's graph is kept in the bundle's engine folder as ONNX Runtime optimised it for the processor here, its
+weights in float32 and in the order that convolutions read them in. Loading it maps a file: weights are neither cast nor
+copied, and stay in the page cache, which all processes share.
 """
 
 import ctypes
@@ -11,8 +11,8 @@ import json
 import mmap
 import platform
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,26 @@ import numpy as np
 import onnxruntime as ort
 
 from uid import __version__
-from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, TensorSpec, check_bindings
-from uid.engines.nvidia_libraries import preload
+from uid.engines.contract import Array, Backend, Buffer, Engine, Launch, check_bindings
+from uid.engines.onnxruntime_session import inputs_of, memory_errors, open_session, outputs_of, session_options
 from uid.engines.storage import default_folder, remove, remove_earlier, short_hash, writing
-from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
+from uid.errors import BundleError, OutputError
 from uid.runtime.bundle import MANIFEST, Bundle, Component, sha256, verify_files
 from uid.runtime.files import folder_written_whole
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# CUDA: each run goes on the session's own stream and ends by waiting for it, as each copy does, so nothing is captured.
-# TF32 is on by default; without it, float32 is float32.
-OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(uint8)": np.uint8,
-}
-# ONNX Runtime's errors have no class for it: its own, the C++ library's and CUDA's words tell.
-ONNXRUNTIME = "onnxruntime"  # the library that a component's variant may be for
+PROVIDER = "CPUExecutionProvider"
+ONNXRUNTIME = "onnxruntime"  # the backend's name, and the library that a component's variant may be for
 LARGE = 1 << 28  # bytes of weights from which on filling them in again is little beside computing with them
 GRAPH, WEIGHTS, SUMS = "graph.onnx", "weights.bin", "sha256.json"  # of a kept component
-NO_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory")
 
 
 class OrtBuffer(Buffer):
-    """An ``OrtValue`` on the CPU or on the GPU."""
+    """An ``OrtValue``."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, dtype
         with memory_errors(f"a buffer of {dtype}{list(shape)}"):
-            self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type, device, 0)
+            self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type)
 
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
@@ -68,8 +57,7 @@ class OrtEngine(Engine):
 
     def __init__(self, session: ort.InferenceSession, weights: Path | None = None) -> None:
         self.session, self.weights = session, weights
-        self.inputs = {node.name: spec_of(node) for node in session.get_inputs()}
-        self.outputs = {node.name: spec_of(node) for node in session.get_outputs()}
+        self.inputs, self.outputs = inputs_of(session), outputs_of(session)
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """Bind a buffer to every input and output by name; returns the launch."""
@@ -93,41 +81,29 @@ class OrtEngine(Engine):
 
 
 class OrtBackend(Backend):
-    """ONNX Runtime on ``device`` ("cpu" or "cuda")."""
+    """ONNX Runtime on the CPU, with this many threads (None: one per core)."""
 
-    def __init__(self, name: str, device: str, threads: int | None) -> None:
+    name = ONNXRUNTIME
+
+    def __init__(self, threads: int | None) -> None:
         super().__init__()
-        self.name, self.device = name, device
-        self.uint8_pixels = device != "cpu"  # a quarter of the bytes over the bus
-        self.new_sizes_cost = device != "cpu"  # cuDNN looks for the fastest convolutions at each
         self.threads = threads
-        self.keeps = device == "cpu"  # whether what is optimised is kept for the next process
+        self.keeps = True  # whether what is optimised is kept for the next process
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> OrtBuffer:
-        """A new buffer on the backend's device."""
-        return OrtBuffer(shape, dtype, self.device)
+        """A new buffer in the host's memory."""
+        return OrtBuffer(shape, dtype)
 
     def options(self) -> ort.SessionOptions:
-        """How sessions are made and run."""
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        # Denormals cost hundreds of cycles each and carry nothing at float32.
-        options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        if self.device == "cpu":
-            # Weights stored in 8 bits are made floats once, at loading, and not in every run.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-            # Scratch memory is one for all sessions, which run one after another, and is not planned ahead: the plan
-            # comes after the first run and doubles what that one took.
-            share_scratch_memory()
-            options.add_session_config_entry("session.use_env_allocators", "1")
-            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-            options.enable_mem_pattern = False
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        """How sessions are made and run: their scratch memory is one, since they run one after another."""
+        share_scratch_memory()
+        options = session_options(self.threads)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         return options
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtEngine:
-        """Load a component; on the CPU as it is kept, which is made when first needed."""
+        """Load a component as it is kept, which is made when first needed."""
         source = bundle.folder / component.variants.get(ONNXRUNTIME, component.file)
         if not self.keeps:
             return self.load(source)
@@ -188,20 +164,8 @@ class OrtBackend(Backend):
         remove_earlier(path)
 
     def load(self, path: Path, options: ort.SessionOptions | None = None) -> OrtEngine:
-        """Create a session; raises ``BackendError`` if the asked-for provider is not the one that loaded."""
-        provider = PROVIDERS[self.device]
-        try:
-            session = ort.InferenceSession(
-                str(path), options or self.options(), providers=[provider], provider_options=[OPTIONS[self.device]]
-            )
-        except Exception as error:  # its exceptions share no base class
-            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
-        if provider not in session.get_providers():
-            raise BackendError(
-                f"ONNX Runtime loaded {session.get_providers()} where {provider} was asked for: CUDA or cuDNN could "
-                "not be loaded. Install them with pip install 'onnxruntime-gpu[cuda,cudnn]', or use another --backend"
-            )
-        return OrtEngine(session)
+        """Create a session of the graph at ``path``."""
+        return OrtEngine(open_session(path, options or self.options(), PROVIDER, {}))
 
 
 def release(path: Path) -> None:
@@ -240,29 +204,7 @@ def share_scratch_memory() -> None:
 
 def create_cpu(threads: int | None) -> OrtBackend:
     """ONNX Runtime on the CPU."""
-    return OrtBackend("onnxruntime", "cpu", threads)
-
-
-def create_cuda(threads: int | None) -> OrtBackend:
-    """ONNX Runtime on CUDA; raises ``BackendError`` where this build of onnxruntime has no CUDA provider."""
-    if PROVIDERS["cuda"] not in ort.get_available_providers():
-        raise BackendError(
-            "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'"
-        )
-    preload(ort.cuda_version)
-    ort.preload_dlls()
-    return OrtBackend("onnxruntime-cuda", "cuda", threads)
-
-
-@contextmanager
-def memory_errors(wanted: str) -> Iterator[None]:
-    """Raise ``OutOfMemoryError`` where ONNX Runtime says, in its own ways, that memory ran out."""
-    try:
-        yield
-    except Exception as error:
-        if not any(words in str(error) for words in NO_MEMORY):
-            raise
-        raise OutOfMemoryError(f"ONNX Runtime has no memory for {wanted}") from error
+    return OrtBackend(threads)
 
 
 def value_of(buffer: Buffer) -> ort.OrtValue:
@@ -270,10 +212,3 @@ def value_of(buffer: Buffer) -> ort.OrtValue:
     if not isinstance(buffer, OrtBuffer):
         raise TypeError(f"got a {type(buffer).__name__}; buffers must come from this backend's allocate()")
     return buffer.value
-
-
-def spec_of(node: ort.NodeArg) -> TensorSpec:
-    """ONNX Runtime's description of an input or output as a ``TensorSpec``."""
-    if node.type not in DTYPES:
-        raise BundleError(f"tensor {node.name!r} is {node.type}; expected one of {sorted(DTYPES)}")
-    return TensorSpec(node.name, np.dtype(DTYPES[node.type]), tuple(node.shape))

@@ -20,7 +20,8 @@ import numpy as np
 import onnx_ir as ir
 
 from uid.engines import Array, Backend, Report, TensorSpec, create
-from uid.engines.onnxruntime import create_cpu, memory_errors
+from uid.engines.onnxruntime import create_cpu
+from uid.engines.onnxruntime_session import memory_errors
 from uid.errors import InputError
 from uid.export.layers import (
     FULL,

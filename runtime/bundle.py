@@ -43,7 +43,7 @@ class Component:
     stage: str  # one of ``STAGES``
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    variants: Mapping[str, str] = field(default_factory=dict)  # the same in another file, for a backend's library
+    variants: Mapping[str, str] = field(default_factory=dict)  # the same in another file, for a backend or its library
 
 
 @dataclass(frozen=True)

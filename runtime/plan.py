@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 
-from uid.engines import Array, Backend, Buffer, Engine, Launch, OneByOne, Progress, Seconds, TensorSpec, Work
+from uid.engines import Array, Backend, Buffer, Engine, Launch, Progress, Seconds, TensorSpec, Work
 from uid.errors import ModelError, OutOfMemoryError
 from uid.runtime.bundle import STEP, STEPS, Bundle, Component
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, PIXELS_IN, PIXELS_OUT
@@ -105,8 +105,8 @@ class Plan:
 
     @property
     def captured(self) -> bool:
-        """Whether the backend runs a picture in one piece."""
-        return not isinstance(self.replay, OneByOne)
+        """Whether the backend runs a picture as CUDA graphs, and no launch by itself."""
+        return bool(getattr(self.replay, "captured", True))
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from uid import engines
 from uid.engines import Array, Backend, Engine, Work
 from uid.engines.onnxruntime import OrtBackend
+from uid.engines.onnxruntime_session import open_session, session_options
 from uid.engines.storage import default_folder
 from uid.errors import BackendError, BundleError, OutOfMemoryError
 from uid.runtime.bundle import Bundle, Component, read_bundle
@@ -80,7 +81,7 @@ def outputs(engine: Engine, backend: Backend, part: Component) -> list[Array]:
 
 @pytest.mark.parametrize("name", ["structure", "encoder", "step_blur", "decoder"])
 def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) -> None:
-    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components[name]
+    backend, part = OrtBackend(1), bundle.components[name]
     expected = outputs(backend.load(bundle.folder / part.file), backend, part)
     for _ in range(2):  # made, then found
         for got, value in zip(
@@ -94,7 +95,7 @@ def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no sums", "sums of other files", "no graph"])
 def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: str) -> None:
     lines: list[str] = []
-    backend, part = OrtBackend("onnxruntime", "cpu", 1), bundle.components["decoder"]
+    backend, part = OrtBackend(1), bundle.components["decoder"]
     backend.report = lines.append
     expected = outputs(backend.load_component(bundle, part, SIZES), backend, part)
     (folder,) = default_folder(bundle, "onnxruntime").glob("[!.]*")
@@ -181,7 +182,7 @@ def test_cuda_without_cuda_says_what_to_install(doubler: Path) -> None:
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has a CUDA provider")
 def test_a_provider_that_did_not_load_is_never_replaced_in_silence(doubler: Path) -> None:
     with pytest.raises(BackendError, match=r"loaded \['CPUExecutionProvider'\] where CUDAExecutionProvider"):
-        OrtBackend("onnxruntime-cuda", "cuda", None).load(doubler)
+        open_session(doubler, session_options(None), "CUDAExecutionProvider", {})
 
 
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
@@ -200,13 +201,3 @@ def test_report_and_auto_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         engines.create("auto")
     monkeypatch.delenv("UID_BACKEND")
     assert engines.create("auto").name == next(name for name, status in report.items() if status.available)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not HAS_CUDA, reason="needs onnxruntime-gpu and an NVIDIA GPU")
-def test_cuda_computes(doubler: Path) -> None:
-    backend = engines.create("onnxruntime-cuda")
-    x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
-    x.write(np.arange(5, dtype=np.float32)[None])
-    backend.load(doubler).bind({"x": x, "y": y})()
-    np.testing.assert_array_equal(y.read(), 2 * np.arange(5, dtype=np.float32)[None])
