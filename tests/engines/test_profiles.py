@@ -94,3 +94,10 @@ def test_targets_admit_the_gpus_they_were_built_for() -> None:
     for text in ("", "8", "8.9+", "sm_89"):
         with pytest.raises(InputError, match=r"expected a version such as 8\.9"):
             Target.ahead([text])
+
+
+def test_a_profile_takes_as_many_pictures_as_have_room_in_a_full_tile() -> None:
+    for profile, most in [(square(1024), 1), (square(512), 4), (square(64), 8), (NAMED["720p"], 1)]:
+        assert profile.with_batch(1024).batch == Range(1, 1, most)
+    shapes = profile_shapes([TensorSpec("image", FLOAT, ("batch", 3, "height", 8))], square(512).with_batch(1024))
+    assert shapes == {"image": ((1, 3, 256, 8), (1, 3, 512, 8), (4, 3, 512, 8))}

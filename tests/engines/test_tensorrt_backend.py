@@ -104,6 +104,23 @@ def test_a_component_asks_only_for_the_sizes_that_it_reads(pick: Any) -> None:
     assert pick("blur", 64, 128, blur_height=40, blur_width=4999) == (long, [])
 
 
+def test_no_engine_is_built_for_a_batch_alone(tiny_bundle: Path, library: Library, tmp_path: Path) -> None:
+    """Of what the engines kept cover, the most; where none covers the size, one is built anyway."""
+    bundle = read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny")))
+    backend = TensorrtBackend.__new__(TensorrtBackend)
+    backend.library = library
+    parts = [bundle.components[name] for name in ("encoder", "decoder")]
+
+    def batch(side: int) -> int:
+        return backend.batch(bundle, parts, {"height": side, "width": side}, 4)
+
+    assert batch(16) == 4
+    for part, most in zip(parts, (3, 2), strict=True):
+        profile = replace(square(16).rounded(bundle.size_multiple), batch=Range(1, 1, most))
+        engine_for(bundle, part, library, AHEAD, [profile], report=lambda line: None)
+    assert (batch(16), batch(32)) == (2, 4)
+
+
 def test_a_damaged_engine_is_built_again_and_said_so(pick: Any) -> None:
     path, _ = pick("blur", 64, 64, blur_height=16, blur_width=16)
     whole = path.read_bytes()
