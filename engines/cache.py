@@ -6,18 +6,20 @@
 The engine is written first and the sidecar last, so an engine that has no sidecar is not finished and does not count.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from uid.engines.profiles import Profile, Target, profile_shapes
+from uid.engines.apart import build_apart
+from uid.engines.profiles import Profile, Target, fallbacks, profile_shapes
 from uid.engines.storage import default_folder, short_hash, writing
 from uid.engines.tensorrt import Library, check_target, header_problem
-from uid.engines.tensorrt_build import BuildOptions, Built, Report, build, check_options
-from uid.errors import BackendError, UIDError
+from uid.engines.tensorrt_build import BuildOptions, Built, NotBuiltError, Report, Shapes, build, check_options
+from uid.errors import BackendError, OutOfMemoryError, UIDError
 from uid.runtime.bundle import Bundle, Component, read_manifest, sha256
 from uid.runtime.files import written_whole
 
@@ -70,32 +72,64 @@ def engine_for(
 
     Reused if ``check`` finds it sound, or built: one builder at a time in a folder (None: ``default_folder``), the
     others wait for it and reuse. An engine built ahead of time serves every target it was built for. ``profiles`` come
-    rounded (``Profile.rounded``). ``report`` is told what is done and why. Raises ``BackendError`` when the library
-    cannot build, ``OutputError`` when the folder cannot be written.
+    rounded (``Profile.rounded``). Where the library fails at their ranges, the engine is for others (``fallbacks``);
+    its sidecar says which, and it is found in later calls. ``report`` is told what is done and why. Raises
+    ``BackendError`` when the library cannot build, ``OutputError`` when the folder cannot be written.
     """
     check_target(library, target)
     check_options(library, options or BuildOptions())
     for profile in profiles:
         profile.check_multiple(bundle.size_multiple)
-    key = key_for(bundle, component, library, target, profiles, options or BuildOptions())
+    keys = attempts(key_for(bundle, component, library, target, profiles, options or BuildOptions()), component)
     folder = folder or default_folder(bundle, library.name)
-    path, _ = find(folder, key)
+    path, _ = find_any(folder, keys)
     if path is None:
         with writing(folder, report):
-            path, reason = find(folder, key)  # again: the one that held the lock may have built it
+            path, reason = find_any(folder, keys)  # again: the one that held the lock may have built it
             if path is None:
                 report(f"{component.name}: building with {library} for {target}, since {reason}")
-                return build_into(folder, key, bundle, component, library, report)
+                return build_any(folder, keys, bundle, component, library, report)
     report(f"{component.name}: reusing {path}")
     return path
 
 
+def attempts(key: Key, component: Component) -> list[Key]:
+    """``key``, and those to build for where the library fails at it: with other profiles, and other shapes for this."""
+    choices = [key.profiles, *fallbacks(key.profiles)]
+    shapes = [shapes_of(component, profiles) for profiles in choices]
+    return [replace(key, profiles=choices[i]) for i in range(len(choices)) if shapes[i] not in shapes[:i]]
+
+
+def shapes_of(component: Component, profiles: Sequence[Profile]) -> list[Shapes]:
+    """The shapes of a component's inputs in each profile."""
+    return [profile_shapes(component.inputs, profile) for profile in profiles]
+
+
+def build_any(
+    folder: Path, keys: Sequence[Key], bundle: Bundle, component: Component, library: Library, report: Report
+) -> Path:
+    """Build for the first of ``keys`` that the library does not fail at; for who holds the folder's lock.
+
+    Memory that ran out at the first one is no reason to try others. Raises what the first one raised.
+    """
+    try:
+        return build_into(folder, keys[0], bundle, component, library, report)
+    except NotBuiltError as error:
+        failure = error
+    for key in keys[1:]:
+        sizes = " and ".join(map(str, key.profiles))
+        report(f"{component.name}: {failure}; building instead for {sizes}")
+        with contextlib.suppress(NotBuiltError, OutOfMemoryError):
+            return build_into(folder, key, bundle, component, library, report)
+    raise failure
+
+
 def build_into(folder: Path, key: Key, bundle: Bundle, component: Component, library: Library, report: Report) -> Path:
     """Build the engine that ``key`` describes and store it; for who holds the folder's lock."""
-    built = build(
+    built = (build_apart if fallbacks(key.profiles) else build)(
         library,
         bundle.folder / component.file,
-        [profile_shapes(component.inputs, profile) for profile in key.profiles],
+        shapes_of(component, key.profiles),
         key.target,
         key.options,
         timing_cache=folder / f"timing-{short_hash(f'{library} {key.target}')}.cache",
@@ -133,6 +167,12 @@ def key_for(
 def engine_name(key: Mapping[str, Any]) -> str:
     """File name of the engine with this recorded key."""
     return f"{key['component']}-{short_hash(json.dumps(key, sort_keys=True))}.engine"
+
+
+def find_any(folder: Path, keys: Sequence[Key]) -> tuple[Path | None, str]:
+    """A sound engine for the first of ``keys`` that has one, or None and the reason why the first key has none."""
+    found = [find(folder, key) for key in keys]
+    return next((path for path, _ in found if path is not None), None), found[0][1]
 
 
 def find(folder: Path, key: Key) -> tuple[Path | None, str]:

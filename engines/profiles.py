@@ -36,7 +36,14 @@ class Range:
         """The range in multiples of ``multiple``, rounded up, as pictures are padded."""
         return Range(*(-(-size // multiple) * multiple for size in (self.minimum, self.optimum, self.maximum)))
 
+    def widened(self, maximum: int) -> "Range":
+        """The range, up to ``maximum`` at least; one that holds a single size stays as it is."""
+        if self.minimum == self.maximum:
+            return self
+        return replace(self, maximum=max(self.maximum, maximum))
 
+
+WIDER = (2, 4)  # by what the smallest maximum is multiplied where a range does not build
 # The picture whose blur is taken is never padded, and is read once per image: any size goes, at little cost.
 BLUR_SIDE = Range(16, 512, 4096)
 
@@ -50,6 +57,10 @@ class Profile:
     width: Range
     blur: Range = BLUR_SIDE  # either side of the picture whose blur is taken
     batch: Range = Range(1, 1, 1)  # pictures that run together, of a bundle that has a batch
+
+    def __str__(self) -> str:
+        together = f"; pictures {self.batch}" if self.batch.maximum > 1 else ""
+        return f"{self.name}: height {self.height}; width {self.width}{together}"
 
     def rounded(self, multiple: int) -> "Profile":
         """The profile in multiples of a bundle's size multiple, rounded up, as pictures are padded."""
@@ -68,6 +79,20 @@ class Profile:
                     f"profile {self.name!r} has {side} {sizes}; expected multiples of {multiple}, "
                     f"such as {sizes.rounded(multiple)} (Profile.rounded({multiple}))"
                 )
+
+    def widened(self, maximum: int) -> "Profile":
+        """The profile with sides up to ``maximum`` at least, as ``Range.widened``."""
+        height, width = self.height.widened(maximum), self.width.widened(maximum)
+        if (height, width) == (self.height, self.width):
+            return self
+        return replace(self, name=f"{self.name} widened to {maximum}", height=height, width=width)
+
+    def single(self) -> "Profile":
+        """The profile's optimum alone."""
+        height, width = (Range(side.optimum, side.optimum, side.optimum) for side in (self.height, self.width))
+        if (height, width) == (self.height, self.width):
+            return self
+        return replace(self, name=f"optimum of {self.name}", height=height, width=width)
 
     def covers(self, height: int, width: int) -> bool:
         """Whether a padded picture of this size fits."""
@@ -102,6 +127,21 @@ def parse_profile(text: str) -> Profile:
         f"unknown profile {text!r}; expected {', '.join(NAMED)}, the side of a square such as 512, "
         "or height x width such as 480x640"
     )
+
+
+def fallbacks(profiles: Sequence[Profile]) -> list[tuple[Profile, ...]]:
+    """What to build where a library fails at ``profiles``, in the order to try; nothing where each is a single size.
+
+    First wider ranges, which still hold every size: up to twice, then four times, the smallest maximum. Then every
+    profile's optimum alone. Their names are none that ``parse_profile`` gives: an engine built instead of another is
+    told from one that was asked for. Size multiples are kept.
+    """
+    sides = [side for profile in profiles for side in (profile.height, profile.width)]
+    ends = [side.maximum for side in sides if side.minimum < side.maximum]
+    if not ends:
+        return []
+    wider = [tuple(profile.widened(factor * min(ends)) for profile in profiles) for factor in WIDER]
+    return [*wider, tuple(profile.single() for profile in profiles)]
 
 
 def choose(profiles: Sequence[Profile], height: int, width: int) -> int:

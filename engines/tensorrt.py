@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uid.engines.profiles import Target
-from uid.errors import BackendError
+from uid.errors import BackendError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from uid.engines.cuda import Device
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = {"tensorrt": (10, 8), "tensorrt-rtx": (1, 4)}
 MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}  # what an engine file starts with
+NO_MEMORY = ("out of memory", "outofmemory")  # in TensorRT's own words, in lower case
 RTX_VERSION = slice(24, 28)  # where TensorRT-RTX writes its own version, a byte for each of its four numbers
 
 
@@ -63,6 +64,11 @@ def make_logger(module: Any) -> Any:
                 self.errors.append(" ".join(message.split()))
 
     return ErrorLog()
+
+
+def error_of(message: str, kind: type[BackendError] = BackendError) -> BackendError:
+    """An error of this kind, or an ``OutOfMemoryError`` where the message says that memory ran out."""
+    return (OutOfMemoryError if any(words in message.lower() for words in NO_MEMORY) else kind)(message)
 
 
 def target_of(device: "Device") -> Target:

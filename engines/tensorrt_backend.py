@@ -16,7 +16,7 @@ from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target, ranges
 from uid.engines.storage import default_folder
-from uid.engines.tensorrt import Library, open_library, target_of
+from uid.engines.tensorrt import Library, error_of, open_library, target_of
 from uid.engines.tensorrt_build import BuildOptions, build, describe, made, make_builder, parse
 from uid.engines.tensorrt_engine import (
     NotCapturableError,
@@ -24,7 +24,6 @@ from uid.engines.tensorrt_engine import (
     Shared,
     TensorrtEngine,
     distance,
-    error_of,
     library_error,
 )
 from uid.errors import BackendError, OutputError, UIDError

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from uid.engines.profiles import Shape, Target
-from uid.engines.tensorrt import Library, check_target, compute_capabilities
+from uid.engines.tensorrt import Library, check_target, compute_capabilities, error_of
 from uid.errors import BackendError
 from uid.runtime.files import written_whole
 
@@ -35,6 +35,10 @@ class BuildOptions:
     def recorded(self) -> dict[str, Any]:
         """All that decides what the builder makes of a graph, the fixed settings included, for the cache key."""
         return {**asdict(self), "strongly_typed": True, "tf32": False}
+
+
+class NotBuiltError(BackendError):
+    """The library failed at a graph it could parse. It may not fail at other sizes."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def build(
     """Build the ONNX graph at ``onnx``, whose external data lies beside it, with these optimisation profiles.
 
     ``timing_cache`` is read and written by TensorRT, which measures kernels; TensorRT-RTX does not. Ctrl-C ends the
-    build at its next step. Raises ``BackendError`` with the library's own words when it cannot parse or build.
+    build at its next step. Raises, with the library's own words, ``OutOfMemoryError`` when memory does not hold the
+    build, ``NotBuiltError`` when it fails in another way, and ``BackendError`` when the library cannot begin.
     """
     check_target(library, target)
     check_options(library, options)
@@ -81,7 +86,7 @@ def build(
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
-        raise BackendError(f"{library} cannot build {onnx.name} for {target}: {complaints(library)}")
+        raise error_of(f"{library} cannot build {onnx.name} for {target}: {complaints(library)}", NotBuiltError)
     write_timings(config, timings, report)
     return Built(memoryview(plan).cast("B"), describe(library.module, network), time.monotonic() - started)
 

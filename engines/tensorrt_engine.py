@@ -18,12 +18,10 @@ from cuda.bindings import runtime as cudart
 from uid.engines.contract import Buffer, Engine, Launch, TensorSpec, check_bindings
 from uid.engines.cuda import CudaBuffer, DeviceMemory, Stream, call
 from uid.engines.profiles import Shape
-from uid.engines.tensorrt import Library
+from uid.engines.tensorrt import Library, error_of
 from uid.engines.tensorrt_build import complaints, made
-from uid.errors import BackendError, OutOfMemoryError
+from uid.errors import BackendError
 from uid.runtime.files import written_whole
-
-NO_MEMORY = ("out of memory", "outofmemory")  # in TensorRT's own words, in lower case
 
 
 class NotCapturableError(BackendError):
@@ -250,9 +248,3 @@ def own_buffer(buffer: Buffer) -> CudaBuffer:
 def library_error(library: Library, problem: str) -> BackendError:
     """The error for what a library could not do, with its own words."""
     return error_of(f"{library} {problem}: {complaints(library)}")
-
-
-def error_of(message: str) -> BackendError:
-    """A ``BackendError``, or an ``OutOfMemoryError`` where the message says that memory ran out."""
-    kind = OutOfMemoryError if any(words in message.lower() for words in NO_MEMORY) else BackendError
-    return kind(message)

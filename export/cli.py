@@ -159,9 +159,7 @@ def build(
             for profile in classes or [square(checked.tile)]
         ]
         for profile in rounded:
-            click.echo(
-                f"profile {profile.name}: height {profile.height}; width {profile.width}; pictures {profile.batch}"
-            )
+            click.echo(f"profile {profile}")
         for component in checked.components.values():
             engine_for(
                 checked,
@@ -245,8 +243,7 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
         table.add_row("option", f"{name}: {value}")
     for index, entry in enumerate(key["profiles"]):
         ranges = {side: Range(**entry[side]) for side in ("height", "width", "blur")}
-        profile = Profile(name=entry["name"], **ranges)
-        table.add_row(f"profile {index}", f"{profile.name}: height {profile.height}; width {profile.width}")
+        table.add_row(f"profile {index}", str(Profile(name=entry["name"], **ranges)))
     for tensor in sidecar.tensors:
         shape = ", ".join(str(size) for size in tensor["shape"])
         table.add_row(tensor["mode"], f"{tensor['name']} {tensor['dtype']}[{shape}]")

@@ -28,7 +28,7 @@ from uid.engines.profiles import Target, parse_profile, square
 from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library
 from uid.engines.tensorrt_build import BuildOptions
-from uid.errors import BackendError, OutputError
+from uid.errors import BackendError, OutOfMemoryError, OutputError
 from uid.runtime.bundle import Bundle, built_in, read_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")
@@ -226,6 +226,15 @@ def test_a_size_that_is_no_multiple_is_refused_before_anything_is_built(
             bundle, bundle.components["encoder"], library, AHEAD, [parse_profile("10x16")], folder=tmp_path / "engines"
         )
     assert not (tmp_path / "engines").exists()
+
+
+def test_memory_that_runs_out_is_no_reason_to_try_other_sizes(bundle: Bundle, library: Library, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*OutOfMemory \(Requested size was"):
+        engine_for(
+            bundle, bundle.components["step"], library, AHEAD, [square(8192)], folder=tmp_path, report=lines.append
+        )
+    assert not any("instead" in line for line in lines)
 
 
 def start_build(bundle: Bundle, folder: Path, component: str) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uid.engines.contract import TensorSpec
-from uid.engines.profiles import NAMED, Profile, Range, Target, choose, parse_profile, profile_shapes, square
+from uid.engines.profiles import NAMED, Profile, Range, Target, choose, fallbacks, parse_profile, profile_shapes, square
 from uid.errors import BackendError, InputError
 from uid.runtime.pixels import pad
 
@@ -41,6 +41,42 @@ def test_names() -> None:
     for text in ("4k", "0", "0x8", "8x", "8x8x8", "-8x8", " 512", ""):
         with pytest.raises(InputError, match=r"unknown profile .* expected 720p, 1080p, the side of a square"):
             parse_profile(text)
+
+
+MULTIPLE = 8
+SIDES = st.lists(st.integers(1, 200), min_size=3, max_size=3).map(
+    lambda n: Range(*(MULTIPLE * size for size in sorted(n)))
+)
+SINGLE = st.builds(square, st.just(MULTIPLE)).map(Profile.single)
+
+
+@given(st.lists(st.builds(Profile, st.just("p"), SIDES, SIDES) | SINGLE, min_size=1, max_size=3))
+def test_instead_of_ranges_come_wider_ones_that_hold_them_and_then_optima(asked: list[Profile]) -> None:
+    ranges = [side for profile in asked for side in (profile.height, profile.width) if side.minimum < side.maximum]
+    *wider, last = fallbacks(asked) or [tuple(asked)]
+    assert len(wider) == (2 if ranges else 0)
+    for factor, profiles in zip((2, 4), wider, strict=False):
+        for before, after in zip(asked, profiles, strict=True):
+            after.check_multiple(MULTIPLE)
+            for old, new in ((before.height, after.height), (before.width, after.width)):
+                assert (old.minimum, old.optimum) == (new.minimum, new.optimum)
+                assert old.maximum <= new.maximum
+                if old.minimum < old.maximum:
+                    assert new.maximum >= factor * min(side.maximum for side in ranges)
+    for before, after in zip(asked, last, strict=True):
+        assert (after.height.minimum, after.height.maximum) == (before.height.optimum, before.height.optimum)
+        assert (after.width.minimum, after.width.maximum) == (before.width.optimum, before.width.optimum)
+
+
+def test_of_several_profiles_the_smallest_are_widened_first() -> None:
+    asked = [square(256), parse_profile("1080p"), parse_profile("480x640")]
+    assert [str(profile) for profile in fallbacks(asked)[1]] == [
+        "256 widened to 1024: height 128 to 1024, best at 256; width 128 to 1024, best at 256",
+        str(asked[1]),
+        str(asked[2]),
+    ]
+    assert fallbacks(asked)[2] == (square(256).single(), asked[1].single(), asked[2])
+    assert asked[1].single().name == "optimum of 1080p"
 
 
 @pytest.mark.parametrize("ends", [(0, 1, 1), (2, 1, 3), (1, 4, 3)])
