@@ -69,6 +69,8 @@ def wheels(name: str) -> tuple[str, ...]:
 
 
 OPENVINO = "pip install 'uid-runtime[openvino]'"
+# Both builds of onnxruntime are installed then, and write to one folder.
+CUDA = "pip install 'uid-runtime[cuda]'; pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
 # In the order in which "auto" tries them: the fastest first, as measured (docs/engine-notes.md).
 BACKENDS = {
     "tensorrt": BackendEntry(
@@ -84,7 +86,7 @@ BACKENDS = {
     "onnxruntime-cuda": BackendEntry(
         "uid.engines.onnxruntime_cuda:create_cuda",
         ("onnxruntime-gpu",),
-        "pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'; needs an NVIDIA GPU and driver",
+        f"{CUDA}; needs an NVIDIA GPU and driver",
     ),
     "openvino-bf16": BackendEntry("uid.engines.openvino:create_bf16", ("openvino",), OPENVINO),
     "onnxruntime": BackendEntry(

@@ -213,7 +213,8 @@ def create_cuda(threads: int | None) -> OrtCudaBackend:
     """ONNX Runtime on the first GPU; raises ``BackendError`` where this onnxruntime has no CUDA, or there is no GPU."""
     if PROVIDER not in ort.get_available_providers():
         raise BackendError(
-            "this onnxruntime has no CUDA provider: pip uninstall onnxruntime, then pip install 'uid-runtime[cuda]'"
+            "this onnxruntime has no CUDA provider, since it took the place of onnxruntime-gpu: "
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
         )
     preload(ort.cuda_version)
     ort.preload_dlls()

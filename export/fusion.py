@@ -167,12 +167,16 @@ def transposed(before: ir.Node, value: ir.Value, permutation: list[int]) -> ir.V
 
 
 def replace(old: ir.Node, new: ir.Node) -> None:
-    """Put a node in another's place; its output takes over shape, type and name."""
-    output, taking = old.outputs[0], new.outputs[0]
+    """Put a node in another's place."""
     graph_of(old).insert_before(old, new)
-    taking.shape, taking.type = output.shape, output.type
-    ir.convenience.replace_all_uses_with(output, taking, replace_graph_outputs=True)
-    taking.name, output.name = output.name, f"{output.name}.replaced"
+    stand_in(old.outputs[0], new.outputs[0])
+
+
+def stand_in(old: ir.Value, new: ir.Value) -> None:
+    """Let a value be read in another's place; it takes over shape, type and name."""
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    new.name, old.name = old.name, f"{old.name}.replaced"
 
 
 def initializer(near: ir.Node, name: str, array: Array) -> ir.Value:

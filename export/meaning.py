@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from uid.export.attention import DOMAIN, input_of
-from uid.export.fusion import TO_FIRST, TO_LAST, constant, graph_of, initializer
+from uid.export.fusion import TO_FIRST, TO_LAST, constant, graph_of, initializer, stand_in
 
 ON_CPU = {"MultiHeadAttention", "SkipLayerNormalization"}  # which the CPU provider has too
 EXPANDED = {"GroupNorm", "SkipGroupNorm", "NhwcConv", "BiasSplitGelu", "BiasAdd"}
@@ -24,7 +24,7 @@ def expand(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type in EXPANDED:
             for output, value in zip(node.outputs, meaning(Before(node)), strict=False):  # a sum may be read by nobody
-                ir.convenience.replace_all_uses_with(output, value)
+                stand_in(output, value)
     RemoveUnusedNodesPass()(model)
 
 
