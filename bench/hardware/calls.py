@@ -108,7 +108,7 @@ class Plan:
         """
         checkpoint, size = self.work / "made-checkpoint", self.scale.square
         return [
-            *exported(self.scale.small, checkpoint, self.made, limits=(60, 120)),
+            *exported(self.scale.small, checkpoint, self.made, half=False, limits=(60, 120)),
             proof(self.made, self.scale.rtx, size),
             oracle(self.made, size),
             self.latency("first", self.made, self.scale.rtx, size, limit=60, least=15),
@@ -117,11 +117,9 @@ class Plan:
 
     def rtx(self) -> list[Command]:
         """The built-in model and the one at full size on TensorRT-RTX."""
-        size, model = self.scale.square, built_in()
-        copy = ("cp", "-r", str(model), str(self.edge.bundle))
+        size = self.scale.square
         return [
-            Command(copy, 20, needs=(model / MANIFEST,), makes=self.edge.bundle / MANIFEST),
-            oracle(self.edge, size),
+            *self.edge_here(),
             self.latency("rtx", self.edge, self.scale.rtx, size, limit=60, least=15),
             oracle(self.full, size),
             self.latency("rtx", self.full, self.scale.rtx, size, limit=210, least=60),
@@ -131,7 +129,9 @@ class Plan:
         """ONNX Runtime on the graphs that were made for it, PyTorch without a compiler, and the portable graphs."""
         size, backend = self.scale.square, self.scale.ort
         return [
+            *self.edge_here(),
             self.latency("ort", self.edge, backend, size, limit=60, least=15),
+            oracle(self.full, size),
             self.latency("ort", self.full, backend, size, limit=120, least=40),
             self.latency("ort", self.full, "pytorch-fp16", size, limit=90, least=40),
             self.latency("ort", self.full, "pytorch-fp16-channels-last", size, limit=90, least=40),
@@ -143,9 +143,10 @@ class Plan:
 
     def pytorch(self) -> list[Command]:
         """PyTorch compiled into CUDA graphs, and a wide picture with what time is left."""
-        wide = self.scale.wide
+        square, wide = self.scale.square, self.scale.wide
         return [
-            self.latency("pytorch", self.full, "pytorch-fp16-compiled", self.scale.square, limit=200, least=90),
+            oracle(self.full, square),
+            self.latency("pytorch", self.full, "pytorch-fp16-compiled", square, limit=200, least=100),
             oracle(self.full, wide),
             self.latency("pytorch", self.full, self.scale.rtx, wide, limit=150, least=60),
             self.latency("pytorch", self.full, "pytorch-fp16-channels-last", wide, limit=90, least=40),
@@ -153,7 +154,18 @@ class Plan:
 
     def export(self) -> list[Command]:
         """The random model at full size, in float16, which takes minutes of a CPU."""
-        return exported(self.scale.preset, self.work / "checkpoint", self.full, "--half", limits=(300, 900))
+        return exported(self.scale.preset, self.work / "checkpoint", self.full, half=True, limits=(300, 900))
+
+    # -- what they share ----------------------------------------------------------------------------------------------
+
+    def edge_here(self) -> list[Command]:
+        """The built-in model where it stays: what is sent along with a later call may not hold it."""
+        source = built_in()
+        copy = ("cp", "-r", str(source), str(self.edge.bundle))
+        return [
+            Command(copy, 20, 1, (source / MANIFEST,), self.edge.bundle / MANIFEST),
+            oracle(self.edge, self.scale.square),
+        ]
 
     def latency(self, call: str, model: Model, runner: str, size: str, *, limit: float, least: float) -> Command:
         """One runner's pictures of a size."""
@@ -176,13 +188,14 @@ def tests(file: str, *words: str, limit: float, least: float) -> Command:
     return Command((sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--tb=short", file, *words), limit, least)
 
 
-def exported(preset: str, checkpoint: Path, model: Model, *words: str, limits: tuple[float, float]) -> list[Command]:
-    """A random checkpoint and its bundle, in float16 with ``--half``."""
-    index, precision = checkpoint / INDEX, "fp16" if words else "fp32"
-    bundle = ("uid-export", "bundle", str(checkpoint), "-o", str(model.bundle), "--precision", precision)
+def exported(preset: str, checkpoint: Path, model: Model, *, half: bool, limits: tuple[float, float]) -> list[Command]:
+    """A random checkpoint and its bundle, in float32 or float16; ``limits`` in seconds of the two."""
+    random = ("uid-export", "random", preset, str(checkpoint), *(["--half"] if half else []))
+    bundle = ("uid-export", "bundle", str(checkpoint), "-o", str(model.bundle), "--image-steps", "1")
+    precision, index = ("--precision", "fp16" if half else "fp32"), checkpoint / INDEX
     return [
-        Command(("uid-export", "random", preset, str(checkpoint), *words), limits[0], makes=index),
-        Command((*bundle, "--image-steps", "1"), limits[1], 20, (index,), model.bundle / MANIFEST),
+        Command(random, limits[0], makes=index),
+        Command((*bundle, *precision), limits[1], 20, (index,), model.bundle / MANIFEST),
     ]
 
 
