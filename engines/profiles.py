@@ -88,11 +88,11 @@ class Profile:
         return replace(self, name=f"{self.name} widened to {maximum}", height=height, width=width)
 
     def single(self) -> "Profile":
-        """The profile's optimum alone."""
+        """The profile's optimum alone, of one picture."""
         height, width = (Range(side.optimum, side.optimum, side.optimum) for side in (self.height, self.width))
         if (height, width) == (self.height, self.width):
             return self
-        return replace(self, name=f"optimum of {self.name}", height=height, width=width)
+        return replace(self, name=f"optimum of {self.name}", height=height, width=width, batch=Range(1, 1, 1))
 
     def covers(self, height: int, width: int) -> bool:
         """Whether a padded picture of this size fits."""

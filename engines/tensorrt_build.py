@@ -70,17 +70,18 @@ def build(
     check_options(library, options)
     library.logger.errors.clear()
     started = time.monotonic()
-    builder = make_builder(library)
-    network, parser = parse(library, builder, onnx)
-    config = made(library, "settings for a build", builder.create_builder_config)
-    configure(library, config, target, options)
-    for shapes in profiles:
-        config.add_optimization_profile(make_profile(library, builder, shapes))
-    timings = timing_cache if library.name == "tensorrt" else None
-    read_timings(config, timings)
     monitor = make_monitor(library.module, report)
-    config.progress_monitor = monitor
+    timings = timing_cache if library.name == "tensorrt" else None
+    # From the start: a KeyboardInterrupt in what the library calls here, such as its logger, would be lost in it.
     with stopped_by_interrupt(monitor):
+        builder = make_builder(library)
+        network, parser = parse(library, builder, onnx)
+        config = made(library, "settings for a build", builder.create_builder_config)
+        configure(library, config, target, options)
+        for shapes in profiles:
+            config.add_optimization_profile(make_profile(library, builder, shapes))
+        read_timings(config, timings)
+        config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
     del parser
     if monitor.failure is not None:
