@@ -6,7 +6,6 @@
 The engine is written first and the sidecar last, so an engine that has no sidecar is not finished and does not count.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -112,16 +111,19 @@ def build_any(
 
     Memory that ran out at the first one is no reason to try others. Raises what the first one raised.
     """
-    try:
-        return build_into(folder, keys[0], bundle, component, library, report)
-    except NotBuiltError as error:
-        failure = error
-    for key in keys[1:]:
-        sizes = " and ".join(map(str, key.profiles))
-        report(f"{component.name}: {failure}; building instead for {sizes}")
-        with contextlib.suppress(NotBuiltError, OutOfMemoryError):
+    failures: list[BackendError] = []
+    hint = " (with --target-compute-capability it may build as asked)" if keys[0].target == Target.ahead() else ""
+    for key in keys:
+        if failures:
+            sizes = " and ".join(map(str, key.profiles))
+            report(f"{component.name}: {failures[-1]}; building instead for {sizes}{hint}")
+        try:
             return build_into(folder, key, bundle, component, library, report)
-    raise failure
+        except (NotBuiltError, OutOfMemoryError) as error:
+            failures.append(error)
+            if isinstance(failures[0], OutOfMemoryError):
+                break
+    raise failures[0]
 
 
 def build_into(folder: Path, key: Key, bundle: Bundle, component: Component, library: Library, report: Report) -> Path:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from uid.engines.contract import GPU_BATCH, TensorSpec
@@ -41,6 +41,14 @@ class Range:
         if self.minimum == self.maximum:
             return self
         return replace(self, maximum=max(self.maximum, maximum))
+
+    def lowered(self) -> "Range":
+        """The same range, best at its minimum."""
+        return replace(self, optimum=self.minimum)
+
+    def single(self) -> "Range":
+        """The optimum alone."""
+        return Range(self.optimum, self.optimum, self.optimum)
 
 
 WIDER = (2, 4)  # by what the smallest maximum is multiplied where a range does not build
@@ -81,18 +89,24 @@ class Profile:
                 )
 
     def widened(self, maximum: int) -> "Profile":
-        """The profile with sides up to ``maximum`` at least, as ``Range.widened``."""
-        height, width = self.height.widened(maximum), self.width.widened(maximum)
-        if (height, width) == (self.height, self.width):
-            return self
-        return replace(self, name=f"{self.name} widened to {maximum}", height=height, width=width)
+        """The profile with sides up to ``maximum`` at least, but for those of a single size."""
+        return self.changed(f"{self.name} widened to {maximum}", lambda side: side.widened(maximum))
+
+    def lowered(self) -> "Profile":
+        """The same profile, best at its minimum."""
+        return self.changed(f"{self.name}, best at its minimum", Range.lowered)
 
     def single(self) -> "Profile":
         """The profile's optimum alone, of one picture."""
-        height, width = (Range(side.optimum, side.optimum, side.optimum) for side in (self.height, self.width))
+        alone = self.changed(f"optimum of {self.name}", Range.single)
+        return alone if alone is self else replace(alone, batch=Range(1, 1, 1))
+
+    def changed(self, name: str, change: Callable[[Range], Range]) -> "Profile":
+        """The profile with both sides changed, under another name; or itself where nothing changes."""
+        height, width = change(self.height), change(self.width)
         if (height, width) == (self.height, self.width):
             return self
-        return replace(self, name=f"optimum of {self.name}", height=height, width=width, batch=Range(1, 1, 1))
+        return replace(self, name=name, height=height, width=width)
 
     def covers(self, height: int, width: int) -> bool:
         """Whether a padded picture of this size fits."""
@@ -132,16 +146,17 @@ def parse_profile(text: str) -> Profile:
 def fallbacks(profiles: Sequence[Profile]) -> list[tuple[Profile, ...]]:
     """What to build where a library fails at ``profiles``, in the order to try; nothing where each is a single size.
 
-    First wider ranges, which still hold every size: up to twice, then four times, the smallest maximum. Then every
-    profile's optimum alone. Their names are none that ``parse_profile`` gives: an engine built instead of another is
-    told from one that was asked for. Size multiples are kept.
+    First ranges that hold every size too: wider ones, up to twice, then four times, the smallest maximum; then the one
+    asked for, and these, best at their minima. Then every profile's optimum alone. Size multiples are kept. The names
+    are none that ``parse_profile`` gives: an engine built instead of another is told from one that was asked for.
     """
     sides = [side for profile in profiles for side in (profile.height, profile.width)]
     ends = [side.maximum for side in sides if side.minimum < side.maximum]
     if not ends:
         return []
     wider = [tuple(profile.widened(factor * min(ends)) for profile in profiles) for factor in WIDER]
-    return [*wider, tuple(profile.single() for profile in profiles)]
+    lower = [tuple(profile.lowered() for profile in each) for each in (profiles, *wider)]
+    return [*wider, *lower, tuple(profile.single() for profile in profiles)]
 
 
 def choose(profiles: Sequence[Profile], height: int, width: int) -> int:

@@ -105,20 +105,32 @@ def covers(built: Profile, asked: Profile) -> bool:
     return all(built.covers(*size) for size in ends)
 
 
-@pytest.mark.parametrize(("name", "failures"), [("256", 2), ("512", 1)])
-def test_a_range_that_fails_is_built_wider_once_and_then_reused(
-    name: str, failures: int, bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
-) -> None:
-    bundle, asked = bundle_of(group_norms()), parse_profile(name)
-    part, lines = bundle.components["part"], list[str]()
-    engine = engine_for(bundle, part, library, ANY, [asked], report=lines.append)
-    if profiles_of(engine) == [asked]:
-        pytest.skip(f"{library} builds this range")
-    assert [line.split()[1] for line in lines] == ["building", *failures * ["tensorrt-rtx"], "built"]
-    sizes = f"{name} widened to 1024: height {asked.height.minimum} to 1024, best at {name}; width"
-    assert re.search(rf"(std::bad_alloc|crashed \(SIG).*; building instead for {sizes}", lines[-2])
-    assert check(engine) == (True, "")
+def built_instead(engine: Path, asked: Profile, lines: list[str]) -> Profile:
+    """What an engine was built for, where the lines tell of each fallback up to that one; skips if as asked.
+
+    Where the library is at fault by chance, now and then it is not.
+    """
     (built,) = profiles_of(engine)
+    if built == asked:
+        pytest.skip("this time, or in this release, the library builds this range")
+    tried = [profile for (profile,) in fallbacks([asked])]
+    told = [
+        re.search(r"(std::bad_alloc|crashed \(SIG).*; building instead for (.*) \(with --target-c", x)
+        for x in lines[1:-1]
+    ]
+    assert [match and match[2] for match in told] == [str(profile) for profile in tried[: tried.index(built) + 1]]
+    return built
+
+
+@pytest.mark.parametrize("name", ["256", "512"])
+def test_a_range_that_fails_is_built_in_another_way_once_and_then_reused(
+    name: str, bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
+) -> None:
+    bundle, asked, lines = bundle_of(group_norms()), parse_profile(name), list[str]()
+    part = bundle.components["part"]
+    engine = engine_for(bundle, part, library, ANY, [asked], report=lines.append)
+    assert check(engine) == (True, "")
+    built = built_instead(engine, asked, lines)
     assert covers(built, asked)
     assert built.height.optimum == asked.height.optimum
     assert engine_for(bundle, part, library, ANY, [asked], report=lines.append) == engine
@@ -129,22 +141,16 @@ def test_a_range_that_fails_is_built_wider_once_and_then_reused(
 def test_where_no_range_builds_the_optimum_alone_does(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
-    bundle, asked, lines = bundle_of(group_norms()), parse_profile("128"), list[str]()
-    part = bundle.components["part"]
+    bundle, lines = bundle_of(group_norms()), list[str]()
+    part, asked = bundle.components["part"], Profile("small", Range(128, 192, 192), Range(128, 192, 192))
+    # Made for that size: it is not taken for one that is built instead of a range, which may not have been tried.
+    engine_for(bundle, part, library, ANY, [parse_profile("192x192")], report=lambda line: None)
     engine = engine_for(bundle, part, library, ANY, [asked], report=lines.append)
-    if profiles_of(engine) == [asked]:
-        pytest.skip(f"{library} builds this range")
-    instead = [line.partition("building instead for ")[2].partition(":")[0] for line in lines[1:-1]]
-    assert instead == ["128 widened to 256", "128 widened to 512", "optimum of 128"]
+    if covers(built_instead(engine, asked, lines), asked):
+        pytest.skip("this time a range was built")
     assert profiles_of(engine) == [asked.single()]
     assert engine_for(bundle, part, library, ANY, [asked], report=lines.append) == engine
     assert lines[-1].startswith("part: reusing")
-    # It was built instead of another: who asks for that size has it built, and who asks for the range then does not.
-    size = parse_profile("128x128")
-    other = engine_for(bundle, part, library, ANY, [size], report=lines.append)
-    assert profiles_of(other) == [size]
-    engine.unlink()
-    assert engine_for(bundle, part, library, ANY, [asked], report=lines.append) == engine
 
 
 def test_where_nothing_builds_the_first_failure_is_raised(
@@ -155,10 +161,10 @@ def test_where_nothing_builds_the_first_failure_is_raised(
     with pytest.raises(NotBuiltError, match=r"cannot build part\.onnx for ahead of time") as failure:
         engine_for(bundle, part, library, ANY, [parse_profile("256")], report=lines.append)
     assert str(failure.value) in lines[1]
-    assert len(lines) == 4
+    assert len(lines) == 1 + 6
     with pytest.raises(NotBuiltError):  # a single size: nothing to fall back to
         engine_for(bundle, part, library, ANY, [parse_profile("256x256")], report=lines.append)
-    assert len(lines) == 5
+    assert len(lines) == 1 + 6 + 1
     assert not list(bundle.folder.rglob("*.engine"))
 
 

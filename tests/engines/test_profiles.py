@@ -51,18 +51,19 @@ SINGLE = st.builds(square, st.just(MULTIPLE)).map(Profile.single)
 
 
 @given(st.lists(st.builds(Profile, st.just("p"), SIDES, SIDES) | SINGLE, min_size=1, max_size=3))
-def test_instead_of_ranges_come_wider_ones_that_hold_them_and_then_optima(asked: list[Profile]) -> None:
+def test_instead_of_ranges_come_others_that_hold_them_and_then_optima(asked: list[Profile]) -> None:
     ranges = [side for profile in asked for side in (profile.height, profile.width) if side.minimum < side.maximum]
-    *wider, last = fallbacks(asked) or [tuple(asked)]
-    assert len(wider) == (2 if ranges else 0)
-    for factor, profiles in zip((2, 4), wider, strict=False):
+    if not ranges:
+        assert fallbacks(asked) == []
+        return
+    *wide, last = fallbacks(asked)
+    for factor, lowered, profiles in zip((2, 4, 1, 2, 4), (0, 0, 1, 1, 1), wide, strict=True):
+        least = factor * min(side.maximum for side in ranges)
         for before, after in zip(asked, profiles, strict=True):
             after.check_multiple(MULTIPLE)
             for old, new in ((before.height, after.height), (before.width, after.width)):
-                assert (old.minimum, old.optimum) == (new.minimum, new.optimum)
-                assert old.maximum <= new.maximum
-                if old.minimum < old.maximum:
-                    assert new.maximum >= factor * min(side.maximum for side in ranges)
+                end = old.maximum if old.minimum == old.maximum else max(old.maximum, least)
+                assert new == Range(old.minimum, old.minimum if lowered else old.optimum, end)
     for before, after in zip(asked, last, strict=True):
         assert (after.height.minimum, after.height.maximum) == (before.height.optimum, before.height.optimum)
         assert (after.width.minimum, after.width.maximum) == (before.width.optimum, before.width.optimum)
@@ -75,7 +76,12 @@ def test_of_several_profiles_the_smallest_are_widened_first() -> None:
         str(asked[1]),
         str(asked[2]),
     ]
-    assert fallbacks(asked)[2] == (square(256).single(), asked[1].single(), asked[2])
+    assert [profile.name for profile in fallbacks(asked)[3]] == [
+        "256 widened to 512, best at its minimum",
+        "1080p, best at its minimum",
+        "480x640",
+    ]
+    assert fallbacks(asked)[-1] == (square(256).single(), asked[1].single(), asked[2])
     assert asked[1].single().name == "optimum of 1080p"
 
 
