@@ -22,6 +22,7 @@ from uid.runtime.files import written_whole
 Report = Callable[[str], None]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # input name -> its minimum, optimum and maximum shape
 
+REFUSED = ("Error Code 3:", "Error Code 4:")  # an invalid argument or configuration: sizes that the graph cannot have
 REPORT_EVERY = 5.0  # seconds between two lines on the progress of a build
 
 
@@ -38,7 +39,7 @@ class BuildOptions:
 
 
 class NotBuiltError(BackendError):
-    """The library failed at a graph it could parse. It may not fail at other sizes."""
+    """The library failed at a graph that it could parse, and at sizes that the graph may have: at others it may not."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def build(
 
     ``timing_cache`` is read and written by TensorRT, which measures kernels; TensorRT-RTX does not. Ctrl-C ends the
     build at its next step. Raises, with the library's own words, ``OutOfMemoryError`` when memory does not hold the
-    build, ``NotBuiltError`` when it fails in another way, and ``BackendError`` when the library cannot begin.
+    build, ``BackendError`` when it cannot parse the graph or the graph cannot have these sizes, ``NotBuiltError`` when
+    it fails all the same.
     """
     check_target(library, target)
     check_options(library, options)
@@ -87,7 +89,9 @@ def build(
     if monitor.failure is not None:
         raise monitor.failure
     if plan is None:
-        raise error_of(f"{library} cannot build {onnx.name} for {target}: {complaints(library)}", NotBuiltError)
+        words = complaints(library)
+        kind = BackendError if any(code in words for code in REFUSED) else NotBuiltError
+        raise error_of(f"{library} cannot build {onnx.name} for {target}: {words}", kind)
     write_timings(config, timings, report)
     return Built(memoryview(plan).cast("B"), describe(library.module, network), time.monotonic() - started)
 

@@ -24,7 +24,7 @@ from uid.engines.cache import (
     read_sidecar,
     runtime_cache_path,
 )
-from uid.engines.profiles import Target, parse_profile, square
+from uid.engines.profiles import NAMED, Target, parse_profile, square
 from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library
 from uid.engines.tensorrt_build import BuildOptions
@@ -229,11 +229,9 @@ def test_a_size_that_is_no_multiple_is_refused_before_anything_is_built(
 
 
 def test_memory_that_runs_out_is_no_reason_to_try_other_sizes(bundle: Bundle, library: Library, tmp_path: Path) -> None:
-    lines: list[str] = []
-    with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*OutOfMemory \(Requested size was"):
-        engine_for(
-            bundle, bundle.components["step"], library, AHEAD, [square(8192)], folder=tmp_path, report=lines.append
-        )
+    encoder, lines = bundle.components["encoder"], list[str]()
+    with pytest.raises(OutOfMemoryError, match=r"cannot build encoder\.onnx .*OutOfMemory \(Requested size was"):
+        engine_for(bundle, encoder, library, AHEAD, [NAMED["720p"]], folder=tmp_path, report=lines.append)
     assert not any("instead" in line for line in lines)
 
 

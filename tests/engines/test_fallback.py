@@ -18,6 +18,7 @@ from uid.engines.profiles import NAMED, Profile, Range, Target, fallbacks, parse
 from uid.engines.tensorrt import Library, open_library
 from uid.engines.tensorrt_backend import engine_path
 from uid.engines.tensorrt_build import NotBuiltError
+from uid.errors import BackendError
 from uid.runtime.bundle import Bundle, Component, built_in, read_bundle, sha256
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")
@@ -67,6 +68,16 @@ def contradiction() -> onnx.GraphProto:
     """X plus a constant that it can be added to in no picture of less than 8000 pixels."""
     constant = numpy_helper.from_array(np.ones((1, 1, 1000, 1), np.float32), "constant")
     return graph_of([helper.make_node("Add", ["x", "constant"], ["t0"])], [constant], {"x": [1, 32, "x0", "x1"]})
+
+
+def product_of_matrices() -> onnx.GraphProto:
+    """What cannot be built for compute capability 7.5."""
+    square = helper.make_node("MatMul", ["x", "transposed"], ["t0"])
+    return graph_of(
+        [helper.make_node("Transpose", ["x"], ["transposed"], perm=[0, 1, 3, 2]), square],
+        [],
+        {"x": [1, 32, "x0", "x1"]},
+    )
 
 
 def graph_of(
@@ -156,16 +167,29 @@ def test_where_no_range_builds_the_optimum_alone_does(
 def test_where_nothing_builds_the_first_failure_is_raised(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
+    bundle, lines, turing = bundle_of(product_of_matrices()), list[str](), Target.ahead(["7.5"])
+    part = bundle.components["part"]
+    with pytest.raises(NotBuiltError, match="FP32 GEMM is not supported") as failure:
+        engine_for(bundle, part, library, turing, [parse_profile("256")], report=lines.append)
+    told = [line for line in lines if "building instead for" in line]
+    assert len(told) == len(fallbacks([parse_profile("256")]))
+    assert str(failure.value) in told[0]
+    lines.clear()
+    with pytest.raises(NotBuiltError):
+        engine_for(bundle, part, library, turing, [parse_profile("256x256")], report=lines.append)
+    assert not any("instead" in line for line in lines)
+    assert not list(bundle.folder.rglob("*.engine"))
+
+
+def test_sizes_that_a_graph_cannot_have_are_not_replaced(
+    bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
+) -> None:
     bundle, lines = bundle_of(contradiction()), list[str]()
     part = bundle.components["part"]
-    with pytest.raises(NotBuiltError, match=r"cannot build part\.onnx for ahead of time") as failure:
+    with pytest.raises(BackendError, match=r"cannot build part\.onnx .* dimensions not compatible") as error:
         engine_for(bundle, part, library, ANY, [parse_profile("256")], report=lines.append)
-    assert str(failure.value) in lines[1]
-    assert len(lines) == 1 + 6
-    with pytest.raises(NotBuiltError):  # a single size: nothing to fall back to
-        engine_for(bundle, part, library, ANY, [parse_profile("256x256")], report=lines.append)
-    assert len(lines) == 1 + 6 + 1
-    assert not list(bundle.folder.rglob("*.engine"))
+    assert not isinstance(error.value, NotBuiltError)
+    assert len(lines) == 1
 
 
 def test_an_engine_built_wider_is_run_at_the_sizes_that_were_asked_for(
