@@ -107,6 +107,17 @@ def create(name: str = "auto", *, threads: int | None = None, report: Report | N
     """
     if name == "auto":
         name = os.environ.get("UID_BACKEND") or first_working()
+    backend = made(name, threads)
+    if report is not None:
+        backend.report = report
+    if backend.doubt:
+        check(backend)
+        backend.report(backend.doubt)
+    return backend
+
+
+def made(name: str, threads: int | None) -> Backend:
+    """The backend called ``name``, not tried yet."""
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
@@ -117,8 +128,6 @@ def create(name: str = "auto", *, threads: int | None = None, report: Report | N
         backend: Backend = getattr(importlib.import_module(module), function)(threads)
     except ImportError as error:
         raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.install}") from error
-    if report is not None:
-        backend.report = report
     return backend
 
 
@@ -136,17 +145,21 @@ def report() -> list[BackendStatus]:
 
 
 def probe(name: str) -> BackendStatus:
-    """Run a one-node graph on a backend: what computes is trusted, not what claims that it could."""
+    """Try a backend: what computes is trusted, not what claims that it could."""
     try:
-        backend = create(name)
-        x, y = (backend.allocate((1,), np.dtype(np.float32)) for _ in range(2))
-        x.write(np.ones(1, np.float32))
-        backend.load(PROBE).bind({"x": x, "y": y})()
-        if y.read() != 1:
-            raise BackendError(f"backend {name} computed {y.read()} where it should have copied 1; do not use it")
+        check(made(name, None))
     except (BackendError, BundleError) as error:
         return BackendStatus(name, False, str(error))
     return BackendStatus(name, True, installed(BACKENDS[name]))
+
+
+def check(backend: Backend) -> None:
+    """Run a one-node graph; raises ``BackendError`` if it computes something else."""
+    x, y = (backend.allocate((1,), np.dtype(np.float32)) for _ in range(2))
+    x.write(np.ones(1, np.float32))
+    backend.load(PROBE).bind({"x": x, "y": y})()
+    if y.read() != 1:
+        raise BackendError(f"backend {backend.name} computed {y.read()} where it should have copied 1; do not use it")
 
 
 def installed(entry: BackendEntry) -> str:

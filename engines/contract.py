@@ -144,6 +144,7 @@ class Backend(ABC):
         1  # of pictures of one size that run together: more than 1 where launches cost more than memory
     )
     memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
+    doubt: str = ""  # why it is tried before it is used, and said so; or "" where it can be trusted
     report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
 
     def __init__(self) -> None:

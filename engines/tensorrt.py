@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = {"tensorrt": (10, 8), "tensorrt-rtx": (1, 4)}
 MAGIC = {"tensorrt": b"ftrt", "tensorrt-rtx": b"vtrt"}  # what an engine file starts with
-NO_MEMORY = ("out of memory", "outofmemory")  # in TensorRT's own words, in lower case
+# In TensorRT's own words, in lower case; the last of a tensor of more than 2^40 numbers.
+NO_MEMORY = ("out of memory", "outofmemory", "tensor volume exceeds")
+# The last TensorRT-RTX that loads engines on GPUs that NVIDIA does not support it on; later ones refuse.
+UNCHECKING = "1.6.1.120"
 RTX_VERSION = slice(24, 28)  # where TensorRT-RTX writes its own version, a byte for each of its four numbers
 
 
@@ -45,7 +48,7 @@ def open_library(name: str) -> Library:
     except ImportError as error:
         raise BackendError(f"{name} is not installed or does not load ({error}): {install}") from error
     version = str(module.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST[name]:
+    if numbers(version) < OLDEST[name]:
         oldest = ".".join(str(part) for part in OLDEST[name])
         raise BackendError(f"{name} is {version}; expected {oldest} or later: {install} --upgrade")
     return Library(name, version, module, make_logger(module))
@@ -96,6 +99,30 @@ def compute_capabilities(library: Library) -> dict[str, Any]:
     members = library.module.ComputeCapability.__members__
     numbers = {int(name[2:]): value for name, value in members.items() if name.startswith("SM")}
     return {f"{number // 10}.{number % 10}": numbers[number] for number in sorted(numbers)}
+
+
+def supports(library: Library, capability: str) -> bool:
+    """Whether NVIDIA supports the library on a compute capability: one that has a name in it, or a later one.
+
+    Of TensorRT's own list nothing is known here: it says so itself.
+    """
+    known = [numbers(name) for name in compute_capabilities(library)]
+    return not known or numbers(capability) in known or numbers(capability) > max(known)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, or a compute capability: (8, 9) of "8.9"."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def remedy(library: Library, capability: str) -> str:
+    """What to add to the error where no engine loads on a compute capability that the library refuses, or ""."""
+    if supports(library, capability) or numbers(library.version) <= numbers(UNCHECKING):
+        return ""
+    return (
+        f". NVIDIA does not support {library.name} {UNCHECKING} there either, but that one loads engines: "
+        f"pip install '{library.name}=={UNCHECKING}'"
+    )
 
 
 def header_problem(library_name: str, version: str, header: bytes) -> str:

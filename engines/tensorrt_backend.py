@@ -16,7 +16,7 @@ from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda import CudaBackend, Device
 from uid.engines.profiles import BLUR_SIDE, Profile, Range, Shape, Target, ranges
 from uid.engines.storage import default_folder
-from uid.engines.tensorrt import Library, error_of, open_library, target_of
+from uid.engines.tensorrt import Library, error_of, open_library, remedy, supports, target_of
 from uid.engines.tensorrt_build import BuildOptions, build, describe, made, make_builder, parse
 from uid.engines.tensorrt_engine import (
     NotCapturableError,
@@ -42,6 +42,7 @@ class TensorrtBackend(CudaBackend):
     def __init__(self, library: Library, device: Device) -> None:
         super().__init__(library.name, device)
         self.library, self.target = library, target_of(device)
+        self.doubt = doubt(library, device)
         self.runtime = make_runtime(library)
         self.shared = Shared(library, self.stream, Scratch())
         self.engines: weakref.WeakSet[TensorrtEngine] = weakref.WeakSet()
@@ -89,7 +90,8 @@ class TensorrtBackend(CudaBackend):
         self.library.logger.errors.clear()
         handle = self.runtime.deserialize_cuda_engine(plan)
         if handle is None:
-            raise library_error(self.library, f"cannot load the engine of {name} on {self.target}")
+            hint = remedy(self.library, self.target.compute_capability)
+            raise library_error(self.library, f"cannot load the engine of {name} on {self.target}", hint)
         if weights is not None:
             self.refit(name, handle, weights)
         engine = TensorrtEngine(name, handle, self.shared, **known)
@@ -117,6 +119,17 @@ class TensorrtBackend(CudaBackend):
         except (BackendError, OutputError) as error:
             self.report(f"kernels will be compiled again in the next process: {error}")
         return replay
+
+
+def doubt(library: Library, device: Device) -> str:
+    """Why what the library computes on a GPU is to be tried before it is used, or ""."""
+    if supports(library, device.compute_capability):
+        return ""
+    where = f"{library} on compute capability {device.compute_capability}"
+    return (
+        f"NVIDIA does not support {where}: it loads there and copies a number right; "
+        "compare its pictures with another backend's (uid-bench parity)"
+    )
 
 
 def make_runtime(library: Library) -> Any:

@@ -245,6 +245,6 @@ def own_buffer(buffer: Buffer) -> CudaBuffer:
     return buffer
 
 
-def library_error(library: Library, problem: str) -> BackendError:
-    """The error for what a library could not do, with its own words."""
-    return error_of(f"{library} {problem}: {complaints(library)}")
+def library_error(library: Library, problem: str, hint: str = "") -> BackendError:
+    """The error for what a library could not do, with its own words and how to mend it."""
+    return error_of(f"{library} {problem}: {complaints(library)}{hint}")

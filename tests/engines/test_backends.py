@@ -1,12 +1,16 @@
-"""Which installed distribution brings a backend."""
+"""Which installed distribution brings a backend, and what is tried before it is used."""
 
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from uid import engines
 from uid.bench import rows
+from uid.engines.onnxruntime import OrtBackend
+from uid.errors import BackendError, BundleError
+from uid.runtime.pixels import GRAPHS
 
 
 def put(folder: Path, name: str, version: str) -> None:
@@ -67,3 +71,22 @@ def test_rows_tell_the_version_whatever_the_distribution_is_called(
     put(tmp_path, "numpy", "2.4.6")
     found = rows.versions()
     assert (found["tensorrt-rtx"], found["numpy"], "tensorrt" in found) == ("1.6.1.120", "2.4.6", False)
+
+
+def test_a_backend_in_doubt_is_tried_and_said_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    engines.create("onnxruntime", threads=1, report=lines.append)
+    monkeypatch.setattr(OrtBackend, "doubt", "it is on trial")
+    engines.create("onnxruntime", threads=1, report=lines.append)
+    assert lines == ["it is on trial"]
+    monkeypatch.setattr(engines, "PROBE", GRAPHS / "wrong.onnx")
+    with pytest.raises(BundleError, match=r"cannot load .*wrong\.onnx"):
+        engines.create("onnxruntime", threads=1)
+
+
+def test_a_backend_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OrtBackend, "doubt", "it is on trial")
+    monkeypatch.setattr("uid.engines.onnxruntime.OrtBuffer.read", lambda buffer: np.zeros(1, np.float32))
+    with pytest.raises(BackendError, match=r"backend onnxruntime computed \[0\.\] where it should have copied 1"):
+        engines.create("onnxruntime", threads=1)
+    assert not engines.probe("onnxruntime").available

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from uid.engines import tensorrt_build
 from uid.engines.cache import check, read_sidecar
 from uid.engines.profiles import NAMED, Profile, Range, Target, profile_shapes
-from uid.engines.tensorrt import Library, check_target, open_library
+from uid.engines.tensorrt import Library, check_target, open_library, remedy, supports
 from uid.engines.tensorrt_build import BuildOptions, build
 from uid.errors import BackendError
 from uid.export.cli import main
@@ -147,6 +147,16 @@ def test_what_cannot_be_targeted_is_refused(library: Library, tiny_bundle: Path,
         check_target(dataclasses.replace(library, name="tensorrt"), AHEAD)
     words = ["build", str(tiny_bundle), "--backend", "tensorrt-rtx", "-o", str(tmp_path), "--profile"]
     assert "unknown profile '8k'; expected 720p" in CliRunner().invoke(main, [*words, "8k"]).output
+
+
+@needs_rtx
+def test_where_a_later_release_refuses_a_gpu_the_earlier_one_is_named(library: Library) -> None:
+    answers = {name: supports(library, name) for name in ("8.0", "8.9", "9.0", "10.3", "12.1", "13.0")}
+    assert answers == {"8.0": True, "8.9": True, "9.0": False, "10.3": False, "12.1": True, "13.0": True}
+    later, earlier = (dataclasses.replace(library, version=version) for version in ("1.7.1.116", "1.6.1.120"))
+    assert remedy(later, "9.0").endswith("loads engines: pip install 'tensorrt-rtx==1.6.1.120'")
+    assert remedy(later, "8.9") == remedy(earlier, "9.0") == ""
+    assert supports(dataclasses.replace(library, name="tensorrt"), "9.0")
 
 
 @needs_rtx
