@@ -24,7 +24,7 @@ from uid.engines.cache import (
     read_sidecar,
     runtime_cache_path,
 )
-from uid.engines.profiles import NAMED, Target, parse_profile, square
+from uid.engines.profiles import Target, parse_profile, square
 from uid.engines.storage import default_folder
 from uid.engines.tensorrt import Library, open_library
 from uid.engines.tensorrt_build import BuildOptions
@@ -213,7 +213,8 @@ def test_an_engine_built_ahead_of_time_serves_the_gpus_it_is_for(
     )
     older = Target("NVIDIA A10", "8.6", "13.0")
     other = engine_for(bundle, encoder, library, older, PROFILES, folder=engines, report=lines.append)
-    assert [line.split()[1] for line in lines] == ["reusing", "building", "built"]
+    # A slow build tells of its progress too.
+    assert [lines[i].split()[1] for i in (0, 1, -1)] == ["reusing", "building", "built"]
     assert "has target.gpu '', expected 'NVIDIA A10'" in lines[1]
     assert runtime_cache_path(other, older) != runtime_cache_path(other, replace(older, driver="13.1"))
 
@@ -229,9 +230,9 @@ def test_a_size_that_is_no_multiple_is_refused_before_anything_is_built(
 
 
 def test_memory_that_runs_out_is_no_reason_to_try_other_sizes(bundle: Bundle, library: Library, tmp_path: Path) -> None:
-    encoder, lines = bundle.components["encoder"], list[str]()
-    with pytest.raises(OutOfMemoryError, match=r"cannot build encoder\.onnx .*OutOfMemory \(Requested size was"):
-        engine_for(bundle, encoder, library, AHEAD, [NAMED["720p"]], folder=tmp_path, report=lines.append)
+    step, lines = bundle.components["step"], list[str]()
+    with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*(OutOfMemory|tensor volume exceeds)"):
+        engine_for(bundle, step, library, AHEAD, [square(8192)], folder=tmp_path, report=lines.append)
     assert not any("instead" in line for line in lines)
 
 
