@@ -46,7 +46,7 @@ def main(ctx: click.Context, out: Path, name: str, seconds: float | None, work: 
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended, and what there is packed
     try:
-        sound = supervisor.run(name, call, seconds or call.seconds)
+        sound = supervisor.run(name, call, plan.scale.patience * seconds if seconds else call.seconds)
     finally:
         supervisor.pack()
     ctx.exit(0 if sound else 1)

@@ -6,7 +6,7 @@ memory together. All pictures of a model and size are held against one, made onc
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uid.bench.lineup import REFERENCES
@@ -34,6 +34,11 @@ class Call:
     seconds: float
     commands: Sequence[Command]
 
+    def stretched(self, times: float) -> "Call":
+        """The same with so many times the seconds."""
+        commands = [replace(command, limit=times * command.limit) for command in self.commands]
+        return Call(times * self.seconds, commands)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -45,10 +50,11 @@ class Scale:
     ort: str
     square: str  # sizes of pictures
     wide: str
+    patience: float = 1.0  # what budgets and limits, which are those of a lent GPU's host, are multiplied with
 
 
 GPU = Scale("sd15", "edge", "tensorrt-rtx", "onnxruntime-cuda", "512x512", "720x1280")
-REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96")  # on any CPU
+REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96", patience=6.0)  # on any CPU
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,14 @@ class Plan:
 
     def calls(self) -> Mapping[str, Call]:
         """By name, in the order in which they are to be made; ``export`` is what goes on behind them."""
-        return {
+        planned = {
             "first": Call(180, [*self.look(), *self.first()]),
             "rtx": Call(240, self.rtx()),
             "ort": Call(240, self.ort()),
             "pytorch": Call(240, self.pytorch()),
             EXPORT: Call(900, self.export()),
         }
+        return {name: call.stretched(self.scale.patience) for name, call in planned.items()}
 
     def results(self, call: str) -> Path:
         """Where a call's logs and rows are."""
