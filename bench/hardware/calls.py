@@ -50,11 +50,12 @@ class Scale:
     ort: str
     square: str  # sizes of pictures
     wide: str
+    steps: int  # of the model at full size
     patience: float = 1.0  # what budgets and limits, which are those of a lent GPU's host, are multiplied with
 
 
-GPU = Scale("sd15", "edge", "tensorrt-rtx", "onnxruntime-cuda", "512x512", "720x1280")
-REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96", patience=6.0)  # on any CPU
+GPU = Scale("sd15", "edge", "tensorrt-rtx", "onnxruntime-cuda", "512x512", "720x1280", 30)
+REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96", 2, patience=6.0)  # on any CPU
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Model:
     name: str
     bundle: Path
     checkpoint: Path | None = None  # None: held against ONNX Runtime on the CPU
+    steps: int = 1
     alike: str = ""  # the model that makes the same pictures, of which the oracle is kept
 
     def oracle(self, size: str) -> Path:
@@ -78,9 +80,11 @@ class Plan:
         self.work, self.scale = work, scale
         self.made = Model("made", work / "made")
         self.edge = Model("edge", work / "edge")
-        self.full = Model(scale.preset, work / "full", work / "checkpoint")
+        self.full = Model(scale.preset, work / "full", work / "checkpoint", scale.steps)
         self.plain = Model("edge-plain", work / "edge-plain", alike="edge")
-        self.full_plain = Model(f"{scale.preset}-plain", work / "full-plain", work / "checkpoint", alike=scale.preset)
+        self.full_plain = replace(
+            self.full, name=f"{scale.preset}-plain", bundle=work / "full-plain", alike=scale.preset
+        )
 
     def calls(self) -> Mapping[str, Call]:
         """By name, in the order in which they are to be made; ``export`` is what goes on behind them."""
@@ -177,7 +181,8 @@ class Plan:
     def latency(self, call: str, model: Model, runner: str, size: str, *, limit: float, least: float) -> Command:
         """One runner's pictures of a size."""
         rows = self.results(call) / f"{model.name}-{size}-{runner}.jsonl"
-        words = ["-m", str(model.bundle), "--backend", runner, "--size", size, "--oracle", str(model.oracle(size))]
+        words = ["-m", str(model.bundle), "--backend", runner, "--size", size, "--steps", str(model.steps)]
+        words += ["--oracle", str(model.oracle(size))]
         if runner in REFERENCES:
             words += ["--checkpoint", str(model.checkpoint)]
         else:
@@ -216,8 +221,8 @@ def oracle(model: Model, size: str) -> Command:
     """The picture that others are held against."""
     source = ("-m", str(model.bundle)) if model.checkpoint is None else ("--checkpoint", str(model.checkpoint))
     needs = model.bundle / MANIFEST if model.checkpoint is None else model.checkpoint / INDEX
-    path = model.oracle(size)
-    return Command(("uid-bench", "oracle", *source, "--size", size, "-o", str(path)), 90, 10, (needs,), path)
+    path, terms = model.oracle(size), ("--size", size, "--steps", str(model.steps))
+    return Command(("uid-bench", "oracle", *source, *terms, "-o", str(path)), 90, 10, (needs,), path)
 
 
 def portable(model: Model, copy: Model) -> Command:
