@@ -97,8 +97,8 @@ def test_inspect_shows_what_an_engine_was_built_for(built: Path, library: Librar
         "ahead of time, 8.9, 12.0",
         "workspace_mib: None",
         "13x50: height 16; width 52",
-        "latent float32[1, 4, height/2, width/2]",
-        "output float32[1, 3,",
+        "latent float32[batch, 4, height/2, width/2]",
+        "output float32[batch, 3,",
     ):
         assert text in result.output, result.output
 
