@@ -22,7 +22,7 @@ from uid.export.attention import DOMAIN, fuse_attention, input_of, made_by, read
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"  # the backend that a component's variant may be for
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # (B, C, H, W) to (B, H, W, C), and back
 CHANNELS_PER_THREAD = 2  # of the CUDA kernel: it takes groups of an even number of channels
-GATED_WIDTHS = (2560, 5120, 6144, 10240, 12288)  # that the CUDA kernel for gated GELU is compiled for
+GATED_WIDTHS = (2560, 5120, 10240)  # for which CUDA kernels for gated GELU, and the sum behind it, are compiled
 
 
 def fuse_for_cuda(model: ir.Model) -> ir.Model | None:

@@ -136,7 +136,7 @@ def attended(block: BasicTransformerBlock, y: Tensor, prompt: Tensor, f_b: Tenso
     y = y + block.attn1(block.norm1(y))
     y = like(y, prompt)
     y = y + block.attn2(block.norm2(y), prompt, f_b=None if f_b is None else like(f_b, y))
-    attended: Tensor = y + block.ff(block.norm3(y))
+    attended: Tensor = block.ff(block.norm3(y)) + y
     return attended
 
 

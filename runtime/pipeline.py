@@ -77,7 +77,7 @@ class Result:
     tiles: int  # of each view
     seconds: dict[str, float]  # per stage: prepare, step, finish
     tile: int | None = None  # largest side of a tile in pixels; None: the image was run whole
-    captured: bool = False  # whether the backend ran all steps in one piece, as one CUDA graph
+    captured: bool = False  # whether the backend ran all of it as CUDA graphs, and no launch by itself
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     reuse: int = 1
     batch: int = 1  # most tiles and views that ran together

@@ -92,10 +92,10 @@ def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path,
 @pytest.mark.parametrize(
     ("size", "options", "batch"),
     [
-        ((40, 56), Options(views=8), 4),  # four views of one size, four of the other
-        ((40, 56), Options(views=5, mode="blur-transfer"), 4),
-        ((70, 100), Options(views=2, tile=64), 5),  # of 10 tiles
-        ((64, 64), Options(views=2, tile=64), 1),  # each as large as a full tile
+        ((20, 28), Options(views=8), 4),  # four views of one size, four of the other
+        ((20, 28), Options(views=5, mode="blur-transfer"), 4),
+        ((20, 250), Options(views=2, tile=64), 3),  # of ten tiles
+        ((64, 64), Options(views=2), 1),  # each as large as a full tile
     ],
 )
 def test_pictures_that_run_together_are_those_that_run_alone(
