@@ -203,7 +203,7 @@ def inspect(ctx: click.Context, engines: Path) -> None:
         sound, reason = check(path)
         if sound:
             sidecar = read_sidecar(path)
-            Console().print(_table(path, sidecar))
+            Console(markup=False).print(_table(path, sidecar))
             reason = _foreign(sidecar)
         if reason:
             refused.append(f"{path} may not be loaded: it {reason}")

@@ -214,7 +214,7 @@ def specs(entries: list[dict[str, Any]]) -> Iterator[TensorSpec]:
         shape = tuple(
             size if isinstance(size, int) else checked(size, "dimension", DIMENSION) for size in entry["shape"]
         )
-        yield TensorSpec(checked(entry["name"], "tensor"), np.dtype(entry["dtype"]), shape)
+        yield TensorSpec(checked(entry["name"], "tensor"), np.dtype(checked(entry["dtype"], "dtype")), shape)
 
 
 def mode(entry: Mapping[str, Any]) -> Mode:

@@ -113,8 +113,10 @@ class Pipeline:
 
         ``image`` and ``blur_image`` are (H, W, 3) RGB or (H, W) grey; uint8, uint16, or float in [0, 1]. ``on_step``
         is told (steps done, steps in all) after each step, or after a tile's last where the backend runs all steps in
-        one piece. Raises ``InputError`` for an image or option that does not fit, ``ModelError`` when the model writes
-        NaN or infinity, ``OutOfMemoryError`` when the backend's memory does not hold the image or tile.
+        one piece. It must not wait for another call of the pipeline, which waits for this one.
+
+        Raises ``InputError`` for an image or option that does not fit, ``ModelError`` when the model writes NaN or
+        infinity, ``OutOfMemoryError`` when the backend's memory does not hold the image or tile.
         """
         options = options or Options()
         self._check(options, blur_image)

@@ -2,7 +2,13 @@
 
 
 class UIDError(Exception):
-    """Base of every error this project raises on purpose; command lines print its text without a traceback."""
+    """Base of every error this project raises on purpose; command lines print its text without a traceback.
+
+    The text may quote a file, or a library that quotes one: what would steer a terminal is spelled out.
+    """
+
+    def __str__(self) -> str:
+        return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in super().__str__())
 
 
 class InputError(UIDError):

@@ -17,7 +17,10 @@ UNWANTED = "openvino_telemetry"
 
 
 def switch_off() -> None:
-    """Turn telemetry off in this process and in those that it starts. Call it before the libraries are imported."""
+    """Turn telemetry off in this process. Call it before the libraries are imported.
+
+    Other processes that it starts have the settings too; OpenVINO's is off in those that import ``uid`` first.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     # Python's own way to say that a module is not there: importing it raises ImportError.

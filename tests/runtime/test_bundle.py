@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from uid.errors import BundleError, ModelError
@@ -87,6 +88,7 @@ NAMED: dict[str, Callable[[dict[str, Any], str], object]] = {
     "figure": lambda m, bad: m.update(qualities={"full": {"steps": 1, "views": 1, "figures": {bad: 1.0}}}),
     "variant": lambda m, bad: m["components"]["step"].update(variants={bad: "step.onnx"}),
     "tensor": lambda m, bad: m["components"]["step"]["inputs"][0].update(name=bad),
+    "dtype": lambda m, bad: m["components"]["step"]["inputs"][0].update(dtype=bad),
     "dimension": lambda m, bad: m["components"]["step"]["inputs"][0].update(shape=[1, 3, bad, "width"]),
     "constant": lambda m, bad: m["modes"]["deblur"].update(constants={"prompt": bad}),
 }
@@ -119,6 +121,17 @@ def test_names_that_are_paths_patterns_or_a_terminals_codes_are_refused(make_toy
         with pytest.raises(BundleError, match=f"the manifest has {what} .*expected at most 64") as caught:
             read_bundle(folder)
         assert str(caught.value).isprintable()
+
+
+def test_what_a_library_quotes_from_a_bundle_does_not_reach_a_terminal_as_it_is(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    graph = onnx.load(folder / "step.onnx")
+    graph.graph.node[0].op_type = "\x1b]0;title\x07"
+    onnx.save(graph, folder / "step.onnx")
+    edit(folder, lambda m: m["files"].update({"step.onnx": sha256(folder / "step.onnx")}))
+    with pytest.raises(BundleError, match=r"cannot load .*\\x1b\]0;title\\x07") as caught:
+        load(folder)(np.zeros((8, 8, 3), np.uint8))
+    assert str(caught.value).replace("\n", "").isprintable()
 
 
 def test_a_link_out_of_the_folder_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
