@@ -25,6 +25,7 @@ class Command:
     least: float = 5.0  # seconds that it takes at the very least: with fewer left it is not started
     needs: tuple[Path, ...] = ()  # what must be there; it is waited for while it is being made
     makes: Path | None = None  # where that is already there, it is not made again
+    shows: int = 0  # lines of what it printed last that are shown
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class Plan:
     def look(self) -> list[Command]:
         """What machine this is, and whether the device layer works on it."""
         return [
-            Command(("nvidia-smi",), 20),
+            Command(("nvidia-smi",), 20, shows=12),
             Command((sys.executable, "-m", "pip", "list"), 30),
-            Command(("uid-run", "doctor"), 60),
+            Command(("uid-run", "doctor"), 60, shows=12),
             tests("tests/engines/test_cuda.py", limit=60, least=10),
         ]
 
@@ -189,7 +190,7 @@ class Plan:
             words += ["--no-ceilings"]  # engines of ten sizes would be built for them
         words += ["--repeats", "5", "--warm-up", "1", "-o", str(rows)]
         needs = (model.bundle / MANIFEST, model.oracle(size))
-        return Command(("uid-bench", "latency", *words), limit, least, needs)
+        return Command(("uid-bench", "latency", *words), limit, least, needs, shows=8)  # its table
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -197,7 +198,8 @@ class Plan:
 
 def tests(file: str, *words: str, limit: float, least: float) -> Command:
     """The tests of a file that need a GPU."""
-    return Command((sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--tb=short", file, *words), limit, least)
+    pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "--tb=short", file, *words)
+    return Command(pytest, limit, least, shows=2)  # how many there were, and why the last one was skipped
 
 
 def exported(preset: str, checkpoint: Path, model: Model, *, half: bool, limits: tuple[float, float]) -> list[Command]:
@@ -214,7 +216,7 @@ def exported(preset: str, checkpoint: Path, model: Model, *, half: bool, limits:
 def proof(model: Model, backend: str, size: str) -> Command:
     """Whether a backend computes right: no library's own word is taken for it."""
     words = (sys.executable, "-m", "uid.bench.hardware.proof", str(model.bundle), backend, size)
-    return Command(words, 90, 15, (model.bundle / MANIFEST,))
+    return Command(words, 90, 15, (model.bundle / MANIFEST,), shows=1)
 
 
 def oracle(model: Model, size: str) -> Command:
@@ -228,4 +230,4 @@ def oracle(model: Model, size: str) -> Command:
 def portable(model: Model, copy: Model) -> Command:
     """The same bundle without what was made of its graphs for one library."""
     words = (sys.executable, "-m", "uid.bench.hardware.portable", str(model.bundle), str(copy.bundle))
-    return Command(words, 30, 5, (model.bundle / MANIFEST,), copy.bundle / MANIFEST)
+    return Command(words, 30, 5, (model.bundle / MANIFEST,), copy.bundle / MANIFEST, shows=4)

@@ -46,8 +46,8 @@ class Supervisor:
             sound &= not problem
             took = f"{time.monotonic() - started:.0f} s"
             self.tell(f"{name} {number}: {said or problem or 'ok'}, {took}: {' '.join(command.words)}")
-            if problem:
-                click.echo(last_lines(self.results / f"{number}.log"))
+            if not said and (shown := LAST_LINES if problem else command.shows):
+                click.echo(last_lines(self.results / f"{number}.log", shown))
             self.pack()
         return sound
 
@@ -119,10 +119,10 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", **path}
 
 
-def last_lines(log: Path) -> str:
+def last_lines(log: Path, count: int) -> str:
     """The end of a log, indented."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(f"    {line}" for line in lines[-LAST_LINES:])
+    return "\n".join(f"    {line.rstrip()}" for line in lines[-count:])
 
 
 def pack(folders: Sequence[Path], target: Path) -> None:

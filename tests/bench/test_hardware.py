@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -81,7 +82,7 @@ def test_the_default_calls_fit_into_a_quarter_of_an_hour(tmp_path: Path) -> None
 
 def test_what_fails_or_hangs_is_told_and_leaves_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [
-        python("print('so far')"),
+        replace(python("print('so far'); print('and then')"), shows=1),
         python("import sys; sys.exit('no more')"),
         python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {FOR_EVER!r}])", limit=2),
         Command(("no-such-program-here",), 1, 0),
@@ -90,7 +91,9 @@ def test_what_fails_or_hangs_is_told_and_leaves_the_rest(tmp_path: Path, capsys:
     assert not supervisor(tmp_path).run("it", Call(60, commands), 60)
     wanted = ["ok", "exit status 1", "took more than 2 s", "did not start: No such file or directory", "ok"]
     assert told(tmp_path) == [f"it {number}: {said}" for number, said in enumerate(wanted, 1)]
-    assert "    no more" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert {"    no more", "    and then"} <= set(printed)
+    assert not {"    so far", "    done"} & set(printed)
     assert "so far" in (tmp_path / "results" / "1.log").read_text()
     assert not [child for child in psutil.Process().children(recursive=True) if FOR_EVER in child.cmdline()]
 
