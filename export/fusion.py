@@ -7,7 +7,7 @@ folded when the graph is loaded, where transpositions that undo each other go to
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,24 +28,23 @@ GATED_WIDTHS = (2560, 5120, 10240)  # for which CUDA kernels for gated GELU, and
 def fuse_for_cuda(model: ir.Model) -> ir.Model | None:
     """The same graph in other operators, or None where none is normalised over groups; ``model`` itself is used up."""
     fuse_attention(model)
-    for node in list(model.graph):
-        match node.op_type:
-            case "InstanceNormalization":
-                fuse_group_norm(node)
-            case "Conv":
-                fuse_convolution(node)
-            case "Gelu":
-                fuse_gated_gelu(node)
+    each(model, "InstanceNormalization", fuse_group_norm)
     if not any(node.op_type == "GroupNorm" for node in model.graph):
         return None
-    RemoveUnusedNodesPass()(model)
+    each(model, "Gelu", fuse_gated_gelu)
     model.graph.opset_imports[DOMAIN] = 1
     fused = fuse_sums(model)
-    for node in list(fused.graph):
-        if node.op_type == "Transpose":
-            unsqueeze_in_place(node)
-    RemoveUnusedNodesPass()(fused)
+    each(fused, "Conv", fuse_convolution)  # not before: ONNX Runtime's shape inference fails at some of the new ones
+    each(fused, "Transpose", unsqueeze_in_place)
     return fused
+
+
+def each(model: ir.Model, op: str, change: Callable[[ir.Node], None]) -> None:
+    """Change the nodes of an operator, and remove what nothing reads any more."""
+    for node in list(model.graph):
+        if node.op_type == op:
+            change(node)
+    RemoveUnusedNodesPass()(model)
 
 
 def fuse_group_norm(instance: ir.Node) -> None:
