@@ -24,6 +24,9 @@ OPSET = 20
 EIGHT_BITS_TOLERANCE = 1e-3  # of a step: what float32 leaves of a division; other weights are half a step off somewhere
 INLINE_BYTES = 4096  # smaller weights stay in the graph, where engines can fold them
 MODULES = "pkg.torch.onnx.name_scopes"  # a node's note: the modules around it, outermost first, and its own name
+# Somewhere torch's tracer asks whether a batch has less than 64, both branches of guidance counted. Where that is left
+# open, all is traced a second time.
+LARGEST_BATCH = 31
 ALIGNMENT = 4096  # so that weights can be mapped into memory
 
 
@@ -98,7 +101,8 @@ def trace_sizes(size_multiple: int) -> dict[str, int]:
 def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any, ...]:
     """torch.export's dynamic axes: every size derives from one unit per axis, so "height/8" stays tied to "height"."""
     units = {"height": Dim("height_units", max=4096), "width": Dim("width_units", max=4096)}
-    free = {name: Dim(name, max=65536) for name in (BATCH, "blur_height", "blur_width")}
+    free = {name: Dim(name, max=65536) for name in ("blur_height", "blur_width")}
+    free[BATCH] = Dim(BATCH, max=LARGEST_BATCH)
 
     def axis(symbol: int | str) -> Any:
         if isinstance(symbol, int):
