@@ -61,13 +61,13 @@ def fuse_group_norm(instance: ir.Node) -> None:
         last = read_by(scaled.outputs[0], "Add")
         gamma, beta = (per_channel(input_of(node, 1)) for node in (scaled, last))
         ones, zeros = (constant(input_of(instance, i)) for i in (1, 2))
-        if made_by(input_of(shaped, 1), "Shape").inputs[0] is not x:
-            return
+        split = constant(input_of(flat, 1))
+        whole = made_by(input_of(shaped, 1), "Shape").inputs[0] is x
     except LookupError:
         return
     groups = len(ones)
     even = gamma.size % (CHANNELS_PER_THREAD * groups) == 0
-    if not even or (ones != 1).any() or zeros.any() or list(constant(input_of(flat, 1))) != [0, groups, -1]:
+    if not even or not whole or (ones != 1).any() or zeros.any() or list(split) != [0, groups, -1]:
         return
     activated = silu(last.outputs[0])
     attributes = {
@@ -92,8 +92,8 @@ def silu(value: ir.Value) -> ir.Node | None:
 
 def fuse_convolution(conv: ir.Node) -> None:
     """A convolution with the channels last: of two dimensions, all channels in each output."""
-    weight = input_of(conv, 1)
-    if weight.const_value is None or len(weight.const_value.shape) != 4 or conv.attributes["group"].as_int() != 1:
+    weight, groups = input_of(conv, 1), conv.attributes.get("group")
+    if weight.const_value is None or len(weight.const_value.shape) != 4 or (groups and groups.as_int() != 1):
         return
     last = transposed(conv, weight, TO_LAST)
     channels_last("NhwcConv", [input_of(conv), last, *conv.inputs[2:]], dict(conv.attributes), conv)
