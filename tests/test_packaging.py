@@ -35,10 +35,11 @@ print([name for name in ("torch", "diffusers", "transformers") if name in sys.mo
     assert printed.strip() == "[]"
 
 
-def test_every_top_level_folder_is_packaged() -> None:
-    folders = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
+def test_every_folder_of_code_is_packaged() -> None:
+    tops = [path for path in ROOT.iterdir() if (path / "__init__.py").is_file()]
+    folders = [file.parent.relative_to(ROOT) for top in tops for file in top.rglob("__init__.py")]
     packages = set(find_packages(str(ROOT / "src")))
-    assert packages == {"uid"} | {f"uid.{name}" for name in folders}
+    assert packages == {"uid"} | {".".join(("uid", *folder.parts)) for folder in folders}
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for package, patterns in data.items():
