@@ -324,6 +324,7 @@ def test_json_tells_what_ran(uid_run):
         "captured": False,
         "guidance_interval": [0.0, 1.0],
         "reuse": 1,
+        "batch": 1,
     }
     expected |= {"seconds": {"prepare": 0.25, "step": 0.5, "finish": 0.25}}
     assert record == expected
