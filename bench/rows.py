@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uid import __version__
-from uid.engines import wheels
-from uid.engines.tensorrt import MODULES
+from uid.bundles.files import written_whole
+from uid.engines.registry import wheels
+from uid.engines.trt.library import MODULES
 from uid.errors import InputError, OutputError
-from uid.runtime.files import written_whole
 
 if TYPE_CHECKING:
-    from uid.runtime.pipeline import Options, Pipeline
+    from uid.runtime.options import Options
+    from uid.runtime.pipeline import Pipeline
 
 VERSIONS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch", "numpy")
 
 
 @dataclass(frozen=True)
-class Row:
+class LatencyRow:
     """One picture by one runner, with all that a reader needs to judge the time."""
 
     runner: str  # a backend, or the PyTorch reference
@@ -65,17 +66,17 @@ class Row:
 
 def setting(pipeline: "Pipeline", options: "Options") -> dict[str, Any]:
     """What every row of a quality measurement states beside its figures."""
-    chosen = pipeline.chosen(options)
+    used = options.resolved(pipeline.bundle)
     return {
         "bundle": pipeline.bundle.name,
         "trained": pipeline.bundle.trained,
         "precision": pipeline.bundle.precision,
         "backend": pipeline.backend,
         "device": device(),
-        "steps": chosen.steps,
-        "views": chosen.views,
-        "guidance": pipeline.bundle.guidance if options.guidance is None else options.guidance,
-        "seed": options.seed,
+        "steps": used.steps,
+        "transforms": used.transforms,
+        "guidance": used.guidance,
+        "seed": used.seed,
         "versions": versions(("onnxruntime", "onnxruntime-gpu", "openvino", "numpy")),
     }
 
@@ -148,17 +149,17 @@ class RowFile:
         self.mode = "a"
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[LatencyRow]:
     """The rows of ``uid-bench latency`` in a JSON Lines file; raises ``InputError`` for anything else."""
-    names = {field.name for field in fields(Row)}
-    needed = {field.name for field in fields(Row) if field.default is MISSING}
+    names = {field.name for field in fields(LatencyRow)}
+    needed = {field.name for field in fields(LatencyRow) if field.default is MISSING}
     rows = []
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             entry = json.loads(line)
             if not isinstance(entry, dict) or not needed <= entry.keys() <= names:
                 raise InputError(f"{path}, line {number}: expected a row as `uid-bench latency -o` writes them")
-            rows.append(Row(**entry))
+            rows.append(LatencyRow(**entry))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

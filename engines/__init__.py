@@ -1,15 +1,14 @@
-"""Backends by name. A backend that was asked for by name and cannot run here is an error that says what to install."""
+"""Engines: the contract, one file or folder per backend, and the registry that makes a backend by name.
 
-import importlib
-import os
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
-
-import numpy as np
+``contract``      what every backend offers: buffers, engines, launches, capture
+``registry``      the table of backends; ``create``, ``report``
+``ort/``          ONNX Runtime on the CPU and on CUDA
+``openvino_cpu``  OpenVINO on the CPU
+``trt/``          TensorRT and TensorRT-RTX: profiles, builds, the engine cache
+``cuda_device``   the CUDA device layer that the GPU backends share
+"""
 
 from uid.engines.contract import (
-    Array,
     Backend,
     Buffer,
     Engine,
@@ -18,14 +17,12 @@ from uid.engines.contract import (
     Progress,
     Report,
     Seconds,
-    TensorSpec,
     Work,
 )
-from uid.errors import BackendError, BundleError
+from uid.engines.registry import BACKENDS, BackendStatus, create, installed, probe, report
 
 __all__ = [
     "BACKENDS",
-    "Array",
     "Backend",
     "BackendStatus",
     "Buffer",
@@ -35,138 +32,9 @@ __all__ = [
     "Progress",
     "Report",
     "Seconds",
-    "TensorSpec",
     "Work",
     "create",
+    "installed",
+    "probe",
     "report",
 ]
-
-
-PROBE = Path(__file__).with_name("probe.onnx")  # y = Identity(x), float32[1]
-
-
-@dataclass(frozen=True)
-class BackendEntry:
-    """Where a backend is made, and what brings it."""
-
-    factory: str  # "module:function" taking the thread count, imported when first used
-    distributions: tuple[str, ...]  # any of these brings it
-    install: str  # what to install when none of them is there
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """Whether a backend works on this machine, and its version or what it lacks."""
-
-    name: str
-    available: bool
-    detail: str
-
-
-def wheels(name: str) -> tuple[str, ...]:
-    """What the distribution of a TensorRT may be called: the whole of it, for one CUDA, or its Python module alone."""
-    return (name, *(f"{name}-{cuda}{part}" for cuda in ("cu13", "cu12") for part in ("", "-bindings")))
-
-
-OPENVINO = "pip install 'uid-runtime[openvino]'"
-# Both builds of onnxruntime are installed then, and write to one folder.
-CUDA = "pip install 'uid-runtime[cuda]'; pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
-# In the order in which "auto" tries them: the fastest first, as measured (docs/engine-notes.md).
-BACKENDS = {
-    "tensorrt": BackendEntry(
-        "uid.engines.tensorrt_backend:create_tensorrt",
-        wheels("tensorrt"),
-        "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU and driver",
-    ),
-    "tensorrt-rtx": BackendEntry(
-        "uid.engines.tensorrt_backend:create_tensorrt_rtx",
-        wheels("tensorrt-rtx"),
-        "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
-    ),
-    "onnxruntime-cuda": BackendEntry(
-        "uid.engines.onnxruntime_cuda:create_cuda",
-        ("onnxruntime-gpu",),
-        f"{CUDA}; needs an NVIDIA GPU and driver",
-    ),
-    "openvino-bf16": BackendEntry("uid.engines.openvino:create_bf16", ("openvino",), OPENVINO),
-    "onnxruntime": BackendEntry(
-        "uid.engines.onnxruntime:create_cpu",
-        # All of them bring the CPU too.
-        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-trt-rtx"),
-        "pip install onnxruntime",
-    ),
-    "openvino": BackendEntry("uid.engines.openvino:create_f32", ("openvino",), OPENVINO),
-}
-
-
-def create(name: str = "auto", *, threads: int | None = None, report: Report | None = None) -> Backend:
-    """Make the backend called ``name``; "auto" takes the one that ``$UID_BACKEND`` names, or the first that works here.
-
-    ``threads`` limits the CPU threads (None: one per core). ``report`` is told what takes long, such as an engine that
-    is built (None: nobody is). Raises ``BackendError`` for an unknown name, or when the backend cannot run here.
-    """
-    if name == "auto":
-        name = os.environ.get("UID_BACKEND") or first_working()
-    backend = made(name, threads)
-    if report is not None:
-        backend.report = report
-    if backend.doubt:
-        check(backend)
-        backend.report(backend.doubt)
-    return backend
-
-
-def made(name: str, threads: int | None) -> Backend:
-    """The backend called ``name``, not tried yet."""
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
-    entry = BACKENDS[name]
-    if not installed(entry):
-        raise BackendError(f"backend {name} is not installed: {entry.install}")
-    module, function = entry.factory.split(":")
-    try:
-        backend: Backend = getattr(importlib.import_module(module), function)(threads)
-    except ImportError as error:
-        raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.install}") from error
-    return backend
-
-
-def first_working() -> str:
-    """Name of the first backend that works here; those after it are not tried."""
-    for name in BACKENDS:
-        if probe(name).available:
-            return name
-    raise BackendError("no backend works here; `uid-run doctor` says what to install")
-
-
-def report() -> list[BackendStatus]:
-    """Every backend with whether it works here, in order of preference."""
-    return [probe(name) for name in BACKENDS]
-
-
-def probe(name: str) -> BackendStatus:
-    """Try a backend: what computes is trusted, not what claims that it could."""
-    try:
-        check(made(name, None))
-    except (BackendError, BundleError) as error:
-        return BackendStatus(name, False, str(error))
-    return BackendStatus(name, True, installed(BACKENDS[name]))
-
-
-def check(backend: Backend) -> None:
-    """Run a one-node graph; raises ``BackendError`` if it computes something else."""
-    x, y = (backend.allocate((1,), np.dtype(np.float32)) for _ in range(2))
-    x.write(np.ones(1, np.float32))
-    backend.load(PROBE).bind({"x": x, "y": y})()
-    if y.read() != 1:
-        raise BackendError(f"backend {backend.name} computed {y.read()} where it should have copied 1; do not use it")
-
-
-def installed(entry: BackendEntry) -> str:
-    """Name and version of the distribution that brings a backend, or "" when there is none."""
-    for distribution in entry.distributions:
-        try:
-            return f"{distribution} {metadata.version(distribution)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return ""

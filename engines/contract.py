@@ -1,8 +1,8 @@
-"""The engine contract: read the tensor specs, bind buffers by name, run.
+"""The engine contract: read the tensor specs, bind buffers by name, launch.
 
-A backend owns the memory it computes in: it allocates buffers, loads components as engines, and binds the one to the
-other. What is bound stays bound, so that a loop of many steps neither allocates nor copies, and a backend may capture
-a list of launches once and replay it.
+A backend owns the memory it computes in: it allocates buffers, loads components as engines, and binds buffers to
+engines. A binding stays valid, so a loop of many steps neither allocates nor copies, and a backend can capture a list
+of launches once and replay it for every image.
 """
 
 import math
@@ -11,38 +11,25 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from uid.runtime.bundle import Bundle, Component
+from uid.bundles.manifest import Bundle, Component
+from uid.bundles.tensors import Array, TensorSpec
+from uid.errors import OutOfMemoryError
 
-Array = npt.NDArray[Any]
 Launch = Callable[[], None]
 Progress = Callable[[int], None]
-"""Told how many denoising steps are done."""
+"""Is told how many denoising steps are done."""
 Seconds = dict[str, float]
-"""By stage: prepare, step (all of the steps), finish."""
-Replay = Callable[[Progress], Seconds]
-"""Runs a picture's work, and returns when it is done with what each stage took.
-
-It is captured in CUDA graphs, unless the object has an attribute ``captured`` that is false.
-"""
+"""Seconds by stage: prepare, step (all steps), finish."""
 Report = Callable[[str], None]
-"""Told, line by line, what takes long and why."""
+"""Is told, line by line, what takes long and why."""
 
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, dtype and shape of an engine's input or output; a dimension is a size or a symbol such as "height/8"."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str, ...]
+GPU_BATCH = 8  # images that run together on a GPU, at most: as many as there are transforms of an image
 
 
 class Buffer(ABC):
@@ -56,13 +43,17 @@ class Buffer(ABC):
         """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def mismatch(self, array: Array) -> ValueError:
+        """The error for a host array of another shape or dtype."""
+        return ValueError(f"got {array.dtype}{list(array.shape)} for a buffer of {self.dtype}{list(self.shape)}")
+
     @abstractmethod
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
 
     @abstractmethod
     def read(self) -> Array:
-        """Copy the contents to a host array of its own."""
+        """Copy the contents to a new host array."""
 
 
 class Engine(ABC):
@@ -73,87 +64,97 @@ class Engine(ABC):
 
     @abstractmethod
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
-        """Bind a buffer to every input and output by name; returns the launch, to be called any number of times.
+        """Bind a buffer to every input and output by name; returns the launch, which can be called any number of times.
 
         The launch may return before the work is done: a buffer's ``read`` waits for it.
         """
 
-    def rest(self) -> None:  # noqa: B027  (most have nothing to let go of)
-        """Told that it will not run for a while: memory that fills again by itself may go."""
+    def release(self) -> None:  # noqa: B027  (most engines have nothing to release)
+        """The engine will not run for a while: it may free memory that it can fill again by itself."""
 
     def covers(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it runs where the manifest's symbols ("height", "width", ...) have these values."""
+        """Whether the engine runs where the manifest's symbols ("height", "width", ...) have these values."""
         return True
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is launched for a picture: three stages, in this order."""
+    """All launches of an image: three stages, in this order."""
 
     prepare: Sequence[Launch]
-    step: Sequence[Launch]  # one for each denoising step
+    step: Sequence[Launch]  # one per denoising step
     finish: Sequence[Launch]
-    rest: Callable[[str], None] = lambda stage: None  # told of a stage that is done until the next picture
+    engines: Mapping[str, Sequence[Engine]] = field(default_factory=dict)  # those of each stage
 
     def stages(self) -> tuple[tuple[str, Sequence[Launch]], ...]:
-        """Name and launches of each."""
+        """Name and launches of each stage."""
         return ("prepare", self.prepare), ("step", self.step), ("finish", self.finish)
 
     def launches(self) -> list[Launch]:
-        """All of them, in order."""
+        """All launches, in order."""
         return [launch for _, launches in self.stages() for launch in launches]
 
 
-class OneByOne:
-    """A ``Replay`` that runs launches one by one, and reports each step."""
+class Replay(ABC):
+    """Runs the work of an image as often as it is called."""
+
+    captured: bool = True  # whether every launch is part of a CUDA graph
+
+    @abstractmethod
+    def __call__(self, progress: Progress) -> Seconds:
+        """Run the work and wait for it; returns the seconds of each stage."""
+
+
+class OneByOne(Replay):
+    """Runs launches one by one, and reports each step."""
 
     captured = False
 
-    def __init__(self, work: Work, wait: Callable[[], None] = lambda: None) -> None:
-        """``wait``: what returns when a launch is done, where launches themselves return before."""
+    def __init__(self, work: Work, wait: Callable[[], None] | None = None) -> None:
+        """``wait`` returns when a launch is done, for backends whose launches return earlier."""
         self.work, self.wait = work, wait
 
     def __call__(self, progress: Progress) -> Seconds:
+        """Run the work; ``progress`` is told of every step. Engines are released after their stage."""
         seconds = {}
         for stage, launches in self.work.stages():
             started = time.perf_counter()
             for done, launch in enumerate(launches, 1):
                 launch()
-                self.wait()
+                if self.wait is not None:
+                    self.wait()
                 if stage == "step":
                     progress(done)
             seconds[stage] = time.perf_counter() - started
-            self.work.rest(stage)
+            for engine in self.work.engines.get(stage, ()):
+                engine.release()
         return seconds
 
 
-GPU_BATCH = 8  # as many as there are views of a picture
-
-
-def silent(line: str) -> None:
-    """A ``Report`` to nobody."""
+def no_report(line: str) -> None:
+    """Drop the line."""
 
 
 class Backend(ABC):
-    """One way to compute: allocates its buffers and loads its engines. Made by ``uid.engines.create``."""
+    """One way to compute: allocates buffers and loads engines. Made by ``uid.engines.create``."""
 
     name: str
-    uint8_pixels: bool = False  # whether uint8 pictures go in and out as they are, to be converted beside the engines
-    new_sizes_cost: bool = False  # whether to run at a new size takes long, as to build or capture: tiles have one then
-    largest_batch: int = (
-        1  # of pictures of one size that run together: more than 1 where launches cost more than memory
+    uint8_pixels: bool = False  # whether uint8 images are uploaded as they are and converted beside the engines
+    new_sizes_cost: bool = (
+        False  # whether a new image size takes long, as to build or capture: tiles then have few sizes
     )
-    memory_limit: int | None = None  # bytes that the buffers of all plans kept may take together; None: no limit
-    doubt: str = ""  # why it is tried before it is used, and said so; or "" where it can be trusted
-    report: Report = staticmethod(silent)  # told of what takes long, such as an engine that is built
+    largest_batch: int = 1  # images of one size that run together; above 1 where launches cost more than memory
+    memory_limit: int | None = None  # bytes that the buffers of all cached plans may take together; None: no limit
+    doubt: str = ""  # why the backend is tried before it is used; "": it needs no trial
+    report: Report = staticmethod(no_report)  # is told what takes long, such as the build of an engine
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # not a Lock, in which a thread would wait for itself for ever
+        self._lock = threading.RLock()  # reentrant, so that a nested call can raise instead of waiting forever
         self._busy = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the backend for one picture: its buffers, engines and stream serve one at a time. Other threads wait.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the backend for one image: its buffers, engines and stream serve one at a time. Other threads wait.
 
         Raises ``RuntimeError`` when this thread holds it already, as when a progress callback calls the pipeline.
         """
@@ -174,29 +175,29 @@ class Backend(ABC):
     def load(self, path: Path) -> Engine:
         """Load the ONNX graph at ``path``; its external data lies beside it."""
 
-    def load_component(self, bundle: "Bundle", component: "Component", sizes: Mapping[str, int]) -> Engine:
+    def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> Engine:
         """Load a bundle's component as an engine that covers ``sizes``, the values of the manifest's symbols.
 
-        A backend whose engines are built for sizes takes one that was built before, or builds it now.
+        A backend that builds engines for sizes reuses one that was built before, or builds it now.
         """
         return self.load(bundle.folder / component.file)
 
-    def batch(self, bundle: "Bundle", components: "Sequence[Component]", sizes: Mapping[str, int], most: int) -> int:
-        """How many pictures of these sizes to run together, from 1 to ``most``, which is at most ``largest_batch``."""
+    def batch(self, bundle: Bundle, components: Sequence[Component], sizes: Mapping[str, int], most: int) -> int:
+        """How many images of these sizes to run together, from 1 to ``most``, which is at most ``largest_batch``."""
         return most
 
     def capture(self, work: Work) -> Replay:
-        """Make one call of a picture's work, to be run for many.
+        """Turn the work of an image into one call that many images use.
 
-        Here launches run one by one and each step is reported. A backend that records them into a graph may run them
-        once when it is asked to, whatever their buffers hold, reports once, at the end, and has no use for ``rest``;
-        where it cannot record these, it returns ``OneByOne`` too.
+        By default launches run one by one, and each step is reported. A backend that records a graph may run the
+        launches once now, whatever their buffers hold. Its replay reports once, at the end, and never releases engines.
+        It returns ``OneByOne`` where it cannot record the work.
         """
         return OneByOne(work)
 
 
 def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
-    """Refuse buffers that do not fit the engine: a name too few, another dtype, another rank or size."""
+    """Raise ``ValueError`` for buffers that do not fit the engine: a missing name, another dtype, rank or size."""
     for spec in (*engine.inputs.values(), *engine.outputs.values()):
         if spec.name not in buffers:
             raise ValueError(f"no buffer for {spec.name!r}; got {sorted(buffers)}")
@@ -209,3 +210,11 @@ def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
                 f"buffer for {spec.name!r} is {buffer.dtype}{list(buffer.shape)}; "
                 f"the engine expects {spec.dtype}{list(spec.shape)}"
             )
+
+
+def memory_error(error: Exception, words: Sequence[str], message: str) -> Exception:
+    """``OutOfMemoryError`` with ``message`` for an error whose text holds one of ``words``, or else the error itself.
+
+    Libraries have no error class for memory that ran out: only their own words tell.
+    """
+    return OutOfMemoryError(message) if any(word in str(error) for word in words) else error

@@ -1,43 +1,30 @@
 """A checkpoint to a bundle: export every component, write the manifest, compare with PyTorch, then put it in place."""
 
 import gc
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from safetensors.torch import save
 
 from uid import __version__
-from uid.engines import TensorSpec
-from uid.engines.onnxruntime import ONNXRUNTIME, create_cpu
+from uid.bundles.files import folder_written_whole
+from uid.bundles.manifest import CONSTANTS, STEPS, Bundle, Component, Mode, Preset, checked, read_bundle, write_manifest
+from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
+from uid.engines.ort.cpu import ONNXRUNTIME, create_cpu
 from uid.export import validate
 from uid.export.attention import fuse_attention
-from uid.export.components import PROMPTS, TORCH_DTYPES, ExportComponent, declare, modes
+from uid.export.dummies import TORCH_DTYPES
+from uid.export.expand import expand, unknown_operators
 from uid.export.fusion import ONNXRUNTIME_CUDA, fuse_for_cuda
-from uid.export.meaning import expand, unknown_operators
-from uid.export.onnx import WeightStore, store_weights, to_onnx
-from uid.reference import checkpoint
-from uid.reference.model import UIDDiff
-from uid.runtime.bundle import MANIFEST, SCHEMA, STEPS, Component, checked, read_bundle, sha256
-from uid.runtime.files import folder_written_whole
-from uid.runtime.plan import BATCH
+from uid.export.graph import WeightStore, store_weights, to_onnx
+from uid.families import registry
+from uid.families.contract import ExportComponent, Model
 
 WEIGHTS = "weights.bin"
-CONSTANTS = "constants.safetensors"
-EXPANDED = "expanded.onnx"  # while it is checked: beside the weights
-SCHEDULE_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "timestep_spacing",
-    "steps_offset",
-    "set_alpha_to_one",
-)
+EXPANDED = "expanded.onnx"  # beside the weights while it is checked
 
 Report = Callable[[str], None]
 
@@ -52,87 +39,81 @@ def export_bundle(
     allow_pickle: bool = False,
     report: Report = print,
 ) -> list[validate.Parity]:
-    """Export the checkpoint in ``source`` as a bundle in ``destination``, a new or empty folder.
+    """Export the checkpoint in ``source``, of any family, as a bundle in ``destination``, a new or empty folder.
 
-    ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps that leave work out. ``image_steps`` is the number
-    of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results are computed first and its
-    modules freed before the bundle is run, so that the two are never in memory together. The bundle appears whole or
-    not at all. Raises ``BundleError`` for a checkpoint's name that a bundle cannot have, ``CheckpointError``,
-    ``OutputError`` or ``ParityError``.
+    ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps of a feature cache and without guidance.
+    ``image_steps`` is the number of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results
+    are computed first and its modules freed before the bundle is run, so that the two are never in memory together. The
+    bundle appears whole or not at all. Raises ``BundleError`` for a checkpoint's name that a bundle cannot have,
+    ``CheckpointError``, ``OutputError`` or ``ParityError``.
     """
-    index = checkpoint.read_index(source)
+    index = registry.read_index(source)
     checked(index["name"], "name")  # now, and not after minutes
     with folder_written_whole(destination) as folder:
         report(f"loading {source}")
-        model = checkpoint.load(source, allow_pickle=allow_pickle)
-        sizes = check_sizes(model.size_multiple)
+        model = registry.load(source, allow_pickle=allow_pickle)
         report("running PyTorch, to compare with")
-        components = declare(model, "fp32", guided=guided(index), shortcuts=shortcuts)
-        cases = {c.declaration.name: validate.component_case(c, sizes) for c in components}
-        steps = image_steps or index["steps"]
-        image = validate.image_case(model, PROMPTS, steps, index["guidance"])
-        declarations = write(model, folder, precision, index, shortcuts, report)
+        components = model.components("fp32", shortcuts=shortcuts)
+        cases = {c.declaration.name: case_of(c, model.size_multiple) for c in components}
+        image = validate.image_case(model, components, image_steps or index["steps"], index["guidance"])
+        write(model, folder, precision, shortcuts, report)
         del model, components
         gc.collect()
-        parities = compare(folder, declarations, cases, image, report)
-    return parities
+        return compare(folder, cases, image, report)
 
 
-def guided(index: Mapping[str, Any]) -> bool:
-    """Whether the step has both guidance branches: at scale 1 the unconditional one has no say and is left out."""
-    return float(index["guidance"]) != 1.0
+def case_of(component: ExportComponent, multiple: int) -> validate.Case:
+    """A component's inputs to compare at, and PyTorch's outputs."""
+    return validate.component_case(component, check_sizes(component.declaration.symbols, multiple))
 
 
-def check_sizes(multiple: int) -> dict[str, int]:
+def check_sizes(symbols: Iterable[str], multiple: int) -> dict[str, int]:
     """Sizes to compare at: none of them a size that is traced at."""
-    return {BATCH: 2, "height": multiple, "width": 2 * multiple, "blur_height": 50, "blur_width": 3 * multiple + 1}
+    own = {BATCH: 2, HEIGHT: multiple, WIDTH: 2 * multiple}
+    return own | {symbol: 50 + 13 * i for i, symbol in enumerate(sorted(set(symbols) - set(own)))}
 
 
-def write(
-    model: UIDDiff, folder: Path, precision: str, index: dict[str, Any], shortcuts: bool, report: Report
-) -> list[Component]:
-    """Write every file of the bundle; returns the declarations in the order of export. Halves ``model`` for fp16."""
-    schedule = {key: model.scheduler.config[key] for key in SCHEDULE_KEYS}
-    prompts = {name: prompts_of(model, prompt, guided(index)) for name, prompt in PROMPTS.items()}
+def write(model: Model, folder: Path, precision: str, shortcuts: bool, report: Report) -> None:
+    """Write every file of the bundle. Halves ``model`` for fp16."""
+    index, constants = model.index, model.constants()
     if precision == "fp16":
         model.half()
-    components = declare(model, precision, guided=guided(index), shortcuts=shortcuts)
-    dtype = TORCH_DTYPES[str(components[0].declaration.outputs[0].dtype)]
-    constants = {f"prompt.{name}": tensor.to(dtype).contiguous() for name, tensor in prompts.items()}
-    (folder / CONSTANTS).write_bytes(save(constants))
+    components = model.components(precision, shortcuts=shortcuts)
+    modes = model.modes(components)
+    write_constants(folder / CONSTANTS, constants, modes, components)
     variants = write_graphs(components, folder, precision, model.size_multiple, report)
+    presets = {name: Preset(entry["steps"], entry["views"]) for name, entry in index.get("qualities", {}).items()}
     declarations = [replace(c.declaration, variants=variants[c.declaration.name]) for c in components]
-    manifest = {
-        "schema": SCHEMA,
-        "producer": f"uid-runtime {__version__}",
-        "family": index["family"],
-        "name": index["name"],
-        "trained": index["trained"],
-        "precision": precision,
-        "size_multiple": model.size_multiple,
-        "tile": index["tile"],
-        "qualities": index.get("qualities", {}),
-        "quality": index.get("quality"),
-        "steps": index["steps"],
-        "guidance": index["guidance"],
-        "schedule": schedule,
-        "modes": {
-            name: {"prompt": mode.prompt, "components": mode.components, "constants": mode.constants}
-            for name, mode in modes(components).items()
-        },
-        "components": {declaration.name: entry(declaration) for declaration in declarations},
-        "constants": CONSTANTS,
-        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+    bundle = Bundle(
+        folder=folder,
+        digest="",  # of a manifest that is still to be written
+        name=index["name"],
+        family=index["family"],
+        trained=index["trained"],
+        precision=precision,
+        size_multiple=model.size_multiple,
+        tile=index["tile"],
+        presets=presets,
+        preset=index.get("quality"),
+        steps=index["steps"],
+        guidance=index["guidance"],
+        schedule=model.schedule,
+        components={declaration.name: declaration for declaration in declarations},
+        modes=modes,
+        constants={},
+    )
+    write_manifest(bundle, f"uid-runtime {__version__}")
+
+
+def write_constants(
+    path: Path, constants: dict[str, torch.Tensor], modes: dict[str, Mode], components: list[ExportComponent]
+) -> None:
+    """Write the constants, each in the dtype of the input that reads it."""
+    specs = {spec.name: spec for component in components for spec in component.declaration.inputs}
+    dtypes = {
+        key: TORCH_DTYPES[str(specs[tensor].dtype)] for mode in modes.values() for tensor, key in mode.constants.items()
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return declarations
-
-
-@torch.inference_mode()
-def prompts_of(model: UIDDiff, prompt: str, both: bool) -> torch.Tensor:
-    """The embeddings that the step takes: the empty prompt's and ``prompt``'s, or its alone."""
-    embeddings = model.prompts(prompt)
-    return embeddings if both else embeddings[1:]
+    path.write_bytes(save({key: value.to(dtypes[key]).contiguous() for key, value in constants.items()}))
 
 
 def write_graphs(
@@ -174,21 +155,6 @@ def write_variants(
     return variants
 
 
-def entry(component: Component) -> dict[str, Any]:
-    """A component's manifest entry."""
-
-    def tensor(spec: TensorSpec) -> dict[str, Any]:
-        return {"name": spec.name, "dtype": str(spec.dtype), "shape": list(spec.shape)}
-
-    return {
-        "file": component.file,
-        **({"variants": component.variants} if component.variants else {}),
-        "stage": component.stage,
-        "inputs": [tensor(spec) for spec in component.inputs],
-        "outputs": [tensor(spec) for spec in component.outputs],
-    }
-
-
 def checkable_graphs(folder: Path, component: Component) -> Iterator[tuple[str, Path]]:
     """A component's graphs, the portable one and its variants: each one's name, and what a CPU runs for it."""
     yield component.file, folder / component.file
@@ -205,16 +171,17 @@ def checkable_graphs(folder: Path, component: Component) -> Iterator[tuple[str, 
 
 def compare(
     folder: Path,
-    declarations: list[Component],
     cases: dict[str, validate.Case],
     image: validate.ImageCase,
     report: Report,
 ) -> list[validate.Parity]:
     """Compare every component, one at a time in memory, and then the whole image with PyTorch."""
     bundle, backend = read_bundle(folder), create_cpu(None)
-    backend.keeps = False  # a bundle travels, what is kept for this processor should not
+    backend.caches = False  # a bundle travels; graphs for this processor should not
     parities = []
-    graphs = ((component, *graph) for component in declarations for graph in checkable_graphs(folder, component))
+    graphs = (
+        (component, *graph) for component in bundle.components.values() for graph in checkable_graphs(folder, component)
+    )
     for declaration, name, path in graphs:
         engine = backend.load(path)
         tolerance = validate.TOLERANCES[bundle.precision]

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 import click
 
 from uid import __version__
+from uid.bundles.files import folder_written_whole
 from uid.command import plain_errors, quieten_libraries
 from uid.errors import BackendError
-from uid.runtime.files import folder_written_whole
+from uid.families import registry
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from uid.engines.cache import Sidecar
-    from uid.engines.profiles import Target
-    from uid.export.check import Row
+    from uid.engines.trt.cache import Sidecar
+    from uid.engines.trt.profiles import Target
+    from uid.export.findings import LayerRow
 
 MAY_NOT_LOAD = 2
 LAYER_FOUND = 1
@@ -38,17 +39,14 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("preset", type=click.Choice(["sd15", "edge", "tiny"]))
+@click.argument("config", type=click.Choice(list(registry.configs())))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, help="Seed of the weights.")
 @click.option("--half", is_flag=True, help="Store float16 weights.")
-def random(preset: str, folder: Path, seed: int, half: bool) -> None:
-    """Write a random checkpoint of PRESET to FOLDER, to try the tools without trained weights."""
-    with plain_errors("export"):
-        from uid.reference.checkpoint import write_random
-
-        with folder_written_whole(folder) as temporary:
-            write_random(temporary, preset, seed=seed, half=half)
+def random(config: str, folder: Path, seed: int, half: bool) -> None:
+    """Write a random checkpoint of CONFIG to FOLDER, to try the tools without trained weights."""
+    with plain_errors("export"), folder_written_whole(folder) as temporary:
+        registry.create(registry.configs()[config]).write_random(temporary, config, seed=seed, half=half)
     click.echo(f"wrote {folder}")
 
 
@@ -56,12 +54,12 @@ def random(preset: str, folder: Path, seed: int, half: bool) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def half(checkpoint: Path, folder: Path) -> None:
-    """Write CHECKPOINT to FOLDER with float16 weights, and without what training left there."""
+    """Write CHECKPOINT to FOLDER with float16 weights, and without training state."""
     with plain_errors("export"):
-        from uid.reference.checkpoint import write_half
+        from uid.families.weights import halved
 
         with folder_written_whole(folder) as temporary:
-            write_half(checkpoint, temporary)
+            registry.family_of(checkpoint).rewrite(checkpoint, temporary, halved)
     click.echo(f"wrote {folder}")
 
 
@@ -71,10 +69,10 @@ def half(checkpoint: Path, folder: Path) -> None:
 def int8(checkpoint: Path, folder: Path) -> None:
     """Write CHECKPOINT to FOLDER with weights rounded to 8 bits, for a bundle of half the size."""
     with plain_errors("export"):
-        from uid.reference.checkpoint import write_int8
+        from uid.families.weights import rounded_to_int8
 
         with folder_written_whole(folder) as temporary:
-            write_int8(checkpoint, temporary)
+            registry.family_of(checkpoint).rewrite(checkpoint, temporary, rounded_to_int8)
     click.echo(f"wrote {folder}")
 
 
@@ -144,11 +142,11 @@ def build(
 ) -> None:
     """Build TensorRT engines from every component of BUNDLE, or reuse those that fit."""
     with plain_errors(backend):
-        from uid.engines.cache import engine_for
-        from uid.engines.profiles import parse_profile, square
-        from uid.engines.tensorrt import open_library
-        from uid.engines.tensorrt_build import BuildOptions
-        from uid.runtime.bundle import read_bundle
+        from uid.bundles.manifest import read_bundle
+        from uid.engines.trt.build import BuildOptions
+        from uid.engines.trt.cache import engine_for
+        from uid.engines.trt.library import open_library
+        from uid.engines.trt.profiles import parse_profile, square
 
         classes = dict.fromkeys(parse_profile(text) for text in profiles)
         library = open_library(backend)
@@ -175,13 +173,13 @@ def build(
 
 def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
     """Ahead of time where it is asked for or all that there is, or else the GPU here."""
-    from uid.engines.profiles import Target
+    from uid.engines.trt.profiles import Target
 
     if capabilities or backend == "tensorrt-rtx":
         return Target.ahead(capabilities)
 
-    from uid.engines.cuda import Device
-    from uid.engines.tensorrt import target_of
+    from uid.engines.cuda_device import Device
+    from uid.engines.trt.library import target_of
 
     return target_of(Device.find())
 
@@ -193,7 +191,7 @@ def inspect(ctx: click.Context, engines: Path) -> None:
     """Show what built engines are for; exit status 2 if one may not be loaded."""
     from rich.console import Console
 
-    from uid.engines.cache import check, read_sidecar
+    from uid.engines.trt.cache import check, read_sidecar
 
     paths = sorted(engines.rglob("[!.]*.engine")) if engines.is_dir() else [engines]
     if not paths:
@@ -214,7 +212,7 @@ def inspect(ctx: click.Context, engines: Path) -> None:
 
 def _foreign(sidecar: "Sidecar") -> str:
     """Why the library installed here must not load an engine that is sound in itself, or "" (also where none is)."""
-    from uid.engines.tensorrt import open_library
+    from uid.engines.trt.library import open_library
 
     backend, version = sidecar.key["backend"], sidecar.key["version"]
     try:
@@ -228,8 +226,8 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
     """What an engine was built from and for."""
     from rich.table import Table
 
-    from uid.engines.cache import target_from
-    from uid.engines.profiles import Profile, Range
+    from uid.engines.trt.cache import target_from
+    from uid.engines.trt.profiles import Profile, Range
 
     key = sidecar.key
     table = Table("", "", title=str(path), title_justify="left", show_header=False)
@@ -286,14 +284,14 @@ def check(
     with plain_errors("export"):
         import json
 
+        from uid.bundles.files import written_whole
+        from uid.bundles.manifest import read_bundle
         from uid.export.check import check as check_layers
-        from uid.export.check import picture
-        from uid.runtime.bundle import read_bundle
-        from uid.runtime.files import written_whole
+        from uid.export.check import example_image
 
         rows = check_layers(
             read_bundle(bundle),
-            picture(image, size),
+            example_image(image, size),
             components=components,
             reference=None if reference is None else read_bundle(reference),
             backend=backend,
@@ -307,12 +305,12 @@ def check(
     ctx.exit(LAYER_FOUND if any(row.wrong for row in rows) else 0)
 
 
-def _show(rows: "list[Row]", top: int) -> None:
+def _show(rows: "list[LayerRow]", top: int) -> None:
     """The worst layers as a table, and what else was found as lines."""
     from rich.console import Console
     from rich.table import Table
 
-    from uid.export.check import summary, worst_first
+    from uid.export.findings import summary, worst_first
 
     worst = worst_first(rows)
     if worst:

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime.transformers.fusion_skip_group_norm import FusionSkipGroupNorm
 from onnxruntime.transformers.onnx_model_unet import UnetOnnxModel
 
-from uid.engines.contract import Array
+from uid.bundles.tensors import Array
 from uid.export.attention import DOMAIN, fuse_attention, input_of, made_by, read_by
 
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"  # the backend that a component's variant may be for

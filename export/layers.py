@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from uid.engines import Array
-from uid.export.onnx import MODULES
+from uid.bundles.tensors import Array
+from uid.export.graph import MODULES
 
 # These move values and compute none. A Cast may round, so it is a layer.
 MOVES = frozenset(

@@ -1,17 +1,20 @@
 """The comparison with PyTorch that ends every export: names, then shapes, then values, then the whole image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from uid.engines import Array, Backend, Engine
+from uid.bundles.manifest import Bundle, Component, Mode
+from uid.bundles.tensors import HEIGHT, IMAGE, STATE, WIDTH, Array, resolve
+from uid.engines import Backend, Engine
 from uid.errors import ParityError
-from uid.export.components import ExportComponent, dummy_inputs
-from uid.reference.model import UIDDiff
-from uid.runtime.bundle import Bundle, Component
-from uid.runtime.pipeline import Options, Pipeline
+from uid.export.dummies import dummy_inputs
+from uid.families.contract import ExportComponent, Model
+from uid.runtime.options import Options
+from uid.runtime.pipeline import Pipeline
 
 # Largest error over the output's largest value. fp16 carries 11 bits, and a step subtracts two close predictions and
 # multiplies the difference by the guidance scale.
@@ -37,10 +40,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class ImageCase:
-    """A small picture and PyTorch's result from it in every mode."""
+    """Small images and PyTorch's result from them in every mode."""
 
-    image: Array  # (H, W, 3) float32 in [0, 1]
-    blur_image: Array
+    images: Mapping[str, Array]  # by input name, (H, W, 3) float32 in [0, 1]
     results: Mapping[str, Array]
     steps: int
 
@@ -58,24 +60,22 @@ def component_case(component: ExportComponent, sizes: Mapping[str, int]) -> Case
     )
 
 
-def image_case(model: UIDDiff, prompts: Mapping[str, str], steps: int, guidance: float) -> ImageCase:
-    """Run the reference on a smooth random picture of the smallest size."""
-    side = model.size_multiple
+def image_case(model: Model, components: Sequence[ExportComponent], steps: int, guidance: float) -> ImageCase:
+    """Run the reference on smooth random images of the smallest size."""
+    side, modes = model.size_multiple, model.modes(components)
     generator = np.random.Generator(np.random.PCG64(0))
-    image, blur_image = (generator.random((side, side, 3), dtype=np.float32) for _ in range(2))
-    latent = side // model.latent_factor
-    shape = (1, model.step.unet.config.in_channels, latent, latent)
-    noise = np.random.Generator(np.random.PCG64(0)).standard_normal(shape, dtype=np.float32)
+    names = dict.fromkeys([IMAGE, *(spec.name for mode in modes.values() for spec in mode.extra_inputs)])
+    images = {name: generator.random((side, side, 3), dtype=np.float32) for name in names}
+    state = next(spec for c in components for spec in c.declaration.inputs if spec.name == STATE)
+    shape = resolve(state.shape, {HEIGHT: side, WIDTH: side})
+    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).standard_normal(shape, dtype=np.float32))
 
-    def planar(pixels: Array) -> torch.Tensor:
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    def run(name: str, mode: Mode) -> Array:
+        given = [IMAGE, *(spec.name for spec in mode.extra_inputs)]
+        planar = {one: torch.from_numpy(images[one]).permute(2, 0, 1)[None] for one in given}
+        return model.sample(name, planar, noise, steps, guidance)[0].permute(1, 2, 0).numpy()
 
-    def run(mode: str, prompt: str) -> Array:
-        blur = planar(blur_image) if mode == "blur-transfer" else None
-        output = model.sample(planar(image), torch.from_numpy(noise), prompt, steps, guidance, blur)
-        return output[0].permute(1, 2, 0).numpy()
-
-    return ImageCase(image, blur_image, {mode: run(mode, prompt) for mode, prompt in prompts.items()}, steps)
+    return ImageCase(images, {name: run(name, mode) for name, mode in modes.items()}, steps)
 
 
 def check_component(backend: Backend, engine: Engine, component: Component, case: Case, tolerance: float) -> Parity:
@@ -122,9 +122,10 @@ def check_image(bundle: Bundle, backend: Backend, case: ImageCase) -> list[Parit
     """
     parities = []
     for mode, expected in case.results.items():
-        blur = case.blur_image if mode == "blur-transfer" else None
+        extra: dict[str, Any] = {spec.name: case.images[spec.name] for spec in bundle.modes[mode].extra_inputs}
+        options = Options(mode=mode, steps=case.steps, transforms=1)
         # A pipeline of its own for each mode: two full-size step graphs need not be in memory together.
-        result = Pipeline(bundle, backend)(case.image, Options(mode=mode, steps=case.steps, views=1), blur_image=blur)
+        result = Pipeline(bundle, backend)(case.images[IMAGE], options, **extra)
         difference = np.abs(result.image - expected)
         error = float(np.quantile(difference, 0.999))
         tolerance = 1 / 255 if bundle.precision == "fp32" else float("inf")

@@ -3,8 +3,17 @@
 from uid.runtime import load
 
 sharp = load()(image).image
+
+``options``     what a user may choose, and the result
+``pipeline``    a bundle on a backend: call it on an image
+``run``         one image within fixed limits: transforms, tiles, batches
+``layout``, ``transforms``, ``pixels``, ``schedule``   pure functions that a run uses
+``plan``        buffers and launches for one size; what a backend captures
+``media/``      image and video files
+``app/``        the command line ``uid-run``
 """
 
-from uid.runtime.pipeline import Options, Pipeline, Result, load
+from uid.runtime.options import Options, Result
+from uid.runtime.pipeline import Pipeline, load
 
 __all__ = ["Options", "Pipeline", "Result", "load"]

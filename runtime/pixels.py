@@ -1,9 +1,8 @@
-"""Pictures as arrays, as planes, and as what components read and write: (B, 3, H, W) float32 in [0, 1].
+"""Images as arrays, as planes, and as what components read and write: (B, 3, H, W) float32 in [0, 1].
 
-Within the pipeline a picture is three planes, (3, H, W), as components have it: turning, padding, cutting and adding up
-then work on contiguous rows. A device backend may take uint8 planes and give uint8 planes, a quarter of the bytes:
-then ``PIXELS_IN`` stands before a mode's components and ``PIXELS_OUT`` after them, and do what ``to_float`` and
-``like`` do here, to the bit.
+Within the pipeline an image is three planes, (3, H, W), so that transforms, padding, tiles and sums work on contiguous
+rows. A device backend may exchange uint8 planes with the host, a quarter of the bytes. Then ``PIXELS_IN`` runs before a
+mode's components and ``PIXELS_OUT`` after them; they compute what ``to_float`` and ``like`` do here, to the bit.
 """
 
 from collections.abc import Sequence
@@ -14,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from uid import engines
-from uid.engines import Array, TensorSpec
+from uid.bundles.manifest import Component
+from uid.bundles.tensors import Array, TensorSpec
 from uid.errors import InputError
-from uid.runtime.bundle import Component
 
-Pixels = npt.NDArray[np.float32]
+Planes = npt.NDArray[np.float32]  # (3, H, W) or (B, 3, H, W) in [0, 1]
 
 IMAGE_PIXELS, OUTPUT_PIXELS, OUTPUT_MEAN = "image_pixels", "output_pixels", "output_mean"
 GRAPHS = Path(engines.__file__).parent
@@ -43,7 +42,7 @@ PIXELS_OUT = Component(
 
 
 def check_image(image: Array, name: str) -> None:
-    """Refuse, by ``InputError``, what is no picture: other shapes, dtypes or ranges."""
+    """Raise ``InputError`` for other shapes, dtypes or ranges than an image has."""
     if not isinstance(image, np.ndarray):
         raise InputError(f"{name} is a {type(image).__name__}; expected a numpy array")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
@@ -70,21 +69,21 @@ def planes(image: Array) -> Array:
     return separate
 
 
-def to_float(values: Array) -> Pixels:
+def to_float(values: Array) -> Planes:
     """Planes, or any array of their dtypes, as float32 in [0, 1]."""
-    floats: Pixels = values.astype(np.float32)
+    floats: Planes = values.astype(np.float32)
     if np.issubdtype(values.dtype, np.integer):
         floats /= np.float32(np.iinfo(values.dtype).max)
     return floats
 
 
-def like(floats: Pixels, image: Array) -> Array:
+def like(floats: Planes, image: Array) -> Array:
     """Planes, float32 in [0, 1], in the layout and dtype of ``image``; integers are rounded, grey is the mean."""
     layers = [floats.mean(axis=0)] if image.ndim == 2 else list(floats)
     return interleaved([in_dtype(layer, image.dtype) for layer in layers])
 
 
-def in_dtype(layer: Pixels, dtype: np.dtype[Any]) -> Array:
+def in_dtype(layer: Planes, dtype: np.dtype[Any]) -> Array:
     """One plane, float32 in [0, 1], in another dtype."""
     if dtype == np.uint8:
         import cv2

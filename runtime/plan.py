@@ -1,61 +1,42 @@
 """Plans: a plan is one mode of a bundle at one size and number of steps, with every buffer allocated and every launch
 bound.
 
-Components are wired by tensor name: what one writes, a later one reads. A few names are the host's:
+Components are wired by tensor name; ``uid.bundles.tensors`` lists the names that the runtime itself reads and writes,
+and
+``uid.runtime.pixels`` those of the uint8 conversion that some backends have in front and at the end.
 
-    image, blur_image   pictures in, (B, 3, H, W) float32 in [0, 1]; B is 1 unless the bundle has a batch
-    latent              the loop's state: noise at first, and the result when the loop ends
-    latent_next         what a step writes; it is the next step's ``latent``
-    timestep, alpha_bar, alpha_bar_prev   a step's numbers, (1,) float32; a step graph need not take them all
-    guidance_scale      (1,) float32
-    output              the picture out, (B, 3, H, W) float32 in [0, 1]
-
-and of ``runtime/pixels.py``, which some backends have in front and at the end: ``image_pixels``, ``output_pixels``,
-``output_mean``.
-
-Between a picture's upload and its download nothing allocates, copies or writes from the host, so that a backend can
-capture all of it as one: every step has its launches bound to numbers of its own, which are written when the plan is
-made, and two latent buffers take turns: even steps read the first and write the second, odd steps the other way round.
+Between an image's upload and its download nothing allocates, copies or writes from the host, so that a backend can
+capture all of it. Every step is bound to coefficients of its own, which are written when the plan is made. Two latents
+are ping-pong buffers: even steps read the first and write the second, odd steps the other way round.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
-from uid.engines import Array, Backend, Buffer, Engine, Launch, Progress, Seconds, TensorSpec, Work
+from uid.bundles.manifest import FINISH, FULL, PREPARE, STEPS, Bundle, Component
+from uid.bundles.tensors import (
+    COEFFICIENTS,
+    GUIDANCE,
+    IMAGE,
+    NEXT_STATE,
+    OUTPUT,
+    STATE,
+    Array,
+    TensorSpec,
+    resolve_all,
+)
+from uid.engines import Backend, Buffer, Engine, Launch, Progress, Seconds, Work
 from uid.errors import ModelError, OutOfMemoryError
-from uid.runtime.bundle import STEP, STEPS, Bundle, Component
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, PIXELS_IN, PIXELS_OUT
-from uid.runtime.schedule import Step, StepRow
+from uid.runtime.schedule import Coefficients, Step
 
 Part = tuple[Component, Engine]
 Tensors = Mapping[str, Buffer]
 
-BATCH = "batch"  # the symbol of a graph's first dimension, if it runs several pictures of one size together
-STATE, NEXT, OUTPUT, GUIDANCE = "latent", "latent_next", "output", "guidance_scale"
-PLANS_KEPT = 2  # a picture's own size and its tiles', or two sizes in turn
-ROW_NUMBERS = tuple(field.name for field in fields(StepRow))
-
-
-def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """A symbolic shape in numbers: ("batch", 4, "height/8") with sizes {"height": 64} is (1, 4, 8).
-
-    A batch is 1 where ``sizes`` do not tell.
-    """
-    known = {BATCH: 1, **sizes}
-
-    def dimension(symbol: int | str) -> int:
-        if isinstance(symbol, int):
-            return symbol
-        name, _, divisor = symbol.partition("/")
-        if name not in known:
-            raise ModelError(f"the manifest uses dimension {symbol!r}; this plan knows {sorted(known)}")
-        return known[name] // int(divisor or 1)
-
-    return tuple(dimension(symbol) for symbol in shape)
+PLANS_CACHED = 2  # an image's own size and its tiles', or two sizes in turn
 
 
 class Plan:
@@ -68,65 +49,58 @@ class Plan:
         sizes: Mapping[str, int],
         constants: Mapping[str, Array],
         steps: Sequence[Step],
+        images: Iterable[str] = (IMAGE,),
     ) -> None:
-        """Allocate a buffer for every tensor, write constants and the steps' numbers, bind and capture every launch.
+        """Allocate a buffer for every tensor, write constants and coefficients, bind and capture every launch.
 
-        ``steps`` are in the order that they run in. Raises ``ModelError`` when a component reads what no earlier one
-        writes, or a graph differs from its declaration; ``OutOfMemoryError`` when the backend has no room.
+        ``steps`` are in the order that they run in; ``images`` are the inputs that each run is given. Raises
+        ``ModelError`` when a component reads what no earlier one writes, or a graph differs from its declaration;
+        ``OutOfMemoryError`` when the backend has no room.
         """
-        check_wiring([part for part, _ in parts], set(constants))
+        check_wiring([part for part, _ in parts], {*constants, *images})
         for part, engine in parts:
             check_declaration(part, engine)
-        self.backend, self.rows = backend, [step.row for step in steps]
-        self.parts = parts
-        self.buffers = {
-            name: backend.allocate(resolve(spec.shape, sizes), spec.dtype)
-            for name, spec in {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs)}.items()
-            if name not in ROW_NUMBERS
-        }
+        self.backend, self.parts, self.steps = backend, parts, steps
+        specs = {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs) if s.name not in COEFFICIENTS}
+        shapes = resolve_all(specs.values(), sizes)
+        self.buffers = {name: backend.allocate(shapes[name], spec.dtype) for name, spec in specs.items()}
         for name, value in constants.items():
             self.buffers[name].write(value)
-        self.states = (self.buffers[STATE], self.buffers[NEXT])
-        self.numbers = [dict(self.write_row(row, parts)) for row in self.rows]
+        self.states = (self.buffers[STATE], self.buffers[NEXT_STATE])
+        self.coefficients = [self.write_coefficients(step.coefficients) for step in steps]
         self.work = Work(
-            prepare=bind(parts, "prepare", self.buffers),
-            step=[in_order(bind(parts, step.stage, turn)) for step, turn in zip(steps, self.turns(), strict=True)],
-            finish=bind(parts, "finish", {**self.buffers, STATE: self.result}),
-            rest=partial(rest, parts),
+            prepare=bind(parts, PREPARE, self.buffers),
+            step=[in_order(bind(parts, step.stage, self.tensors_of(i))) for i, step in enumerate(steps)],
+            finish=bind(parts, FINISH, {**self.buffers, STATE: self.result}),
+            engines=engines_by_stage(parts),
         )
         # After all are bound: only then is it known how much scratch memory serves every engine.
         self.replay = backend.capture(self.work)
-        self.prepared = [spec.name for part, _ in parts if part.stage == "prepare" for spec in part.outputs]
+        self.prepared = [spec.name for part, _ in parts if part.stage == PREPARE for spec in part.outputs]
 
     @property
     def result(self) -> Buffer:
         """The latent that the last step writes."""
-        return self.states[len(self.rows) % 2]
-
-    @property
-    def captured(self) -> bool:
-        """Whether the backend runs a picture as CUDA graphs, and no launch by itself."""
-        return bool(getattr(self.replay, "captured", True))
+        return self.states[len(self.steps) % 2]
 
     @property
     def nbytes(self) -> int:
-        """Size of the buffers in bytes; the steps' few numbers are not counted."""
+        """Size of the buffers in bytes, without the few bytes of coefficients."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
-    def write_row(self, row: StepRow, parts: Sequence[Part]) -> Iterator[tuple[str, Buffer]]:
-        """Buffers of their own, written, for those of a step's numbers that its components read."""
-        declared = {spec.name for part, _ in parts for spec in part.inputs}
-        for name in ROW_NUMBERS:
-            if name in declared:
-                buffer = self.backend.allocate((1,), np.dtype(np.float32))
-                buffer.write(number(getattr(row, name)))
-                yield name, buffer
+    def write_coefficients(self, values: Coefficients) -> dict[str, Buffer]:
+        """New buffers with those of a step's coefficients that any component reads."""
+        read = {spec.name for part, _ in self.parts for spec in part.inputs}
+        arrays = {name: number(getattr(values, name)) for name in COEFFICIENTS if name in read}
+        buffers = {name: self.backend.allocate(array.shape, array.dtype) for name, array in arrays.items()}
+        for name, buffer in buffers.items():
+            buffer.write(arrays[name])
+        return buffers
 
-    def turns(self) -> Iterator[Tensors]:
-        """What each step's names stand for."""
-        for i, numbers in enumerate(self.numbers):
-            here, there = self.states[i % 2], self.states[(i + 1) % 2]
-            yield {**self.buffers, **numbers, STATE: here, NEXT: there}
+    def tensors_of(self, step: int) -> Tensors:
+        """The buffers of every name in one step, counted from 0."""
+        here, there = self.states[step % 2], self.states[(step + 1) % 2]
+        return {**self.buffers, **self.coefficients[step], STATE: here, NEXT_STATE: there}
 
     def run(
         self,
@@ -149,68 +123,67 @@ class Plan:
         seconds = self.replay(progress)
         if not np.isfinite(self.result.read()).all():
             raise ModelError(self.find_non_finite(noise))
-        picture = self.buffers[output].read()
-        telling = picture if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
+        image = self.buffers[output].read()
+        telling = image if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
         if not np.isfinite(telling).all():
             raise ModelError("the model wrote NaN or infinity in its finish stage; try an fp32 bundle")
-        return picture, seconds
+        return image, seconds
 
     def find_non_finite(self, noise: Array) -> str:
         """Run the steps again one by one, and say where NaN or infinity first appears.
 
         The loop itself never looks, since looking costs a synchronisation per step on a device.
         """
-        advice = "try an fp32 bundle, or a lower --guidance"
+        advice = "try an fp32 bundle, or a lower guidance scale"
         for name in self.prepared:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
         self.states[0].write(noise)
-        for i, (row, step) in enumerate(zip(self.rows, self.work.step, strict=True), 1):
-            step()
+        for i, (step, launch) in enumerate(zip(self.steps, self.work.step, strict=True), 1):
+            launch()
             if not np.isfinite(self.states[i % 2].read()).all():
-                where = f"step {i} of {len(self.rows)} (timestep {row.timestep:g})"
+                where = f"step {i} of {len(self.steps)} (timestep {step.coefficients.timestep:g})"
                 return f"the model wrote NaN or infinity in {where}; {advice}"
         return f"the model wrote NaN or infinity once and not when run again; {advice}"
 
 
 class Plans:
-    """The plans of a bundle on a backend: made when first needed, and the most recent ones kept."""
+    """The plans of a bundle on a backend: made when first needed; the most recent ones are cached."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend
         self.engines: dict[str, list[Engine]] = {}  # by component: one, or several for different sizes
-        self.kept: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+        self.cached: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
 
     def get(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], pixels: bool) -> Plan:
         """The plan for a mode at these sizes and steps; ``pixels``: with uint8 in, and out beside floats."""
         key = (mode, *sorted(sizes.items()), *steps, pixels)
-        if key not in self.kept:
-            while len(self.kept) >= PLANS_KEPT:
-                self.kept.popitem(last=False)
+        if key not in self.cached:
+            while len(self.cached) >= PLANS_CACHED:
+                self.cached.popitem(last=False)
             try:
-                self.kept[key] = self.make(mode, sizes, steps, pixels)
+                self.cached[key] = self.make(mode, sizes, steps, pixels)
             except OutOfMemoryError:
-                if not self.kept:
+                if not self.cached:
                     raise
-            if key not in self.kept:  # the others stood in its way
+            if key not in self.cached:  # the others stood in its way
                 self.clear()
-                self.kept[key] = self.make(mode, sizes, steps, pixels)
-        self.kept.move_to_end(key)
+                self.cached[key] = self.make(mode, sizes, steps, pixels)
+        self.cached.move_to_end(key)
         limit = self.backend.memory_limit
-        while limit and len(self.kept) > 1 and sum(plan.nbytes for plan in self.kept.values()) > limit:
-            self.kept.popitem(last=False)
-        return self.kept[key]
+        while limit and len(self.cached) > 1 and sum(plan.nbytes for plan in self.cached.values()) > limit:
+            self.cached.popitem(last=False)
+        return self.cached[key]
 
     def make(self, mode: str, sizes: Mapping[str, int], steps: Sequence[Step], pixels: bool) -> Plan:
         """A new plan; loads the engines that it needs."""
-        task = self.bundle.modes[mode]
-        stages = {"prepare", "finish"} | {step.stage for step in steps}
-        components = [self.bundle.components[name] for name in task.components]
-        parts = [self.part(component, sizes) for component in components if component.stage in stages]
+        declared = self.bundle.modes[mode]
+        stages = {PREPARE, FINISH} | {step.stage for step in steps}
+        parts = [self.part(component, sizes) for component in self.bundle.parts(mode) if component.stage in stages]
         if pixels:
             parts = [self.pixels(PIXELS_IN, sizes), *parts, self.pixels(PIXELS_OUT, sizes)]
-        constants = {tensor: self.bundle.constants[key] for tensor, key in task.constants.items()}
-        return Plan(self.backend, parts, sizes, constants, steps)
+        constants = {tensor: self.bundle.constants[key] for tensor, key in declared.constants.items()}
+        return Plan(self.backend, parts, sizes, constants, steps, [spec.name for spec in declared.inputs])
 
     def part(self, component: Component, sizes: Mapping[str, int]) -> Part:
         """A component of the bundle with an engine that covers ``sizes``."""
@@ -223,15 +196,15 @@ class Plans:
         return component, self.engine(component.file, sizes, load)
 
     def engine(self, name: str, sizes: Mapping[str, int], load: Callable[[], Engine]) -> Engine:
-        """The engine kept under ``name`` that covers ``sizes``, or a new one.
+        """The loaded engine of ``name`` that covers ``sizes``, or a new one.
 
-        A new one takes the place of those that no plan kept uses: each holds the weights.
+        A new one replaces those that no cached plan uses, since each holds the weights.
         """
         loaded = self.engines.get(name, [])
         for engine in loaded:
             if engine.covers(sizes):
                 return engine
-        used = {id(engine) for plan in self.kept.values() for _, engine in plan.parts}
+        used = {id(engine) for plan in self.cached.values() for _, engine in plan.parts}
         self.engines[name] = [engine for engine in loaded if id(engine) in used]
         del loaded
         self.engines[name].append(load())
@@ -239,18 +212,17 @@ class Plans:
 
     def clear(self) -> None:
         """Forget all plans, and so free their buffers; engines stay."""
-        self.kept.clear()
+        self.cached.clear()
 
 
-def rest(parts: Sequence[Part], stage: str) -> None:
-    """Tell the engines of a stage that others run now."""
-    for part, engine in parts:
-        if part.stage in (STEPS if stage == STEP else (stage,)):
-            engine.rest()
+def engines_by_stage(parts: Sequence[Part]) -> dict[str, list[Engine]]:
+    """The engines of each stage of the work; all ways to compute a step are one stage."""
+    stages = {PREPARE: (PREPARE,), FULL: STEPS, FINISH: (FINISH,)}
+    return {stage: [engine for part, engine in parts if part.stage in names] for stage, names in stages.items()}
 
 
 def number(value: float) -> Array:
-    """A step's number as its tensor, (1,) float32."""
+    """A number as a tensor, (1,) float32."""
     return np.array([value], np.float32)
 
 
@@ -271,17 +243,19 @@ def in_order(launches: Sequence[Launch]) -> Launch:
     return launch
 
 
-def check_wiring(parts: Sequence[Component], constants: set[str]) -> None:
-    """Every input must be a host's name, a constant, or written before; the loop and the output must be there."""
-    known = {"image", "blur_image", IMAGE_PIXELS, STATE, GUIDANCE} | constants
+def check_wiring(parts: Sequence[Component], given: set[str]) -> None:
+    """Raise ``ModelError`` unless every input is given, a name of the runtime's, or written before it is read, and the
+    loop and the output are there.
+    """
+    known = {IMAGE_PIXELS, STATE, GUIDANCE} | given
     for part in parts:
         for spec in part.inputs:
-            if spec.name in ROW_NUMBERS and part.stage not in STEPS:
-                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is told")
-            if spec.name not in known and spec.name not in ROW_NUMBERS:
+            if spec.name in COEFFICIENTS and part.stage not in STEPS:
+                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is given")
+            if spec.name not in known and spec.name not in COEFFICIENTS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
         known |= {spec.name for spec in part.outputs}
-    for name in (NEXT, OUTPUT):
+    for name in (NEXT_STATE, OUTPUT):
         if name not in known:
             raise ModelError(f"no component writes {name!r}; export the bundle again")
 

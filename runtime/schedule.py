@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from uid.bundles.manifest import FULL, SHALLOW, UNGUIDED
 from uid.errors import BundleError, InputError
-from uid.runtime.bundle import SHALLOW, STEP, UNGUIDED
 
 SPACINGS = ("leading", "linspace", "trailing")
 
 
 @dataclass(frozen=True)
-class StepRow:
-    """What one denoising step is told: its timestep, and alpha_bar at this timestep and at the next one."""
+class Coefficients:
+    """What one denoising step is given: its timestep, and alpha_bar at this timestep and at the next one."""
 
     timestep: float
     alpha_bar: float
@@ -24,28 +24,28 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: its numbers, and the stage whose components compute it."""
+    """One denoising step: its coefficients, and the stage whose components compute it."""
 
-    row: StepRow
-    stage: str = STEP
+    coefficients: Coefficients
+    stage: str = FULL
 
 
-def stages(steps: int, interval: tuple[float, float] = (0.0, 1.0), reuse: int = 1) -> list[str]:
-    """How each step is computed: in full, by its outermost level alone, or without guidance.
+def stages(steps: int, interval: tuple[float, float] = (0.0, 1.0), cache_interval: int = 1) -> list[str]:
+    """The stage that computes each step: in full, by the U-Net's outermost level alone, or without guidance.
 
     Guidance acts in the steps that begin inside ``interval``, from 0, the first one, to 1, the end (Kynkaanniemi et
-    al., 2024). Of those, the first and every ``reuse``-th after it are full; the others reuse what that one left
-    ("DeepCache", Ma et al., 2023).
+    al., 2024). Of those, the first and every ``cache_interval``-th after it are full; the others take the features
+    that the last full one left ("DeepCache", Ma et al., 2023).
     """
     chosen: list[str] = []
-    since = 0  # steps since the last full one, it included; 0: there is none to reuse
+    since = 0  # steps since the last full one, including it; 0: its features are not there
     for step in range(steps):
         if not interval[0] <= step / steps < interval[1]:
             chosen.append(UNGUIDED)
             since = 0
         else:
-            since = since + 1 if 0 < since < reuse else 1
-            chosen.append(STEP if since == 1 else SHALLOW)
+            since = since + 1 if 0 < since < cache_interval else 1
+            chosen.append(FULL if since == 1 else SHALLOW)
     return chosen
 
 
@@ -65,7 +65,7 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     """The ``steps`` timesteps visited, descending, by the schedule's ``timestep_spacing``."""
     count, spacing = int(schedule["num_train_timesteps"]), schedule["timestep_spacing"]
     if not 1 <= steps <= count:
-        raise InputError(f"got {steps} steps; expected 1 to {count}")
+        raise InputError(f"got {steps} steps; expected 1 to {count}", option="steps")
     if spacing == "leading":
         visited = np.arange(steps)[::-1] * (count // steps) + int(schedule["steps_offset"])
     elif spacing == "linspace":
@@ -75,12 +75,14 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     else:
         raise BundleError(f"timestep_spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
     if visited.max() >= count:
-        raise InputError(f"{steps} steps with {spacing} spacing start beyond timestep {count - 1}; use fewer steps")
+        raise InputError(
+            f"{steps} steps with {spacing} spacing start beyond timestep {count - 1}; use fewer steps", option="steps"
+        )
     return visited.astype(np.int64)
 
 
-def ddim(schedule: Mapping[str, Any], steps: int) -> list[StepRow]:
-    """The rows of a deterministic DDIM run (eta = 0), first step first.
+def ddim(schedule: Mapping[str, Any], steps: int) -> list[Coefficients]:
+    """The coefficients of every step of a deterministic DDIM run (eta = 0), first step first.
 
     ``schedule`` holds diffusers' names: num_train_timesteps, beta_start, beta_end, beta_schedule, timestep_spacing,
     steps_offset, set_alpha_to_one. Raises ``InputError`` for an impossible number of steps.
@@ -89,6 +91,6 @@ def ddim(schedule: Mapping[str, Any], steps: int) -> list[StepRow]:
     final = 1.0 if schedule["set_alpha_to_one"] else float(bars[0])
     stride = len(bars) // steps if steps else 0
     return [
-        StepRow(float(t), float(bars[t]), float(bars[t - stride]) if t >= stride else final)
+        Coefficients(float(t), float(bars[t]), float(bars[t - stride]) if t >= stride else final)
         for t in timesteps(schedule, steps).tolist()
     ]

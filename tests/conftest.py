@@ -1,48 +1,63 @@
-"""Fixtures that several folders share: one tiny random checkpoint and the bundle exported from it, per test run."""
+"""Fixtures that several folders share: a toy bundle, one tiny random checkpoint and the bundles exported from it."""
 
 import os
 import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from toy import make_toy, recorder
 
 from uid.command import quieten_libraries
-from uid.export.bundle import export_bundle
-from uid.reference import checkpoint
-from uid.reference.model import UIDDiff
+
+if TYPE_CHECKING:
+    from uid.families.uid_diff.model import UIDDiff
+
+__all__ = ["make_toy", "recorder"]
 
 quieten_libraries()
 # A run in a shell's background ignores Ctrl-C, and so would the processes that tests start to interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
 os.environ["UID_BACKEND"] = "onnxruntime"
+# Torch's threads, one per core by default, wait for each other busily beside other work. Processes of tests inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Examples have no deadline, and may be slow to draw: how long they take is the machine's business.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
-# What engines keep for bundles that are not theirs to write goes away with the tests.
+# What engines store for bundles that are not theirs to write goes away with the tests.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
+# torch takes seconds to import: what needs it does so itself.
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A seeded random checkpoint of the tiny preset."""
+    """A seeded random checkpoint of the tiny configuration."""
+    from uid.families.uid_diff import checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     checkpoint.write_random(folder, "tiny", seed=0)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint: Path) -> UIDDiff:
+def tiny_model(tiny_checkpoint: Path) -> "UIDDiff":
     """The reference model of the tiny checkpoint."""
+    from uid.families.uid_diff import checkpoint
+
     return checkpoint.load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint, exported in fp32; the export itself compares every component and the image with PyTorch."""
+    from uid.export.bundle import export_bundle
+
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
     return folder
@@ -51,6 +66,8 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in fp16."""
+    from uid.export.bundle import export_bundle
+
     folder = tmp_path_factory.mktemp("bundle") / "half"
     export_bundle(tiny_checkpoint, folder, precision="fp16", image_steps=4, report=lambda _: None)
     return folder

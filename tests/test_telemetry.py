@@ -17,10 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 Run = Callable[[Sequence[str]], tuple[list[str], list[str]]]
 COMMANDS = {
-    "uid-run": "from uid.runtime.cli import main; main()",
+    "uid-run": "from uid.runtime.app.cli import main; main()",
     "uid-export": "from uid.export.cli import main; main()",
     "uid-bench": "from uid.bench.cli import main; main()",
-    "import": "import uid.engines.onnxruntime, uid.export.bundle; import openvino, diffusers, transformers",
+    "import": "import uid.engines.ort.cpu, uid.export.bundle; import openvino, diffusers, transformers",
 }
 
 

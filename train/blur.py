@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[Any]  # (H, W, 3) float32
+RgbImage = NDArray[Any]  # (H, W, 3) float32
 Kernel = NDArray[Any]  # (k, k) float32, k odd, sum 1
 Random = np.random.Generator
 
@@ -132,36 +132,36 @@ def normalised(kernel: NDArray[Any]) -> Kernel:
 # -- a camera ---------------------------------------------------------------------------------------------------------
 
 
-def to_linear(srgb: Pixels) -> Pixels:
+def to_linear(srgb: RgbImage) -> RgbImage:
     """SRGB values in [0, 1] to linear light (IEC 61966-2-1)."""
-    linear: Pixels = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    linear: RgbImage = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
     return linear
 
 
-def to_srgb(linear: Pixels) -> Pixels:
+def to_srgb(linear: RgbImage) -> RgbImage:
     """Linear light in [0, 1] to sRGB values (IEC 61966-2-1)."""
     clipped = np.clip(linear, 0.0, 1.0)
-    srgb: Pixels = np.where(clipped <= 0.0031308, clipped * 12.92, 1.055 * clipped ** (1 / 2.4) - 0.055)
+    srgb: RgbImage = np.where(clipped <= 0.0031308, clipped * 12.92, 1.055 * clipped ** (1 / 2.4) - 0.055)
     return srgb.astype(np.float32)
 
 
-def blur(linear: Pixels, kernel: Kernel) -> Pixels:
+def blur(linear: RgbImage, kernel: Kernel) -> RgbImage:
     """Convolve linear light with a kernel, reflecting at the border. (H, W, 3) -> (H, W, 3) float32."""
     flipped = np.ascontiguousarray(kernel[::-1, ::-1])  # filter2D correlates
-    blurred: Pixels = cv2.filter2D(linear, cv2.CV_32F, flipped, borderType=cv2.BORDER_REFLECT_101)
+    blurred: RgbImage = cv2.filter2D(linear, cv2.CV_32F, flipped, borderType=cv2.BORDER_REFLECT_101)
     return blurred
 
 
 def degrade(
     rng: Random,
-    sharp: Pixels,
+    sharp: RgbImage,
     kernel: Kernel,
     *,
     highlights: float = 1.0,
     noise: float = 0.0,
     tone: float = 1.0,
     jpeg: int | None = None,
-) -> Pixels:
+) -> RgbImage:
     """What a camera makes of a sharp picture (H, W, 3) sRGB in [0, 1] while its light is spread by ``kernel``.
 
     In this order: highlights brighter than white (a factor at white, so that lights draw streaks when the sensor clips
@@ -180,7 +180,7 @@ def degrade(
     return picture if jpeg is None else through_jpeg(picture, jpeg)
 
 
-def through_jpeg(picture: Pixels, quality: int) -> Pixels:
+def through_jpeg(picture: RgbImage, quality: int) -> RgbImage:
     """A picture in [0, 1] after 8-bit JPEG at a quality from 1 to 100."""
     pixels = np.rint(255.0 * picture[:, :, ::-1]).astype(np.uint8)
     options = [
@@ -191,11 +191,11 @@ def through_jpeg(picture: Pixels, quality: int) -> Pixels:
     ]
     _, data = cv2.imencode(".jpg", pixels, options)
     decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.float32)
-    result: Pixels = decoded[:, :, ::-1] / np.float32(255.0)
+    result: RgbImage = decoded[:, :, ::-1] / np.float32(255.0)
     return result
 
 
-def random_exposure(rng: Random) -> Callable[[Pixels], Pixels]:
+def random_exposure(rng: Random) -> Callable[[RgbImage], RgbImage]:
     """What blurs the training pictures: any training kernel, and any mix of what follows the blur.
 
     A few are not blurred. The same exposure may blur several pictures, which then share a blur pattern; only the noise

@@ -10,7 +10,7 @@ from uid import __version__
 from uid.command import plain_errors, quieten_libraries
 
 if TYPE_CHECKING:
-    from uid.reference.model import UIDDiff
+    from uid.families.uid_diff.model import UIDDiff
 
 STAGES = (
     "vae",
@@ -76,13 +76,14 @@ def main(
     """
     quieten_libraries()
     with plain_errors("train"):
-        from uid.reference import checkpoint as checkpoints
+        from uid.families.registry import read_index
+        from uid.families.uid_diff import checkpoint as checkpoints
         from uid.train.data import Domains, MadePictures, Pairs, PictureFolder
         from uid.train.loop import Settings, train
 
         if preset and not checkpoint.exists():
             checkpoints.write_untrained(checkpoint, preset, seed=settings["seed"])
-        index = checkpoints.read_index(checkpoint)
+        index = read_index(checkpoint)
         settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
         made_file = checkpoint / "training" / f"pictures-{settings['seed']}-{pictures}.npy"
         source = PictureFolder(sharp) if sharp else MadePictures(made_file, pictures, settings["seed"], click.echo)
@@ -102,9 +103,9 @@ def main(
 
 def default_learning_rate(name: str) -> float:
     """What a checkpoint of this name is trained at: its preset's rate, or the paper's."""
-    from uid.reference.presets import PRESETS, SD15
+    from uid.families.uid_diff.configs import CONFIGS, SD15
 
-    return PRESETS.get(name, SD15).learning_rate
+    return CONFIGS.get(name, SD15).learning_rate
 
 
 def build(stage: str, model: "UIDDiff", backbone: bool, without: tuple[str, ...], steps: int) -> Any:

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from uid.bundles.files import written_whole
 from uid.errors import InputError
-from uid.runtime.files import written_whole
-from uid.runtime.images import is_image_path, read_image
-from uid.train.blur import Pixels, Random, random_exposure
+from uid.runtime.media.decode import read_image
+from uid.runtime.media.formats import is_image_path
+from uid.train.blur import Random, RgbImage, random_exposure
 from uid.train.pictures import picture
 
 MADE_SIDE = 256  # of a procedural picture, in pixels
 
-Source = Callable[[Random, int, int], Pixels]  # (generator, height, width) -> (H, W, 3) sRGB float32 in [0, 1]
+Source = Callable[[Random, int, int], RgbImage]  # (generator, height, width) -> (H, W, 3) sRGB float32 in [0, 1]
 
 
 class PictureFolder:
@@ -30,11 +31,11 @@ class PictureFolder:
         if not self.paths:
             raise InputError(f"{folder} holds no pictures; expected PNG, JPEG, WebP, TIFF or BMP files")
 
-    def __call__(self, rng: Random, height: int, width: int) -> Pixels:
+    def __call__(self, rng: Random, height: int, width: int) -> RgbImage:
         """A crop of (height, width); raises ``InputError`` for a picture smaller than that."""
         return self.crops(rng, height, width, 1)[0]
 
-    def crops(self, rng: Random, height: int, width: int, count: int) -> list[Pixels]:
+    def crops(self, rng: Random, height: int, width: int, count: int) -> list[RgbImage]:
         """Crops of one picture, which share its blur."""
         path = self.paths[rng.integers(len(self.paths))]
         pixels = read_image(path).pixels
@@ -42,7 +43,7 @@ class PictureFolder:
             raise InputError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}; expected at least {width} x {height}")
         pixels = pixels[:, :: rng.choice([1, -1])]
 
-        def crop() -> Pixels:
+        def crop() -> RgbImage:
             top, left = (int(rng.integers(pixels.shape[i] - size + 1)) for i, size in enumerate((height, width)))
             part = pixels[top : top + height, left : left + width]
             return part.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
@@ -62,7 +63,7 @@ class MadePictures:
             make_pictures(path, count, seed)
         self.pictures = np.load(path, mmap_mode="r")
 
-    def __call__(self, rng: Random, height: int, width: int) -> Pixels:
+    def __call__(self, rng: Random, height: int, width: int) -> RgbImage:
         """A crop of (height, width), each at most ``MADE_SIDE``."""
         made = self.pictures[rng.integers(len(self.pictures))]
         made = np.rot90(made[:, :: rng.choice([1, -1])], int(rng.integers(4)))
@@ -98,7 +99,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
         """``sharp`` and ``blurred``, (3, size, size) float32 in [0, 1]."""
         return tensors(self.pictures(np.random.default_rng([self.seed, index])))
 
-    def pictures(self, rng: Random) -> dict[str, Pixels]:
+    def pictures(self, rng: Random) -> dict[str, RgbImage]:
         """The example as (size, size, 3)."""
         sharp = self.source(rng, self.size, self.size)
         return {"sharp": sharp, "blurred": random_exposure(rng)(sharp)}
@@ -115,7 +116,7 @@ class Domains(Pairs):
         super().__init__(source, size, seed)
         self.blurry = blurry
 
-    def pictures(self, rng: Random) -> dict[str, Pixels]:
+    def pictures(self, rng: Random) -> dict[str, RgbImage]:
         """The example as (size, size, 3)."""
         pair = super().pictures(rng)
         if self.blurry:
@@ -126,6 +127,6 @@ class Domains(Pairs):
         return {**pair, "y_2": exposure(x_2), "y_3": exposure(x_3), "x_3": x_3}
 
 
-def tensors(example: dict[str, Pixels]) -> dict[str, Tensor]:
+def tensors(example: dict[str, RgbImage]) -> dict[str, Tensor]:
     """(H, W, 3) -> (3, H, W), of every picture."""
     return {name: torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for name, p in example.items()}

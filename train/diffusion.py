@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
+from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.train.loop import Batch, Stage
 from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, exchanged, psnr, restoration_loss
 

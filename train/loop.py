@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from uid.runtime.files import written_whole
+from uid.bundles.files import written_whole
 
 Batch = Mapping[str, Tensor]
 STATE = "state.pt"

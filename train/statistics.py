@@ -32,7 +32,7 @@ class Spread(NamedTuple):
     deviation: float
 
 
-class Row(NamedTuple):
+class StatisticsRow(NamedTuple):
     """One statistic over the photos and over the made pictures."""
 
     real: Spread
@@ -121,9 +121,9 @@ STATISTICS: Mapping[str, Callable[[Picture], float]] = {
 }
 
 
-def compare(real: list[Picture], made: list[Picture]) -> dict[str, Row]:
+def compare(real: list[Picture], made: list[Picture]) -> dict[str, StatisticsRow]:
     """Mean and spread of each statistic over both sets, by the statistic's name."""
-    return {name: Row(_spread(map(f, real)), _spread(map(f, made))) for name, f in STATISTICS.items()}
+    return {name: StatisticsRow(_spread(map(f, real)), _spread(map(f, made))) for name, f in STATISTICS.items()}
 
 
 def _spread(values: Iterable[float]) -> Spread:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from uid.reference.vae import RefinedDecoder, RefinedEncoder, VAERefiner, from_patches, to_patches
+from uid.families.uid_diff.vae import RefinedDecoder, RefinedEncoder, VAERefiner, from_patches, to_patches
 from uid.train.loop import Batch, Stage
 
 KL_WEIGHT = 1e-6  # Stable Diffusion's: just enough to keep the latents in bounds

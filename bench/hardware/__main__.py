@@ -15,7 +15,7 @@ import click
 
 from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Plan
 from uid.bench.hardware.run import Supervisor, held, in_background, pack
-from uid.runtime.bundle import MANIFEST
+from uid.bundles.manifest import MANIFEST
 
 NAMES = tuple(Plan(Path(), GPU).calls())
 

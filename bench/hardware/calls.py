@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uid.bench.lineup import REFERENCES
-from uid.runtime.bundle import MANIFEST, built_in
+from uid.bench.speed.lineup import REFERENCES
+from uid.bundles.manifest import MANIFEST, built_in
 
 INDEX = "model_index.json"  # of a checkpoint
 EXPORT = "export"

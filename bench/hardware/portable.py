@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
+from uid.bundles.files import folder_written_whole
+from uid.bundles.manifest import MANIFEST, read_manifest
 from uid.command import plain_errors
-from uid.runtime.bundle import MANIFEST, read_manifest
-from uid.runtime.files import folder_written_whole
 
 
 def write_portable(source: Path, destination: Path) -> dict[str, list[str]]:

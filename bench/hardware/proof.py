@@ -11,11 +11,12 @@ from typing import Any
 import click
 import numpy as np
 
-from uid.bench.latency import agreement, sample_picture
+from uid.bench.speed.latency import agreement, sample_picture
+from uid.bundles.manifest import read_bundle
 from uid.command import plain_errors
 from uid.engines import OneByOne, create
-from uid.runtime.bundle import read_bundle
-from uid.runtime.pipeline import Options, Pipeline
+from uid.runtime.options import Options
+from uid.runtime.pipeline import Pipeline
 
 STEPS = 4
 RIGHT = 45.0  # dB, which arithmetic in float16 keeps over so few steps
@@ -24,7 +25,7 @@ RIGHT = 45.0  # dB, which arithmetic in float16 keeps over so few steps
 def prove(folder: Path, name: str, height: int, width: int) -> dict[str, Any]:
     """What the pictures have in common."""
     bundle, image = read_bundle(folder), sample_picture(height, width)
-    options = Options(steps=STEPS, views=1, tile=2 * max(height, width))
+    options = Options(steps=STEPS, transforms=1, tile=2 * max(height, width))
     expected = Pipeline(bundle, create("onnxruntime"))(image, options).image
     backend: Any = create(name, report=click.echo)
     pipeline = Pipeline(bundle, backend)

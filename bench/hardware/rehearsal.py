@@ -16,9 +16,9 @@ import click
 
 from uid.bench.hardware.__main__ import NAMES
 from uid.bench.hardware.calls import EXPORT
+from uid.bundles.manifest import BUILT_IN
 from uid.command import plain_errors
 from uid.errors import InputError
-from uid.runtime.bundle import BUILT_IN
 
 SITE = "/tmp/site"
 LONGEST_LINE = 2000  # characters

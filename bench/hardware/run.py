@@ -20,9 +20,9 @@ import click
 
 import uid
 from uid.bench.hardware.calls import Call, Command
-from uid.engines.storage import try_lock
+from uid.bundles.cache import try_lock
 
-MODULES = {"uid-export": "uid.export.cli", "uid-bench": "uid.bench.cli", "uid-run": "uid.runtime.cli"}
+MODULES = {"uid-export": "uid.export.cli", "uid-bench": "uid.bench.cli", "uid-run": "uid.runtime.app.cli"}
 PACK_SECONDS = 5.0  # between two packings while a command runs
 LAST_LINES = 12  # of the output of a command that failed
 

@@ -2,7 +2,7 @@
 
 Data flows through the subpackages in this order:
 
-``uid.reference``  PyTorch modules: the oracle, and what is exported
+``uid.families.uid_diff``  PyTorch modules: the oracle, and what is exported
 ``uid.export``     PyTorch components -> a bundle (ONNX + manifest); ``uid-export``
 ``uid.engines``    the engine contract and one file per backend
 ``uid.runtime``    bundle + engine -> sharp pixels, without torch; ``uid-run``

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
@@ -13,22 +13,55 @@ from uid.errors import UIDError
 
 
 def interval(text: str) -> tuple[float, float]:
-    """Start and end as parts of a whole, 0 <= start < end <= 1, from words such as 0.2:0.8; a click type."""
+    """Start and end as parts of a whole, 0 <= start < end <= 1, from text such as 0.2:0.8; a click type."""
     number = r"(\d+\.?\d*|\.\d+)"
     match = re.fullmatch(f"{number}:{number}", text)
     start, end = (float(match[1]), float(match[2])) if match else (1.0, 0.0)
     if not 0.0 <= start < end <= 1.0:
-        raise click.BadParameter(f"{text!r} is no interval; expected START:END, a part of 0:1 such as 0.2:0.8")
+        raise click.BadParameter(f"{text!r} is not an interval; expected START:END, a part of 0:1 such as 0.2:0.8")
     return start, end
+
+
+def with_flag(error: UIDError, flags: Mapping[str, str] | None = None) -> str:
+    """The error's text, with the flag that mends it. ``flags`` has those that are not named like the argument."""
+    if not error.option:
+        return str(error)
+    return f"{error} (--{(flags or {}).get(error.option, error.option).replace('_', '-')})"
+
+
+class RenamedOptions(click.Command):
+    """A command whose options had other names; the old ones still work, with a note on standard error."""
+
+    renamed: Mapping[str, str] = {
+        "--views": "--transforms",
+        "--quality": "--preset",
+        "--reuse": "--cache-interval",
+        "--pictures": "--images",
+    }
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments under their new names."""
+        own = {name for parameter in self.params for name in parameter.opts}
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(self.new_name(word, own) for word in args[:end]), *args[end:]])
+
+    def new_name(self, word: str, own: Sequence[str] | set[str]) -> str:
+        """An argument, with the option's new name if it is an old one that this command had."""
+        old, equals, value = word.partition("=")
+        new = self.renamed.get(old)
+        if new is None or new not in own or old in own:
+            return word
+        click.echo(f"note: {old} is now called {new}; the old name will go in version 0.3", err=True)
+        return f"{new}{equals}{value}"
 
 
 @contextlib.contextmanager
 def plain_errors(extra: str) -> Iterator[None]:
-    """Errors that a user can mend, and libraries of an extra that are missing, as one line without a traceback."""
+    """Print errors that a user can mend, and missing libraries of an extra, as one line without a traceback."""
     try:
         yield
     except UIDError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(with_flag(error)) from error
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'uid-runtime[{extra}]'") from error
 

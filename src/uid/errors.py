@@ -1,11 +1,22 @@
 """Errors that a user can mend. Each message says what was got, what was expected and how to mend it."""
 
+from functools import partial
+from typing import Any
+
 
 class UIDError(Exception):
     """Base of every error this project raises on purpose; command lines print its text without a traceback.
 
-    The text may quote a file, or a library that quotes one: what would steer a terminal is spelled out.
+    The text may quote a file, or a library that quotes one: control characters are spelled out. ``option`` names the
+    argument that mends the error, such as "tile"; a command line adds the flag of that name.
     """
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), option=self.option), (super().__str__(),)
 
     def __str__(self) -> str:
         return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in super().__str__())

@@ -17,16 +17,16 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from uid.bench.flops import picture_flops
 from uid.bench.hardware import proof, rehearsal
 from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Call, Command, Plan, Scale
 from uid.bench.hardware.portable import write_portable
 from uid.bench.hardware.run import MODULES, Supervisor, held, pack
-from uid.bench.host import IdleBackend
-from uid.bench.lineup import PYTORCH, REFERENCES
+from uid.bench.speed.flops import picture_flops
+from uid.bench.speed.host import IdleBackend
+from uid.bench.speed.lineup import PYTORCH, REFERENCES
+from uid.bundles.manifest import read_bundle
 from uid.engines import BACKENDS, create
 from uid.errors import InputError
-from uid.runtime.bundle import read_bundle
 
 ROOT = Path(__file__).parents[2]
 FOR_EVER = "import time; time.sleep(600)"

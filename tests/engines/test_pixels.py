@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from uid import engines
-from uid.engines import Array
+from uid.bundles.tensors import Array
 from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT, in_dtype, like, planes, to_float
 
 PICTURE = ("float", ["batch", 3, "height", "width"])

@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from uid.engines.onnxruntime import create_cpu
+from uid.bundles.manifest import read_bundle
+from uid.bundles.tensors import resolve
+from uid.engines.ort.cpu import create_cpu
 from uid.export import validate
 from uid.export.attention import fuse_attention
-from uid.export.components import dummy_inputs
-from uid.runtime.bundle import read_bundle
-from uid.runtime.plan import resolve
+from uid.export.dummies import dummy_inputs
 
 SIZES = {"height": 32, "width": 48, "blur_height": 20, "blur_width": 28}
 

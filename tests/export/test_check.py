@@ -10,15 +10,17 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from uid.bundles.hashes import sha256
+from uid.bundles.manifest import built_in, read_bundle
 from uid.errors import InputError
 from uid.export import check as checks
-from uid.export.check import Row, check, picture, worst_first
+from uid.export.check import check, example_image
 from uid.export.cli import main
+from uid.export.findings import LayerRow, worst_first
 from uid.export.layers import HALF, largest_sum, layers_of, tensors_of
-from uid.runtime.bundle import built_in, read_bundle, sha256
 
 SIDE = 32
-MADE = picture(None, SIDE)
+MADE = example_image(None, SIDE)
 
 
 def changed(source: Path, destination: Path, change: Callable[[ir.Graph], str]) -> tuple[Path, str]:
@@ -57,7 +59,7 @@ def normalized(value: ir.Value) -> bool:
     return [node.op_type for node in readers["Reshape"].outputs[0].consumers()] == ["InstanceNormalization"]
 
 
-def rows_of(folder: Path, **options: object) -> list[Row]:
+def rows_of(folder: Path, **options: object) -> list[LayerRow]:
     return check(read_bundle(folder), MADE, components=["decoder"], report=lambda _: None, **options)  # type: ignore[arg-type]
 
 
@@ -72,7 +74,7 @@ def test_a_sound_bundle_is_clean(tiny_bundle: Path, half_bundle: Path) -> None:
 def test_what_ships_holds_in_half_precision() -> None:
     # Not structure and blur: the cubes in their GELUs overflow, where the tanh after them is 1 either way.
     parts = ("encoder", "step", "step_blur", "decoder")
-    rows = check(read_bundle(built_in()), picture(None, 64), components=parts, report=lambda _: None)
+    rows = check(read_bundle(built_in()), example_image(None, 64), components=parts, report=lambda _: None)
     assert not [row for row in rows if row.wrong]
 
 

@@ -10,16 +10,17 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from uid.bundles.manifest import read_bundle
 from uid.engines import create
 from uid.errors import OutputError, ParityError
 from uid.export import validate
-from uid.export.bundle import check_sizes, export_bundle
+from uid.export.bundle import case_of, export_bundle
 from uid.export.cli import main
-from uid.export.components import declare
-from uid.export.onnx import WeightStore, store_weights
-from uid.reference.model import UIDDiff
-from uid.runtime.bundle import read_bundle
-from uid.runtime.pipeline import Options, load
+from uid.export.graph import WeightStore, store_weights
+from uid.families.uid_diff.components import declare
+from uid.families.uid_diff.model import UIDDiff
+from uid.runtime.options import Options
+from uid.runtime.pipeline import load
 
 
 def test_bundle_holds_what_it_declares(tiny_bundle: Path) -> None:
@@ -46,7 +47,7 @@ def test_shared_weights_are_stored_once(tiny_bundle: Path, tiny_model: UIDDiff) 
 def test_parity_checks_see_names_shapes_and_values(tiny_bundle: Path, tiny_model: UIDDiff) -> None:
     component = next(c for c in declare(tiny_model, "fp32", guided=True) if c.declaration.name == "encoder")
     declaration = component.declaration
-    case = validate.component_case(component, check_sizes(tiny_model.size_multiple))
+    case = case_of(component, tiny_model.size_multiple)
     backend = create("onnxruntime")
     engine = backend.load(tiny_bundle / declaration.file)
     parity = validate.check_component(backend, engine, declaration, case, 1e-4)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from uid.bundles.manifest import read_bundle
 from uid.engines import create
 from uid.export import validate
-from uid.export.components import declare
-from uid.reference import checkpoint
-from uid.runtime.bundle import read_bundle
+from uid.families.uid_diff import checkpoint
+from uid.families.uid_diff.components import declare
 
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from uid.engines.onnxruntime import create_cpu
+from uid.bundles.manifest import read_bundle
+from uid.bundles.tensors import resolve
+from uid.engines.ort.cpu import create_cpu
 from uid.export import validate
-from uid.export.components import dummy_inputs
+from uid.export.dummies import dummy_inputs
+from uid.export.expand import expand, unknown_operators
 from uid.export.fusion import fuse_for_cuda, fuse_gated_gelu
-from uid.export.meaning import expand, unknown_operators
-from uid.runtime.bundle import read_bundle
-from uid.runtime.plan import resolve
 
 SIZES = {"height": 32, "width": 48, "blur_height": 20, "blur_width": 28}
 FUSED = ["encoder", "step", "step_blur", "decoder"]

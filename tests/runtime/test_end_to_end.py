@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from uid.runtime import Options, cli, load
-from uid.runtime.images import Picture, read_image, write_image
+from uid.runtime import Options, load
+from uid.runtime.app import cli
+from uid.runtime.media.decode import read_image
+from uid.runtime.media.encode import write_image
+from uid.runtime.media.formats import DecodedImage
 
 MakeToy = Callable[..., Path]
-UID_RUN = [sys.executable, "-m", "uid.runtime.cli"]
+UID_RUN = [sys.executable, "-m", "uid.runtime.app.cli"]
 
 
 def photo(path: Path, size: tuple[int, int] = (20, 28), seed: int = 0, dtype: type[np.generic] = np.uint8) -> Path:
     top = np.iinfo(dtype).max
     pixels = np.random.default_rng(seed).integers(0, top, (*size, 3), endpoint=True).astype(dtype)
-    write_image(Picture(pixels, None, False, None, None, "png"), path)
+    write_image(DecodedImage(pixels, None, False, None, None, "png"), path)
     return path
 
 
@@ -110,7 +113,7 @@ def test_one_bad_file_among_good_ones(tmp_path: Path, make_toy: MakeToy) -> None
     [
         (["--backend", "tpu"], "unknown backend 'tpu'; expected auto"),
         (["--model", "/nowhere"], "is not a bundle"),
-        (["--mode", "blur-transfer"], "needs --blur-from"),
+        (["--mode", "blur-transfer"], "has no mode 'blur-transfer'; it has deblur (--mode)"),
         (["--tile", "4"], "needs at least 8"),
         (["--steps", "1001"], "got 1001 steps; expected 1 to 1000"),
     ],

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from uid.engines import Array
+from uid.bundles.tensors import Array
 from uid.errors import BundleError, InputError, ModelError
-from uid.reference.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
-from uid.runtime.pipeline import Options, Pipeline, load
+from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
+from uid.runtime.options import Options
+from uid.runtime.run import Limits
+from uid.runtime.pipeline import Pipeline, load
 
 MakeToy = Callable[..., Path]
 OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -92,10 +94,10 @@ def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path,
 @pytest.mark.parametrize(
     ("size", "options", "batch"),
     [
-        ((20, 28), Options(views=8), 4),  # four views of one size, four of the other
-        ((20, 28), Options(views=5, mode="blur-transfer"), 4),
-        ((20, 250), Options(views=2, tile=64), 3),  # of ten tiles
-        ((64, 64), Options(views=2), 1),  # each as large as a full tile
+        ((20, 28), Options(transforms=8), 4),  # four views of one size, four of the other
+        ((20, 28), Options(transforms=5, mode="blur-transfer"), 4),
+        ((20, 250), Options(transforms=2, tile=64), 3),  # of ten tiles
+        ((64, 64), Options(transforms=2), 1),  # each as large as a full tile
     ],
 )
 def test_pictures_that_run_together_are_those_that_run_alone(
@@ -106,7 +108,7 @@ def test_pictures_that_run_together_are_those_that_run_alone(
     results, counts = [], list[list[tuple[int, int]]]()
     for largest in (1, 8):
         pipeline = load(tiny_bundle, backend=name, threads=1)
-        pipeline._largest_batch = largest
+        pipeline._auto = Limits(pipeline.bundle.tile, largest)
         told: list[tuple[int, int]] = []
         given = blur if options.mode == "blur-transfer" else None
         on_step = lambda *done, told=told: told.append(done)  # noqa: E731  (each its own list)
@@ -115,7 +117,7 @@ def test_pictures_that_run_together_are_those_that_run_alone(
     alone, together = results
     assert (alone.batch, together.batch) == (1, batch)
     assert alone.image.tobytes() == together.image.tobytes()
-    assert counts[0][-1] == counts[1][-1] == (3 * alone.tiles * alone.views,) * 2
+    assert counts[0][-1] == counts[1][-1] == (3 * alone.tiles * alone.options.transforms,) * 2
     assert counts[1] == sorted(counts[1])
 
 
@@ -161,12 +163,12 @@ def test_shortcuts_agree_with_pytorchs(
     prompt, given = (BLURRY_PROMPT, planar[1]) if transfers else (SHARP_PROMPT, None)
     how = {"interval": interval, "reuse": reuse}
     expected = tiny_model.sample(planar[0], noise, prompt, 10, guidance, given, **how)
-    options = Options(mode=mode, steps=10, guidance=guidance, guidance_interval=interval, reuse=reuse, seed=7)
+    options = Options(mode=mode, steps=10, guidance=guidance, guidance_interval=interval, cache_interval=reuse, seed=7)
     pipeline, blur_image = load(tiny_bundle), blur if transfers else None
     result = pipeline(image, options, blur_image=blur_image)
     difference = np.abs(result.image - expected[0].permute(1, 2, 0).numpy())
     assert np.quantile(difference, 0.999) <= 1 / 255
-    assert (result.guidance_interval, result.reuse) == (interval, reuse)
+    assert (result.options.guidance_interval, result.options.cache_interval) == (interval, reuse)
     whole = pipeline(image, Options(mode=mode, steps=10, guidance=guidance, seed=7), blur_image=blur_image)
     assert np.abs(result.image - whole.image).max() > 2 / 255
 
@@ -210,11 +212,11 @@ WAYS: list[tuple[Callable[[Array], Array], Callable[[Array], Array]]] = [
 def test_views_are_turned_run_and_turned_back(make_toy: MakeToy, views: int) -> None:
     image = np.random.default_rng(1).random((13, 30, 3), dtype=np.float32)  # padded, so that every view differs
     done: list[tuple[int, int]] = []
-    result = load(make_toy())(image, Options(steps=40, views=views), on_step=lambda *counts: done.append(counts))
+    result = load(make_toy())(image, Options(steps=40, transforms=views), on_step=lambda *counts: done.append(counts))
     expected = [back(toy_reference(there(image), 40)) for there, back in WAYS[:views]]
     np.testing.assert_allclose(result.image, np.mean(expected, axis=0), atol=1e-5)
-    assert (result.views, done[-1]) == (views, (40 * views, 40 * views))
-    grey = load(make_toy())(np.rint(255 * image[:, :, 0]).astype(np.uint8), Options(steps=40, views=views)).image
+    assert (result.options.transforms, done[-1]) == (views, (40 * views, 40 * views))
+    grey = load(make_toy())(np.rint(255 * image[:, :, 0]).astype(np.uint8), Options(steps=40, transforms=views)).image
     assert (grey.shape, grey.dtype) == ((13, 30), np.uint8)
 
 
@@ -225,28 +227,28 @@ def test_the_picture_that_gives_the_blur_is_turned_too(tiny_bundle: Path) -> Non
     expected = [
         back(pipeline(there(image), options, blur_image=there(blur)).image) for there, back in (WAYS[0], WAYS[1])
     ]
-    result = pipeline(image, replace(options, views=2), blur_image=blur)
+    result = pipeline(image, replace(options, transforms=2), blur_image=blur)
     np.testing.assert_allclose(result.image, np.mean(expected, axis=0), atol=1e-6)
 
 
 def test_a_quality_gives_steps_and_views(make_toy: MakeToy) -> None:
     folder, image = make_toy(), np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match="no quality 'fast'; it has none: give --steps and --views"):
-        load(folder)(image, Options(quality="fast"))
+    with pytest.raises(InputError, match="no preset 'fast'; it has none: give steps and transforms"):
+        load(folder)(image, Options(preset="fast"))
     declared = {"full": {"steps": 6, "views": 8, "figures": {"psnr": 50.0}}, "fast": {"steps": 2, "views": 1}}
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"qualities": declared, "quality": "full"}))
     pipeline = load(folder)
     for options, expected in [
         (Options(), ("full", 6, 8)),
-        (Options(quality="fast"), ("fast", 2, 1)),
-        (Options(quality="fast", views=2), ("fast", 2, 2)),
+        (Options(preset="fast"), ("fast", 2, 1)),
+        (Options(preset="fast", transforms=2), ("fast", 2, 2)),
         (Options(steps=3), ("full", 3, 8)),
     ]:
         result = pipeline(image, options)
-        assert (result.quality, result.steps, result.views) == expected
+        assert (result.options.preset, result.options.steps, result.options.transforms) == expected
     (folder / "manifest.json").write_text(json.dumps(manifest | {"quality": "best"}))
-    with pytest.raises(BundleError, match="default quality 'best' is not declared"):
+    with pytest.raises(BundleError, match="default preset 'best' is not declared"):
         load(folder)
 
 
@@ -269,22 +271,24 @@ def test_bad_arrays_and_options_are_refused(make_toy: MakeToy, tiny_bundle: Path
     ]:
         with pytest.raises(InputError, match=message):
             pipeline(bad)
-    for options, message in [
-        (Options(mode="sharpen"), "no mode 'sharpen'; it has"),
-        (Options(mode="blur-transfer"), "no mode 'blur-transfer'"),
-        (Options(steps=0), "got 0 steps"),
-        (Options(views=0), "views are 0; expected 1 to 8"),
-        (Options(guidance=float("nan")), "expected a finite number"),
-        (Options(seed=-1), "expected 0 or more"),
-        (Options(guidance_interval=(0.5, 0.5)), "interval is 0.5:0.5; expected a part of 0:1"),
-        (Options(guidance_interval=(0.0, 0.5)), "no 'step-unguided' components"),
-        (Options(reuse=0), r"reuse is 0; expected 1 \(every step in full\) or more"),
-        (Options(reuse=2), "no 'step-shallow' components, which reuse takes: export it .* with --shortcuts"),
-        (Options(tile=4), "needs at least 8"),
+    for values, message in [
+        ({"mode": "sharpen"}, "no mode 'sharpen'; it has"),
+        ({"mode": "blur-transfer"}, "no mode 'blur-transfer'"),
+        ({"steps": 0}, "steps is 0; expected 1 or more"),
+        ({"steps": 2000}, "got 2000 steps; expected 1 to 1000"),
+        ({"transforms": 0}, "transforms is 0; expected 1 to 8"),
+        ({"guidance": float("nan")}, "expected a finite number"),
+        ({"seed": -1}, "expected 0 or more"),
+        ({"guidance_interval": (0.5, 0.5)}, "interval is 0.5:0.5; expected a part of 0:1"),
+        ({"guidance_interval": (0.0, 0.5)}, "has no unguided steps, which a guidance interval needs"),
+        ({"cache_interval": 0}, r"cache interval is 0; expected 1 \(every step in full\) or more"),
+        ({"cache_interval": 2}, "has no shallow steps, which a feature cache needs: export it with shortcuts"),
+        ({"tile": 4}, "needs at least 8"),
+        ({"tile": "all"}, "tile is 'all'; expected a number of pixels, 'auto' or None"),
     ]:
         with pytest.raises(InputError, match=message):
-            pipeline(image, options)
-    with pytest.raises(InputError, match="takes no blur_image"):
+            pipeline(image, Options(**values))
+    with pytest.raises(InputError, match="takes no further image, not blur_image"):
         pipeline(image, blur_image=image)
-    with pytest.raises(InputError, match="needs the image whose blur is taken"):
+    with pytest.raises(InputError, match="mode 'blur-transfer' needs the image blur_image"):
         load(tiny_bundle)(image, Options(mode="blur-transfer"))

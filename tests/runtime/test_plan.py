@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uid.engines import PROBE, Array, Engine, OneByOne, create
+from uid.bundles.manifest import Bundle, Component, read_bundle
+from uid.bundles.tensors import Array
+from uid.engines import Engine, OneByOne, create
+from uid.engines.registry import PROBE
 from uid.errors import InputError, ModelError, OutOfMemoryError
-from uid.runtime.bundle import Bundle, Component, read_bundle
-from uid.runtime.pipeline import Options, Pipeline, load
+from uid.runtime.options import Options
+from uid.runtime.pipeline import Pipeline, load
 from uid.runtime.schedule import ddim
 
 MakeToy = Callable[..., Path]
@@ -80,7 +83,7 @@ def test_each_step_reads_its_own_row(make_toy: MakeToy, recorder: Any) -> None:
 def test_only_steps_are_told_their_numbers(make_toy: MakeToy, recorder: Any) -> None:
     bundle = read_bundle(make_toy(guided=True))
     early = {**bundle.components, "guide": replace(bundle.components["guide"], stage="prepare")}
-    with pytest.raises(ModelError, match="component 'guide' reads 'alpha_bar', which only a step is told"):
+    with pytest.raises(ModelError, match="component 'guide' reads 'alpha_bar', which only a step is given"):
         Pipeline(replace(bundle, components=early), recorder)(picture())
 
 
@@ -141,7 +144,7 @@ def test_one_graph_tells_what_each_stage_took(make_toy: MakeToy, recorder: Any) 
 def test_uint8_goes_in_whatever_is_run(
     make_toy: MakeToy, recorder: Any, size: tuple[int, int], views: int, grey: bool
 ) -> None:
-    bundle, options = make_toy(), Options(steps=3, views=views)
+    bundle, options = make_toy(), Options(steps=3, transforms=views)
     image = picture(*size, dtype=np.uint8)
     image = image[..., 0] if grey else image
     output, log = run(Pipeline(read_bundle(bundle), recorder), recorder.log, image, options)
@@ -167,7 +170,7 @@ def test_pictures_with_and_without_views_share_a_plan(make_toy: MakeToy, recorde
     recorder.largest_batch = 1
     pipeline, image = Pipeline(read_bundle(make_toy()), recorder), picture(dtype=np.uint8)
     for views in (1, 2, 1):
-        pipeline(image, Options(steps=3, views=views))
+        pipeline(image, Options(steps=3, transforms=views))
     assert recorder.log.count("capture") == 1
 
 
@@ -205,7 +208,7 @@ def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) 
 
 
 def test_pictures_run_one_at_a_time_where_memory_holds_no_batch(make_toy: MakeToy, recorder: Any) -> None:
-    bundle, image, options = make_toy(tile=64), picture(32, 32), Options(steps=3, views=4)
+    bundle, image, options = make_toy(tile=64), picture(32, 32), Options(steps=3, transforms=4)
     expected = load(bundle)(image, options).image
     pipeline = Pipeline(read_bundle(bundle), recorder)
     result = pipeline(image, options)
@@ -240,9 +243,9 @@ def test_tiles_have_few_sizes_where_each_costs(make_toy: MakeToy, recorder: Any,
 def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:
     pipeline, image = Pipeline(read_bundle(make_toy(tile=64)), recorder), picture(64, 64)
     recorder.room = 100
-    with pytest.raises(OutOfMemoryError, match=r"no room for \d+ bytes. 64 x 64 pixels .*: give --tile auto, or less"):
+    with pytest.raises(OutOfMemoryError, match=r"no room for \d+ bytes. 64 x 64 pixels .*: use tiles of fewer pixels, or 'auto'"):
         pipeline(image)
-    with pytest.raises(OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* backend recording: give --tile auto"):
+    with pytest.raises(OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* backend recording: use tiles of fewer pixels"):
         pipeline(image, Options(tile=32))
     with pytest.raises(OutOfMemoryError, match=r"Tiles of 8 x 8 pixels .*: the smallest there are"):
         pipeline(image, Options(tile="auto"))

@@ -6,9 +6,9 @@ from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uid.bundles.manifest import FULL, SHALLOW, UNGUIDED
 from uid.errors import InputError
-from uid.reference.presets import SCHEDULER
-from uid.runtime.bundle import SHALLOW, STEP, UNGUIDED
+from uid.families.uid_diff.configs import SCHEDULER
 from uid.runtime.schedule import ddim, stages
 
 
@@ -56,11 +56,11 @@ def test_a_shallow_step_follows_closely_on_a_full_one(steps: int, reuse: int, en
         assert (stage == UNGUIDED) == (not start <= i / steps < end)
         if stage == SHALLOW:
             before = chosen[max(0, i - reuse + 1) : i]
-            assert STEP in before
-            assert UNGUIDED not in before[before.index(STEP) :]
-        if stage == STEP and i and reuse > 1 and chosen[i - 1] != UNGUIDED:
+            assert FULL in before
+            assert UNGUIDED not in before[before.index(FULL) :]
+        if stage == FULL and i and reuse > 1 and chosen[i - 1] != UNGUIDED:
             assert chosen[i - reuse + 1 : i] == [SHALLOW] * (reuse - 1)
 
 
 def test_without_shortcuts_every_step_is_full() -> None:
-    assert stages(7) == [STEP] * 7
+    assert stages(7) == [FULL] * 7

@@ -13,11 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from uid.errors import InputError
-from uid.reference import checkpoint
-from uid.reference.model import UIDDiff
-from uid.reference.presets import TINY
-from uid.runtime.images import Picture, write_image
-from uid.train.blur import Pixels, Random
+from uid.families.uid_diff import checkpoint
+from uid.families.uid_diff.configs import TINY
+from uid.families.uid_diff.model import UIDDiff
+from uid.runtime.media.encode import write_image
+from uid.runtime.media.formats import DecodedImage
+from uid.train.blur import Random, RgbImage
 from uid.train.cli import default_learning_rate, main
 from uid.train.data import Domains, MadePictures, Pairs, PictureFolder
 from uid.train.diffusion import BaseDiffusion, BlurTransfer, Deblurring, Delivery, DiffusionStage, Joint
@@ -25,7 +26,7 @@ from uid.train.loop import Settings, Stage, train
 from uid.train.vae import BaseVAE, DecoderRefiner, EncoderRefiner, JointRefiner
 
 
-def smooth(rng: Random, height: int, width: int) -> Pixels:
+def smooth(rng: Random, height: int, width: int) -> RgbImage:
     """A few soft blobs."""
     blobs = rng.random((5, 5, 3), dtype=np.float32)
     return cv2.resize(blobs, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
@@ -209,7 +210,7 @@ def test_made_pictures_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path
     np.testing.assert_array_equal(first.pictures, again.pictures)
     assert first(np.random.default_rng(0), 32, 48).shape == (32, 48, 3)
 
-    def points(rng: Random, height: int, width: int) -> Pixels:
+    def points(rng: Random, height: int, width: int) -> RgbImage:
         rng.random()
         picture = np.zeros((height, width, 3), np.float32)
         picture[height // 2, width // 2] = 1.0
@@ -225,7 +226,7 @@ def test_made_pictures_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 65536, (40, 50, 3)).astype(np.uint16)
-    write_image(Picture(pixels, None, False, None, None, "png"), tmp_path / "deep" / "a.png")
+    write_image(DecodedImage(pixels, None, False, None, None, "png"), tmp_path / "deep" / "a.png")
     crop = PictureFolder(tmp_path)(rng, 8, 16)
     assert crop.shape == (8, 16, 3)
     assert crop.dtype == np.float32

@@ -1,0 +1,94 @@
+"""What a model family offers: checkpoints that load, components to export, and the PyTorch result to compare with."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uid.bundles.manifest import Component, Mode
+from uid.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ExportComponent:
+    """A component's declaration beside the PyTorch module it is exported from."""
+
+    declaration: Component
+    module: nn.Module  # flat tensors in, flat tensors out, in the declared order
+
+
+class Model(ABC):
+    """A loaded checkpoint, in float32 on the CPU."""
+
+    index: Mapping[str, Any]  # the checkpoint's ``model_index.json``
+    module: nn.Module  # all that has weights
+    size_multiple: int  # image height and width are multiples of this
+    schedule: Mapping[str, Any]  # as a bundle's manifest holds it
+
+    @abstractmethod
+    def components(self, precision: str, *, shortcuts: bool = False) -> list[ExportComponent]:
+        """Every component; features between them have ``precision`` ("fp32" or "fp16").
+
+        ``shortcuts`` adds the steps of a feature cache and without guidance, where the family has them.
+        """
+
+    @abstractmethod
+    def modes(self, components: Sequence[ExportComponent]) -> dict[str, Mode]:
+        """The modes, the first being the default, with the components that each runs."""
+
+    @abstractmethod
+    def constants(self) -> dict[str, Tensor]:
+        """The constant inputs by key, in float32."""
+
+    @abstractmethod
+    def prepare(self, mode: str, images: Mapping[str, Tensor]) -> Any:
+        """The features of a mode's images, (B, 3, H, W) in [0, 1] by name; passed on to ``denoise`` and ``finish``."""
+
+    @abstractmethod
+    def denoise(self, features: Any, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """The whole loop from ``noise`` to the last state."""
+
+    @abstractmethod
+    def finish(self, features: Any, state: Tensor) -> Tensor:
+        """The output image, (B, 3, H, W), from the last state."""
+
+    @torch.inference_mode()
+    def sample(self, mode: str, images: Mapping[str, Tensor], noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """The output image of a mode: the oracle for parity."""
+        features = self.prepare(mode, images)
+        return self.finish(features, self.denoise(features, noise, steps, guidance))
+
+    def half(self) -> None:
+        """Make the weights float16."""
+        self.module.half()
+
+    def to(self, device: torch.device) -> None:
+        """Move everything that computes to a device."""
+        self.module.to(device)
+
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """The modules that are worth compiling, each called once per image or step."""
+        return [self.module]
+
+
+class Family(ABC):
+    """One kind of model, as its checkpoints are stored."""
+
+    @abstractmethod
+    def load(self, folder: Path, *, allow_pickle: bool = False) -> Model:
+        """Load a checkpoint; raises ``CheckpointError`` where it is incomplete or of another family.
+
+        Pickled weights are refused unless ``allow_pickle``, and are then read with ``weights_only=True``.
+        """
+
+    def write_random(self, folder: Path, config: str, *, seed: int = 0, half: bool = False) -> None:
+        """Write a seeded random checkpoint of a configuration; ``half`` stores float16 weights."""
+        raise CheckpointError(f"this family writes no random checkpoints, so none of {config!r}")
+
+    def rewrite(self, source: Path, folder: Path, change: Callable[[nn.Module], nn.Module]) -> None:
+        """Write the checkpoint in ``source`` to ``folder`` with each module changed."""
+        raise CheckpointError(f"this family does not rewrite checkpoints: {source}")

@@ -1,0 +1,65 @@
+"""The table of model families. A new family is a row here and a folder beside this file."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uid.errors import CheckpointError
+
+if TYPE_CHECKING:  # torch takes seconds to import: a command's help need not wait for it
+    from uid.families.contract import Family, Model
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class FamilyEntry:
+    """Where a family is, and its configurations."""
+
+    factory: str  # "module:class", imported when first used
+    configs: tuple[str, ...] = ()  # names of model sizes that it can write random checkpoints of
+
+
+FAMILIES = {
+    "uid-diff": FamilyEntry("uid.families.uid_diff.family:UIDDiffFamily", ("sd15", "edge", "tiny")),
+}
+
+
+def create(name: str) -> "Family":
+    """The family called ``name``; raises ``CheckpointError`` for an unknown one."""
+    if name not in FAMILIES:
+        raise CheckpointError(f"unknown model family {name!r}; expected one of {', '.join(FAMILIES)}")
+    module, attribute = FAMILIES[name].factory.split(":")
+    family: Family = getattr(importlib.import_module(module), attribute)()
+    return family
+
+
+def configs() -> dict[str, str]:
+    """Every configuration's family."""
+    return {config: name for name, entry in FAMILIES.items() for config in entry.configs}
+
+
+def family_of(checkpoint: Path) -> "Family":
+    """The family of the checkpoint in a folder."""
+    return create(read_index(checkpoint)["family"])
+
+
+def load(checkpoint: Path, *, allow_pickle: bool = False) -> "Model":
+    """Load the checkpoint in a folder, of any family, in float32 on the CPU; raises ``CheckpointError``."""
+    return family_of(checkpoint).load(checkpoint, allow_pickle=allow_pickle)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """A checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder} is not a checkpoint: cannot read {INDEX} ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / INDEX} is not JSON: {error}") from error
+    family = index.get("family") if isinstance(index, dict) else None
+    if family not in FAMILIES:
+        raise CheckpointError(f"{folder / INDEX} says family {family!r}; expected one of {', '.join(FAMILIES)}")
+    return dict(index)

@@ -1,0 +1,225 @@
+"""UID-Diff, image to image: the slow, readable path that every backend is compared with."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from uid.families.uid_diff import blur_attention, unet
+from uid.families.uid_diff.adapter import Adapter
+from uid.families.uid_diff.conditioning import Extractor, QFormer
+from uid.families.uid_diff.ddim import ddim_update, guide
+from uid.families.uid_diff.vae import RefinedDecoder, RefinedEncoder, VAERefiner, patch_size
+
+SHARP_PROMPT = "sharp and clean image"  # deblurring
+BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
+
+
+class Kept(NamedTuple):
+    """What a step leaves for a later one that computes the U-Net's outermost level alone."""
+
+    deep: Tensor  # (P * B, C, h, w), what the last level reads; P prompts
+    residuals: list[Tensor]  # the adapter's, of that level, (B, C, h, w) each
+
+
+class DenoisingStep(nn.Module):
+    """x_t -> x_{t-1}: adapter once, U-Net on both guidance branches, guidance and DDIM update in float32.
+
+    The adapter reads f_s and not the text, so its residuals serve both branches. The unconditional branch has the
+    empty prompt; f_b, where given, goes to both, so that guidance acts on the text alone.
+    """
+
+    def __init__(self, adapter: Adapter, unet: UNet2DConditionModel, prediction_type: str) -> None:
+        super().__init__()
+        self.adapter, self.unet, self.prediction_type = adapter, unet, prediction_type
+
+    def forward(
+        self,
+        x_t: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompt: Tensor,
+        timestep: Tensor,
+        alpha_bar: Tensor,
+        alpha_bar_prev: Tensor,
+        guidance_scale: Tensor | None = None,
+        f_b: Tensor | None = None,
+    ) -> tuple[Tensor, Kept]:
+        """One step, and what it leaves for the next ones.
+
+        x_t (B, C, h, w) float32; z_y (B, C, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
+        empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Without
+        guidance_scale, which stands for 1, the conditional branch runs alone: prompt (1, L, D). x_{t-1} is float32.
+        """
+        x = x_t.to(z_y.dtype)
+        down, middle = self.adapter(x, z_y, timestep, f_s)
+        output, deep = unet.predict(self.unet, x, timestep, repeated(prompt, x.shape[0]), down, middle, f_b)
+        numbers = alpha_bar, alpha_bar_prev, guidance_scale
+        return self.update(x_t, output, *numbers), Kept(deep, down[: unet.level_size(self.unet)])
+
+    def shallow(
+        self,
+        x_t: Tensor,
+        prompt: Tensor,
+        timestep: Tensor,
+        alpha_bar: Tensor,
+        alpha_bar_prev: Tensor,
+        guidance_scale: Tensor | None,
+        kept: Kept,
+        f_b: Tensor | None = None,
+    ) -> Tensor:
+        """One step by the U-Net's outermost level, with the rest and the adapter as an earlier step left them."""
+        x = x_t.to(kept.deep.dtype)
+        text = repeated(prompt, x.shape[0])
+        output = unet.shallow(self.unet, x, timestep, text, kept.residuals, kept.deep, f_b)
+        return self.update(x_t, output, alpha_bar, alpha_bar_prev, guidance_scale)
+
+    def update(
+        self, x_t: Tensor, output: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, guidance_scale: Tensor | None
+    ) -> Tensor:
+        """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
+        output = output.float()
+        if guidance_scale is not None:
+            # Not by chunk(2), whose count of chunks the exporter cannot tell for a batch of unknown size.
+            unconditional, conditional = output.unflatten(0, (2, -1))
+            output = guide(unconditional, conditional, guidance_scale)
+        return ddim_update(x_t, output, alpha_bar, alpha_bar_prev, self.prediction_type)
+
+
+def repeated(prompt: Tensor, batch: int) -> Tensor:
+    """Embeddings (P, L, D) for a batch, (P * B, L, D), prompt by prompt."""
+    return prompt[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
+
+
+class UIDDiff(nn.Module):
+    """All components of one checkpoint, and the two tasks they serve."""
+
+    def __init__(
+        self,
+        *,
+        image_encoder: CLIPVisionModel,
+        structure_extractor: QFormer,
+        blur_extractor: QFormer,
+        structure_ids: Tensor,
+        blur_ids: Tensor,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        adapter: Adapter,
+        unet: UNet2DConditionModel,
+        blur_projections: blur_attention.BlurProjections,
+        vae: AutoencoderKL,
+        vae_refiner: VAERefiner,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        blur_attention.attach(unet, blur_projections)
+        self.structure = Extractor(image_encoder, structure_extractor, structure_ids)
+        self.blur = Extractor(image_encoder, blur_extractor, blur_ids)
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.blur_projections = blur_projections
+        self.encoder = RefinedEncoder(vae, vae_refiner)
+        self.step = DenoisingStep(adapter, unet, scheduler.config.prediction_type)
+        self.decoder = RefinedDecoder(vae, vae_refiner)
+        self.scheduler = scheduler
+        self.refiner = vae_refiner
+        self.eval().requires_grad_(False)
+
+    @property
+    def latent_factor(self) -> int:
+        """Image pixels per latent pixel, along each side."""
+        vae = self.encoder.vae
+        return patch_size(vae) * int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this: the VAE's factor times the U-Net's."""
+        return int(self.latent_factor * 2 ** (len(self.step.unet.config.block_out_channels) - 1))
+
+    @property
+    def skips(self) -> list[tuple[int, int]]:
+        """Each skip of the refined VAE: its channels, and image pixels per pixel along each side."""
+        patch, config = patch_size(self.encoder.vae), self.refiner.config
+        levels = [(width, patch * 2**i) for i, width in enumerate(config.hidden)]
+        return [*levels, (config.pixel_channels, patch)] if config.pixel_channels else levels
+
+    def prompts(self, text: str) -> Tensor:
+        """Prompt embeddings (2, L, D): the empty prompt's, then ``text``'s."""
+        ids = self.tokenizer(
+            ["", text],
+            padding="max_length",
+            max_length=self.text_encoder.config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.text_encoder(ids.to(self.text_encoder.device)).last_hidden_state
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        image: Tensor,
+        noise: Tensor,
+        prompt: str,
+        steps: int,
+        guidance: float,
+        blur_image: Tensor | None = None,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        reuse: int = 1,
+    ) -> Tensor:
+        """DDIM from ``noise`` (B, C, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1].
+
+        ``interval`` and ``reuse`` as in ``denoise``.
+        """
+        z_y, skips = self.encoder(image)
+        f_b = None if blur_image is None else self.blur(blur_image)
+        f_s, prompts = self.structure(image), self.prompts(prompt)
+        z = self.denoise(noise, z_y, f_s, prompts, steps, guidance, f_b, interval=interval, reuse=reuse)
+        return self.decoder(z.to(z_y.dtype), skips)
+
+    def denoise(
+        self,
+        noise: Tensor,
+        z_y: Tensor,
+        f_s: Tensor,
+        prompts: Tensor,
+        steps: int,
+        guidance: float,
+        f_b: Tensor | None = None,
+        *,
+        interval: tuple[float, float] = (0.0, 1.0),
+        reuse: int = 1,
+    ) -> Tensor:
+        """The loop alone: every DDIM step from ``noise`` to the latent, (B, C, h, w) float32.
+
+        Guidance acts in the steps that begin inside ``interval``, from 0, the first step, to 1, the end. Of those, the
+        first and every ``reuse``-th after it are computed in full, the others shallow.
+        """
+        self.scheduler.set_timesteps(steps)
+        alpha_bars = self.scheduler.alphas_cumprod
+        stride = self.scheduler.config.num_train_timesteps // steps
+        x, kept, left = noise, None, 0  # so many steps may still be shallow
+        for i, t in enumerate(self.scheduler.timesteps.tolist()):
+            previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
+            row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
+            inside = interval[0] <= i / steps < interval[1]
+            guided = inside and guidance != 1.0
+            prompt, scale = (prompts, torch.tensor([guidance])) if guided else (prompts[1:], None)
+            if inside and kept is not None and left > 0:
+                x = self.step.shallow(x, prompt, *row, scale, kept, f_b)
+                left -= 1
+            else:
+                x, kept = self.step(x, z_y, f_s, prompt, *row, scale, f_b)
+                left = reuse - 1 if inside else 0
+        return x
+
+    def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:
+        """Sharpen ``image`` (T_1 of the paper). (B, 3, H, W) in [0, 1] -> the same."""
+        return self.sample(image, noise, SHARP_PROMPT, steps, guidance)
+
+    def blur_transfer(
+        self, image: Tensor, blur_image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5
+    ) -> Tensor:
+        """Give sharp ``image`` the blur pattern of ``blur_image`` (appendix C). (B, 3, H, W) in [0, 1] -> the same."""
+        return self.sample(image, noise, BLURRY_PROMPT, steps, guidance, blur_image)

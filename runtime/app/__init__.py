@@ -1,0 +1,1 @@
+"""The command line ``uid-run``: settings, jobs, the runner that does them, and what a person sees meanwhile."""

@@ -1,0 +1,199 @@
+"""Which file goes where: from the names a user gave to a checked list of jobs, before any work starts."""
+
+import glob
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from uid.errors import InputError, OutputError
+from uid.runtime.media.formats import FORMATS, MUXERS, format_of, is_image_path, is_video_path
+
+STREAM = "-"  # the name of standard input and standard output
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and the one output made from it."""
+
+    source: Path | None  # a file or a folder of frames; None: standard input
+    destination: Path | None  # a file or a folder of frames; None: standard output
+    video: bool = False  # frames in order rather than one picture
+
+    @property
+    def input_name(self) -> str:
+        """What to call the input in messages."""
+        return STREAM if self.source is None else str(self.source)
+
+    @property
+    def output_name(self) -> str:
+        """What to call the output in messages."""
+        return STREAM if self.destination is None else str(self.destination)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Which files of a folder are taken, and how the outputs are named."""
+
+    suffix: str = ""  # added to the stem
+    format: str | None = None  # a key of FORMATS, for pictures; None: each as its input
+    recursive: bool = True  # look into subfolders too
+
+    def renamed(self, path: Path) -> Path:
+        """The output's path relative to the output folder, for an input at ``path`` relative to its own."""
+        extension = path.suffix
+        if is_video_path(path):
+            extension = extension if extension.lower() in MUXERS else ".mkv"  # which carries any sound
+        elif self.format or not is_image_path(path):
+            extension = FORMATS[self.format or "png"].suffixes[0]  # a picture of unknown suffix: without loss
+        return path.with_name(path.stem + self.suffix + extension)
+
+
+def plan(inputs: Sequence[str], output: str, naming: Naming, *, keep: Sequence[Path] = ()) -> list[Job]:
+    """The jobs that turn ``inputs`` (files, globs, folders or ``-``) into ``output`` (a file, a folder or ``-``).
+
+    Raises ``InputError`` when an input does not exist or nothing is left to do, and ``OutputError`` when the output
+    does not fit the inputs, when two inputs would become one output, or when an output would replace an input or one
+    of the files in ``keep``.
+    """
+    if STREAM in (*inputs, output):
+        jobs = [_streamed(inputs, output, naming)]
+    else:
+        sources = [source for text in inputs for source in _expanded(text)]
+        single = _single(sources[0], Path(output), naming) if len(sources) == 1 else None
+        jobs = [single] if single else _into_folder(sources, Path(output), naming)
+    _refuse_clashes(jobs, keep)
+    return jobs
+
+
+def _expanded(text: str) -> list[Path]:
+    """The path that ``text`` is, or else the pictures and videos that it matches as a glob."""
+    if Path(text).exists():
+        return [Path(text)]
+    if not glob.has_magic(text):
+        raise InputError(f"{text} does not exist; expected a file, a folder, a glob or - for standard input")
+    matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  (Path.glob refuses absolute patterns)
+    found = [path for path in map(Path, matches) if path.is_file() and _is_media(path)]
+    if not found:
+        raise InputError(f"{text} matches no picture and no video")
+    return found
+
+
+def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
+    """The job when standard input, standard output or both take part."""
+    sources = [path for text in inputs for path in ([None] if text == STREAM else _expanded(text))]
+    if len(sources) != 1:
+        raise InputError(f"standard input and output carry one picture, but {len(sources)} inputs were given")
+    source = sources[0]
+    destination = None if output == STREAM else Path(output)
+    if source is not None and (source.is_dir() or is_video_path(source)):
+        raise OutputError(f"standard output carries one picture, but {source} is not one; name a file or folder")
+    if destination is not None:
+        if not is_image_path(destination) or destination.is_dir():
+            raise OutputError(f"a picture from standard input needs an output file such as out.png, not {output}")
+        _refuse_contrary_names(destination, naming)
+    elif naming.suffix:
+        raise OutputError("--suffix names files in a folder, but the output is standard output; leave it out")
+    return Job(source, destination)
+
+
+def _single(source: Path, output: Path, naming: Naming) -> Job | None:
+    """The job when ``output`` is itself what is made from ``source``; None when it is a folder to put that into."""
+    folder = output.is_dir()
+    to_video, to_picture = (not folder and is_path(output) for is_path in (is_video_path, is_image_path))
+    if source.is_dir():
+        if not to_video:
+            return None
+    elif is_video_path(source):
+        if not (to_video or folder or not output.suffix):
+            raise OutputError(
+                f"{source} is a video; expected the name of a video or of a folder for frames, not {output}"
+            )
+    elif to_video:
+        raise OutputError(f"{source} is a picture; expected a picture or a folder, not {output}")
+    elif not to_picture:
+        return None
+    if to_video and output.suffix.lower() not in MUXERS:
+        raise OutputError(f"cannot write {output}; expected one of {', '.join(MUXERS)}")
+    _refuse_contrary_names(output, naming)
+    return Job(source, output, video=not to_picture)
+
+
+def _into_folder(sources: Sequence[Path], output: Path, naming: Naming) -> list[Job]:
+    """A job for each picture and video named or found, into the folder ``output``; subfolders are kept."""
+    if (_is_media(output) or output.exists()) and not output.is_dir():
+        raise OutputError(f"these inputs need a folder for their outputs, but {output} is a file's name")
+    jobs: dict[Job, None] = {}  # an ordered set: naming a folder and a file in it is no conflict
+    for source in sources:
+        names = _found(source, output, naming) if source.is_dir() else [source.name]
+        root = source if source.is_dir() else source.parent
+        jobs.update({_named(root, Path(name), output, naming): None for name in names})
+    if not jobs:
+        raise InputError(f"no picture and no video in {', '.join(map(str, sources))}")
+    return list(jobs)
+
+
+def _named(root: Path, name: Path, output: Path, naming: Naming) -> Job:
+    return Job(root / name, output / naming.renamed(name), video=is_video_path(name))
+
+
+def _found(folder: Path, output: Path, naming: Naming) -> list[Path]:
+    """Pictures and videos in ``folder``, relative to it, without hidden ones and without what a run before wrote.
+
+    Where the output folder is the input folder, only a suffix tells an earlier output from an input: without one, a
+    file that is another's output is taken as the input it may be, and the clash is refused.
+    """
+    names = [path.relative_to(folder) for path in _walked(folder, output, naming.recursive)]
+    if not naming.suffix:
+        return names
+    written = {_identity(output / naming.renamed(name)) for name in names}
+    return [name for name in names if _identity(folder / name) not in written]
+
+
+def _walked(folder: Path, output: Path, recursive: bool) -> Iterator[Path]:
+    skipped = _identity(output)  # an output folder inside the input folder
+    for root, folders, names in os.walk(folder, onerror=_refuse_unreadable):
+        at = Path(root)
+        below = [at / name for name in sorted(folders) if recursive and not name.startswith(".")]
+        folders[:] = [path.name for path in below if _identity(path) != skipped]
+        yield from (at / name for name in sorted(names) if not name.startswith(".") and _is_media(at / name))
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
+def _refuse_contrary_names(output: Path, naming: Naming) -> None:
+    """Naming options that say something else than the one output's own name."""
+    if naming.suffix:
+        raise OutputError(f"--suffix names files in a folder, but the output is {output} itself; leave --suffix out")
+    if naming.format and (not is_image_path(output) or format_of(output) != naming.format):
+        raise OutputError(f"--format {naming.format} contradicts the output's name {output}; leave one out")
+
+
+def _refuse_clashes(jobs: Sequence[Job], keep: Sequence[Path]) -> None:
+    read = {_identity(path) for path in (*(job.source for job in jobs), *keep) if path is not None}
+    made: dict[Hashable, Job] = {}
+    for job in jobs:
+        if job.destination is None:
+            continue
+        key = _identity(job.destination)
+        if key in read:
+            raise OutputError(f"{job.destination} is an input, which would be lost; choose another output or --suffix")
+        other = made.setdefault(key, job)
+        if other is not job:
+            raise OutputError(f"{other.source} and {job.source} would both become {job.destination}; run them apart")
+
+
+def _identity(path: Path) -> Hashable:
+    """Equal for two names of one file: through links, and in other case where the file system ignores case."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.normcase(os.path.realpath(path))
+    return status.st_dev, status.st_ino
+
+
+def _is_media(path: Path) -> bool:
+    return is_image_path(path) or is_video_path(path)

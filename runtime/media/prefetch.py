@@ -1,0 +1,46 @@
+"""Work on other threads, in order: items are read before they are needed, and written while the next ones are made.
+
+Each function uses one thread, so that items keep their order. It holds ``QUEUED`` items at most, and raises an error
+where its item would have come.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+QUEUED = 2  # items between two threads
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+class SingleThread(ThreadPoolExecutor):
+    """One thread. At the end of its ``with`` block, work that has begun is finished and the rest is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def prefetch(items: Iterable[Item], thread: SingleThread) -> Iterator[Item]:
+    """The items, each made on the thread before it is asked for."""
+    end = object()
+    iterator = iter(items)
+    queue: deque[Future[Item | object]] = deque(thread.submit(next, iterator, end) for _ in range(QUEUED))
+    while (item := queue.popleft().result()) is not end:
+        queue.append(thread.submit(next, iterator, end))
+        yield item  # type: ignore[misc]  # it is no longer the end
+
+
+def map_behind(function: Callable[[Item], Made], items: Iterable[Item], thread: SingleThread) -> Iterator[Made]:
+    """The function of each item, run on the thread while the next items are asked for."""
+    queue: deque[Future[Made]] = deque()
+    for item in items:
+        queue.append(thread.submit(function, item))
+        if len(queue) > QUEUED:
+            yield queue.popleft().result()
+    while queue:
+        yield queue.popleft().result()

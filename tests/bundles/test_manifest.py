@@ -1,0 +1,174 @@
+"""Bundles that are incomplete, altered, hostile or too new are refused before anything of them runs."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from uid.bundles.hashes import sha256
+from uid.bundles.manifest import read_bundle
+from uid.errors import BundleError, ModelError
+from uid.runtime.pipeline import load
+
+MakeToy = Callable[..., Path]
+Edit = Callable[[dict[str, Any]], object]
+
+
+def edit(folder: Path, change: Edit) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_missing_folder_and_manifest(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(BundleError, match=r"is not a bundle: cannot read manifest\.json"):
+            read_bundle(folder)
+
+
+def test_flipped_byte_is_named(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    for name in ("step.onnx", "constants.safetensors"):
+        data = bytearray((folder / name).read_bytes())
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+        with pytest.raises(BundleError, match=rf"{name} was altered or damaged"):
+            read_bundle(folder)
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+    read_bundle(folder)
+
+
+def test_missing_file_is_named(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    (folder / "decode.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks decode\.onnx"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema=2), "has schema 2, this uid-runtime reads up to 1: upgrade"),
+        (lambda m: m.pop("schema"), "states no schema version"),
+        (lambda m: m.pop("steps"), "lacks 'steps'"),
+        (lambda m: m.update(size_multiple="four"), "malformed"),
+        (lambda m: m.update(components=[]), "malformed"),
+        (lambda m: m["files"].update({"../secret": "0"}), "leads out of the bundle's folder"),
+        (lambda m: m["files"].update({"/etc/passwd": "0"}), "leads out of the bundle's folder"),
+        (lambda m: m["files"].update({"a/*.onnx": "0"}), "no plain name"),
+        (lambda m: m["files"].pop("step.onnx"), r"uses 'step\.onnx' but lists no sha256"),
+        (lambda m: m["components"]["step"].update(stage="later"), "stage 'later'; expected one of prepare"),
+        (lambda m: m["modes"]["deblur"]["components"].append("sharpen"), "component 'sharpen'"),
+    ],
+)
+def test_bad_manifests(make_toy: MakeToy, change: Edit, message: str) -> None:
+    folder = make_toy()
+    edit(folder, change)
+    with pytest.raises(BundleError, match=message):
+        read_bundle(folder)
+
+
+def renamed(entries: dict[str, Any], old: str, new: str) -> None:
+    entries[new] = entries.pop(old)
+
+
+NAMED: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "name": lambda m, bad: m.update(name=bad),
+    "family": lambda m, bad: m.update(family=bad),
+    "precision": lambda m, bad: m.update(precision=bad),
+    "component": lambda m, bad: renamed(m["components"], "step", bad),
+    "mode": lambda m, bad: renamed(m["modes"], "deblur", bad),
+    "preset": lambda m, bad: m.update(qualities={bad: {"steps": 1, "views": 1}}),
+    "figure": lambda m, bad: m.update(qualities={"full": {"steps": 1, "views": 1, "figures": {bad: 1.0}}}),
+    "variant": lambda m, bad: m["components"]["step"].update(variants={bad: "step.onnx"}),
+    "tensor": lambda m, bad: m["components"]["step"]["inputs"][0].update(name=bad),
+    "dtype": lambda m, bad: m["components"]["step"]["inputs"][0].update(dtype=bad),
+    "dimension": lambda m, bad: m["components"]["step"]["inputs"][0].update(shape=[1, 3, bad, "width"]),
+    "constant": lambda m, bad: m["modes"]["deblur"].update(constants={"prompt": bad}),
+}
+BAD_NAMES = [
+    "",
+    "/some/folder/*",
+    "../../up",
+    "..",
+    "a/b",
+    "a\\b",
+    "*",
+    "a[0]",
+    ".hidden",
+    "-option",
+    "a b",
+    "a\n",
+    "ä",
+]
+BAD_NAMES += ["\x1b[31mred", "[red]x[/]", "x" * 65, "C:x"]
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_names_that_are_paths_patterns_or_a_terminals_codes_are_refused(make_toy: MakeToy, what: str) -> None:
+    folder = make_toy()
+    sound = json.loads((folder / "manifest.json").read_text())
+    for bad in BAD_NAMES:
+        manifest = copy.deepcopy(sound)
+        NAMED[what](manifest, bad)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(BundleError, match=f"the manifest has {what} .*expected at most 64") as caught:
+            read_bundle(folder)
+        assert str(caught.value).isprintable()
+
+
+def test_what_a_library_quotes_from_a_bundle_does_not_reach_a_terminal_as_it_is(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    graph = onnx.load(folder / "step.onnx")
+    graph.graph.node[0].op_type = "\x1b]0;title\x07"
+    onnx.save(graph, folder / "step.onnx")
+    edit(folder, lambda m: m["files"].update({"step.onnx": sha256(folder / "step.onnx")}))
+    with pytest.raises(BundleError, match=r"cannot load .*\\x1b\]0;title\\x07") as caught:
+        load(folder)(np.zeros((8, 8, 3), np.uint8))
+    assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_a_link_out_of_the_folder_is_refused(make_toy: MakeToy, tmp_path: Path) -> None:
+    folder = make_toy()
+    outside = tmp_path / "outside.onnx"
+    (folder / "step.onnx").rename(outside)
+    (folder / "step.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle's folder"):
+        read_bundle(folder)
+
+
+def test_not_json(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    for text in ("{", "[]", "null"):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(BundleError, match=r"is not JSON|states no schema"):
+            read_bundle(folder)
+
+
+def test_graphs_must_be_what_the_manifest_declares(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    edit(folder, lambda m: m["components"]["encode"]["outputs"][0].update(dtype="float16"))
+    with pytest.raises(ModelError, match="its manifest declares"):
+        load(folder)(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_unwired_tensor_is_named(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    edit(folder, lambda m: m["modes"]["deblur"]["components"].remove("encode"))
+    with pytest.raises(ModelError, match="'step' reads 'z', which nothing before it writes"):
+        load(folder)(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_file_that_is_no_graph_is_refused(make_toy: MakeToy) -> None:
+    folder = make_toy()
+    (folder / "step.onnx").write_bytes(b"not a graph")
+    edit(folder, lambda m: m["files"].update({"step.onnx": sha256(folder / "step.onnx")}))
+    with pytest.raises(BundleError, match=r"cannot load .*step\.onnx"):
+        load(folder)(np.zeros((8, 8, 3), np.uint8))

@@ -1,0 +1,366 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, TiffImagePlugin
+
+from uid.errors import InputError, OutputError
+from uid.runtime.media.decode import read_image
+from uid.runtime.media.encode import encode_image, write_image
+from uid.runtime.media.formats import FORMATS, DecodedImage, format_of, is_image_path
+
+RNG = np.random.default_rng(0)
+HEIGHT, WIDTH = 6, 9
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+NESTED = {33434: 0.01, 36867: "2020:01:02 03:04:05", 37500: b"maker note"}
+UPRIGHT = {  # EXIF 2.3, table 6: how to turn the stored array upright
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.flipud(np.rot90(a)),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.fliplr(np.rot90(a)),
+    8: np.rot90,
+}
+
+
+def picture(dtype=np.uint8, grey=False, alpha=False, exif=None, icc=None, size=(HEIGHT, WIDTH)) -> DecodedImage:
+    top = np.iinfo(dtype).max + 1
+    pixels = RNG.integers(0, top, (*size, 3), dtype=dtype)
+    if grey:
+        pixels[:] = pixels[..., :1]
+    see_through = RNG.integers(0, top, size, dtype=dtype) * RNG.integers(0, 2, size, dtype=dtype) if alpha else None
+    return DecodedImage(pixels=pixels, alpha=see_through, grey=grey, exif=exif, icc=icc, format="png")
+
+
+def camera_exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[271], exif[274], exif[282] = "camera", orientation, 72.0
+    exif[34665], exif[34853] = NESTED, {1: "N", 2: (1.0, 2.5, 3.0)}
+    return exif.tobytes()
+
+
+def parsed(raw: bytes | None) -> Image.Exif:
+    assert raw is not None
+    exif = Image.Exif()
+    exif.load(raw)
+    return exif
+
+
+def saved(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, compressed: bytes) -> bytes:
+    """An 8-bit RGB PNG that says it has this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
+
+
+def tiff(samples: np.ndarray, order: str = "<", pixels: bytes | None = None, **tags: int | tuple[int, ...]) -> bytes:
+    """A TIFF of (H, W, channels) made tag by tag, to hold what Pillow cannot write."""
+    height, width, channels = samples.shape
+    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes() if pixels is None else pixels
+    directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II" if order == "<" else b"MM")
+    standard = {"t256": width, "t257": height, "t258": (samples.itemsize * 8,) * channels, "t259": 1, "t277": channels}
+    standard |= {"t262": 1 if channels < 3 else 2, "t273": 0, "t278": height, "t279": len(data)}
+    for name, value in (standard | tags).items():
+        directory[int(name[1:])] = value
+    buffer = io.BytesIO()
+    directory.save(buffer)
+    return buffer.getvalue() + data
+
+
+# Round trips
+
+
+@pytest.mark.parametrize(
+    ("format", "alpha"),
+    [(format, alpha) for format in FORMATS for alpha in {False, FORMATS[format].alpha} if format != "jpeg"],
+)
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (1, 1)])
+def test_lossless_formats_return_every_sample(tmp_path, format, size, dtype, grey, alpha):
+    original = picture(dtype, grey, alpha, size=size)
+    path = tmp_path / f"picture.{format}"
+    write_image(original, path)
+    result = read_image(path)
+
+    def kept(samples):
+        return samples if FORMATS[format].sixteen_bit or dtype == np.uint8 else np.round(samples / 257).astype(np.uint8)
+
+    np.testing.assert_array_equal(result.pixels, kept(original.pixels), strict=True)
+    if alpha:
+        np.testing.assert_array_equal(result.alpha, kept(original.alpha), strict=True)
+    else:
+        assert result.alpha is None
+    expanded = format == "webp" or (alpha and result.pixels.dtype == np.uint16)  # OpenCV has no 16-bit grey with alpha
+    assert result.grey == (grey and not expanded)
+    assert result.format == format
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_jpeg_is_near_and_keeps_full_colour_resolution(grey):
+    original = picture(np.uint16, grey, size=(32, 32))
+    data = encode_image(original, "jpeg")
+    result = read_image(data)
+    error = result.pixels.astype(float) - original.pixels / 257
+    assert np.sqrt(np.mean(error**2)) < 5  # noise of every pixel; 4:2:0 would miss by 50
+    assert (result.grey, result.format) == (grey, "jpeg")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sixteen_bit_tiff_of_either_byte_order_raw_or_deflated(order, channels, packed):
+    samples = RNG.integers(0, 65536, (HEIGHT, WIDTH, channels), dtype=np.uint16)
+    tags = {"t338": (2,)} if channels % 2 == 0 else {}
+    pixels = None
+    if packed:
+        pixels, tags["t259"] = zlib.compress(samples.astype(f"{order}u2").tobytes()), 8
+    result = read_image(tiff(samples, order, pixels, **tags))
+    colour = samples if channels % 2 else samples[..., :-1]
+    np.testing.assert_array_equal(result.pixels, np.broadcast_to(colour, (HEIGHT, WIDTH, 3)))
+    assert result.grey == (channels < 3)
+    if channels % 2 == 0:
+        np.testing.assert_array_equal(result.alpha, samples[..., -1])
+
+
+def test_sixteen_bit_png_with_one_transparent_colour():
+    samples = np.array([[[1, 2, 3], [1, 2, 4]]], np.uint16)
+    data = encode_image(DecodedImage(samples, None, False, None, None, "png"), "png")
+    head, rest = data[:33], data[33:]
+    result = read_image(head + chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3)) + rest)
+    np.testing.assert_array_equal(result.alpha, [[0, 65535]])
+    np.testing.assert_array_equal(result.pixels, samples)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_palette_and_one_bit_pictures_are_expanded(format):
+    indexed = Image.fromarray(picture().pixels).quantize(8)
+    result = read_image(saved(indexed, format))
+    np.testing.assert_array_equal(result.pixels, np.asarray(indexed.convert("RGB")))
+    assert not result.grey
+    bits = RNG.integers(0, 2, (HEIGHT, WIDTH)).astype(bool)
+    result = read_image(saved(Image.fromarray(bits), format))
+    np.testing.assert_array_equal(result.pixels[..., 0], bits * np.uint8(255))
+    assert result.grey
+
+
+def test_transparent_palette_entry_becomes_alpha():
+    indexed = Image.fromarray(picture().pixels).quantize(8)
+    result = read_image(saved(indexed, "PNG", transparency=3))
+    np.testing.assert_array_equal(result.alpha, np.where(np.asarray(indexed) == 3, 0, 255))
+
+
+def test_grey_picture_whose_channels_were_changed_is_written_grey():
+    colour = Image.fromarray(picture().pixels)
+    data = encode_image(DecodedImage(np.asarray(colour), None, True, None, None, "png"), "png")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(colour.convert("L")))
+
+
+def test_content_decides_whatever_the_suffix(tmp_path):
+    path = tmp_path / "photo.png"
+    path.write_bytes(encode_image(picture(), "jpeg"))
+    assert read_image(path).format == "jpeg"
+
+
+def test_phone_jpeg_with_a_second_picture_is_read_as_its_first():
+    first, second = (Image.fromarray(picture().pixels) for _ in range(2))
+    data = saved(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert read_image(data).format == "jpeg"
+
+
+# Metadata
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("format", ["png", "tiff", "webp"])
+def test_orientation_is_applied_and_reset(format, dtype, orientation):
+    if format == "tiff":
+        samples = RNG.integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH, 4), dtype=dtype)
+        stored, alpha = samples[..., :3], samples[..., 3]
+        data = tiff(samples, t338=2, t274=orientation, t271="camera")
+    else:
+        original = picture(dtype, alpha=True, exif=camera_exif(orientation))
+        data = encode_image(original, format)
+        turned = read_image(
+            encode_image(DecodedImage(original.pixels, original.alpha, False, None, None, "png"), format)
+        )
+        stored, alpha = turned.pixels, turned.alpha
+    result = read_image(data)
+    np.testing.assert_array_equal(result.pixels, UPRIGHT[orientation](stored))
+    np.testing.assert_array_equal(result.alpha, UPRIGHT[orientation](alpha))
+    assert parsed(result.exif)[274] == 1
+    assert parsed(result.exif)[271] == "camera"
+    again = read_image(encode_image(result, format))
+    np.testing.assert_array_equal(again.pixels, result.pixels)
+
+
+@pytest.mark.parametrize("target", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("source", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exif_and_icc_survive_from_any_format_to_any(source, target, dtype):
+    original = picture(dtype, exif=camera_exif(1), icc=ICC)
+    result = read_image(encode_image(read_image(encode_image(original, source)), target))
+    assert result.icc == ICC
+    exif = parsed(result.exif)
+    assert (exif[271], exif[282]) == ("camera", 72)
+    assert exif.get_ifd(34665) == NESTED
+    assert exif.get_ifd(34853)[2] == (1, 2.5, 3)
+    assert 273 not in exif, "the file's layout is no metadata"
+
+
+def test_thumbnail_of_the_old_picture_is_unlinked_and_garbled_exif_dropped():
+    exif = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 274, 3, 1, 3) + struct.pack("<I", 26) + b"\0\0\0\0\0\0"
+    result = read_image(saved(Image.new("RGB", (4, 4)), "JPEG", exif=b"Exif\0\0" + exif))
+    assert result.exif == b"Exif\0\0" + exif[:18] + b"\x01" + exif[19:22] + b"\0\0\0\0" + exif[26:]
+    for garbled in (b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
+        assert read_image(saved(Image.new("RGB", (4, 4)), "JPEG", exif=garbled)).exif is None
+
+
+def test_exif_value_of_the_wrong_type_does_not_cost_the_tiff():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0"
+    exif += struct.pack("<HHII", 271, 2, 4, int.from_bytes(b"cam\0", "little"))
+    exif += struct.pack("<HHII", 282, 2, 4, int.from_bytes(b"abc\0", "little")) + bytes(4)  # text for a resolution
+    result = read_image(encode_image(picture(exif=exif), "tiff"))
+    assert parsed(result.exif)[271] == "cam"
+    resolution = tiff(np.zeros((1, 1, 3), np.uint8), t271="cam", t282=1.5)
+    at = resolution.index(struct.pack("<HH", 282, 5))
+    as_bytes = resolution[:at] + struct.pack("<HHI", 282, 7, 4) + resolution[at + 8 :]
+    assert set(parsed(read_image(as_bytes).exif)) == {271, 274}
+    profile = tiff(np.zeros((1, 1, 3), np.uint8), t34675=7)
+    as_number = profile.replace(struct.pack("<HHI", 34675, 7, 1), struct.pack("<HHI", 34675, 4, 1))
+    assert read_image(as_number).icc is None
+
+
+# Refusals
+
+
+def animation(format: str) -> bytes:
+    frames = [Image.fromarray(picture().pixels) for _ in range(2)]
+    return saved(frames[0], format, save_all=True, append_images=frames[1:])
+
+
+def jpeg_of(mode: str) -> bytes:
+    return saved(Image.new(mode, (8, 8)), "JPEG")
+
+
+WHOLE = {name: encode_image(picture(size=(64, 64)), name) for name in FORMATS}
+DEFLATED = saved(Image.fromarray(picture(size=(64, 64)).pixels), "TIFF", compression="tiff_adobe_deflate")
+DEEP = {name: encode_image(picture(np.uint16, size=(64, 64)), name) for name in ("png", "tiff")}
+BAD = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello, world", "is not a PNG, JPEG, WebP, TIFF or BMP image"),
+    "gif": (animation("GIF"), "GIF; convert"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC or AVIF; convert"),
+    **{f"truncated {name}": (data[: len(data) // 2], "cut short") for name, data in WHOLE.items()},
+    **{f"truncated deep {name}": (data[: len(data) // 2], "cut short") for name, data in DEEP.items()},
+    **{f"only a signature {name}": (data[:16], "cut short") for name, data in WHOLE.items()},
+    "damaged deflated tiff": (DEFLATED[:1000] + bytes(500) + DEFLATED[1500:], "damaged"),
+    **{f"animated {name}": (animation(name), "several frames or pages") for name in ("PNG", "WEBP", "TIFF")},
+    "cmyk jpeg": (jpeg_of("CMYK"), "CMYK, not RGB; convert"),
+    "cmyk tiff": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "CMYK, not RGB; convert"),
+    "lab": (saved(Image.new("LAB", (8, 8)), "TIFF"), "LAB, not RGB; convert"),
+    "float": (saved(Image.new("F", (8, 8)), "TIFF"), "floating point, not RGB; convert"),
+    "int32": (saved(Image.new("I", (8, 8)), "TIFF"), "32-bit or signed integers, not RGB; convert"),
+    "12 bit": (tiff(np.zeros((2, 2, 1), np.uint16), t258=12), "12 bit a channel, expected 8 or 16"),
+    "planes": (tiff(np.zeros((2, 2, 3), np.uint16), t284=2, t273=(0, 8, 16), t279=(8, 8, 8)), "separate planes"),
+    "five channels": (tiff(np.zeros((2, 2, 5), np.uint8), t338=(0, 0)), "5 channels"),
+    "grey with alpha": (tiff(np.zeros((2, 2, 2), np.uint16), t338=2), "of an unusual kind"),
+    "white is zero": (tiff(np.zeros((2, 2, 1), np.uint16), t262=0), "16 bit with white as zero; convert it"),
+    "multiplied": (tiff(np.zeros((2, 2, 4), np.uint16), t338=1), "16 bit with colours multiplied by alpha; convert it"),
+    "huge png": (png(20_000, 20_000, b""), "20000 x 20000, more than 200000000 pixels.*--max-pixels"),
+    "huge bmp": (
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        "20000 x 20000, more than",
+    ),
+    "huge tiff": (tiff(np.zeros((1, 1, 3), np.uint8), t256=20_000, t257=20_000), "20000 x 20000, more than"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_file_is_refused_by_name_without_a_word_on_stderr(kind, tmp_path, capfd, recwarn):
+    data, message = BAD[kind]
+    path = tmp_path / "bad.png"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"bad.png .*{message}"):
+        read_image(path)
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.png does not exist"):
+        read_image(tmp_path / "absent.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=r"folder\.png is a folder"):
+        read_image(tmp_path / "folder.png")
+    with pytest.raises(InputError, match=r"^standard input is empty"):
+        read_image(b"", name="standard input")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_our_limit_on_pixels_counts_and_not_that_of_pillow(format, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    data = encode_image(picture(np.uint16), format)
+    assert read_image(data, max_pixels=HEIGHT * WIDTH).pixels.shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InputError, match=f"more than {HEIGHT * WIDTH - 1} pixels; shrink it or raise --max-pixels"):
+        read_image(data, max_pixels=HEIGHT * WIDTH - 1)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("format", ["jpeg", "bmp"])
+def test_alpha_is_not_dropped_silently(format):
+    with pytest.raises(OutputError, match="choose --format png, webp or tiff"):
+        encode_image(picture(alpha=True), format)
+
+
+def test_what_a_format_cannot_hold_is_refused(capfd):
+    for format in ("webp", "jpeg"):
+        long = DecodedImage(np.zeros((65_501, 1, 3), np.uint8), None, False, None, None, "png")
+        with pytest.raises(OutputError, match=f"{format} holds at most .* got 1 x 65501"):
+            encode_image(long, format)
+    with pytest.raises(OutputError, match="cannot be encoded as jpeg"):
+        encode_image(picture(exif=b"Exif\0\0" + bytes(70_000)), "jpeg")
+    with pytest.raises(OutputError, match="gif is not an image format that can be written"):
+        encode_image(picture(), "gif")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_disk_that_refuses_leaves_nothing(tmp_path):
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        write_image(picture(), tmp_path / "out.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_suffixes():
+    assert [format_of(Path(name)) for name in ("a.JPG", "a.jpeg", "a.tif", "a.Webp")] == [
+        "jpeg",
+        "jpeg",
+        "tiff",
+        "webp",
+    ]
+    assert not is_image_path(Path("png"))
+    with pytest.raises(InputError, match=r"a\.gif has no image suffix.*\.png"):
+        format_of(Path("a.gif"))
+
+
+def test_given_format_overrules_the_suffix(tmp_path):
+    write_image(picture(), tmp_path / "out.png", "bmp")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"BM")
