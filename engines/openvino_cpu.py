@@ -209,18 +209,13 @@ def fold_constants(core: ov.Core, model: ov.Model) -> None:
     OpenVINO 2026.4 computes those once, and then lets other tensors have their memory where float32 attention reads
     them: the first run is right, and all later ones are wrong. Casts, as of weights stored in float16, stay.
     """
-    constant: set[str] = set()
-    for node in model.get_ordered_ops():
-        sources = [port.get_source_output().get_node().get_name() for port in node.inputs()]
-        if node.get_type_name() == "Constant" or (sources and constant.issuperset(sources)):
-            constant.add(node.get_name())
+    constant = constant_nodes(model)
     computed = [
         (port, readers)
         for node in model.get_ordered_ops()
         if node.get_name() in constant and node.get_type_name() not in ("Constant", "Convert")
         for port in node.outputs()
-        if port.get_element_type().is_real()
-        and (readers := [one for one in port.get_target_inputs() if one.get_node().get_name() not in constant])
+        if port.get_element_type().is_real() and (readers := readers_outside(port, constant))
     ]
     if not computed:
         return
@@ -230,6 +225,21 @@ def fold_constants(core: ov.Core, model: ov.Model) -> None:
         value = opset13.constant(values[i]).output(0)
         for reader in readers:
             reader.replace_source_output(value)
+
+
+def constant_nodes(model: ov.Model) -> set[str]:
+    """Names of the nodes that depend on constants alone."""
+    constant: set[str] = set()
+    for node in model.get_ordered_ops():
+        sources = [port.get_source_output().get_node().get_name() for port in node.inputs()]
+        if node.get_type_name() == "Constant" or (sources and constant.issuperset(sources)):
+            constant.add(node.get_name())
+    return constant
+
+
+def readers_outside(port: ov.Output, nodes: set[str]) -> list[ov.Input]:
+    """The inputs that read an output and are not of ``nodes``."""
+    return [one for one in port.get_target_inputs() if one.get_node().get_name() not in nodes]
 
 
 def keep_angles(core: ov.Core, model: ov.Model) -> None:

@@ -55,23 +55,32 @@ def check(
     check_image(image, "image")
     steps = (reference or bundle).steps
     if not 1 <= step <= steps:
-        raise InputError(f"step is {step}; expected 1 to {steps}, the bundle's number of steps")
+        raise InputError(f"step is {step}; expected 1 to {steps}, the bundle's number of steps", option="step")
     runner = create(backend, report=report) if backend else None
+    compared = bool(backend or reference or bundle.precision == "fp16")
+    rows: list[LayerRow] = []
     with TemporaryDirectory() as temporary:
         exact = in_float32(reference or bundle, Path(temporary) / "reference")
-        known = [name for name in bundle.components if name in exact.components]
-        for name in components:
-            if name not in known:
-                raise InputError(f"there is no component {name!r} to check; there are {', '.join(known)}")
+        wanted = chosen(bundle, exact, components)
         report("running the reference in float32")
-        inputs = component_inputs(exact, image, step - 1, components or known)
-        compared = bool(backend or reference or bundle.precision == "fp16")
-        rows: list[LayerRow] = []
-        for name in components or [name for name in known if name in inputs]:
-            report(f"checking {name}")
-            pair = Pair(bundle, exact, name, inputs[name], Path(temporary) / "checked")
-            rows += pair.rows(runner, compared)
+        inputs = component_inputs(exact, image, step - 1, wanted)
+        for name in wanted:
+            if name in inputs or components:
+                report(f"checking {name}")
+                pair = Pair(bundle, exact, name, inputs[name], Path(temporary) / "checked")
+                rows += pair.rows(runner, compared)
     return rows
+
+
+def chosen(bundle: Bundle, exact: Bundle, components: Sequence[str]) -> Sequence[str]:
+    """The components to check: those named, or all that both bundles have."""
+    known = [name for name in bundle.components if name in exact.components]
+    for name in components:
+        if name not in known:
+            raise InputError(
+                f"there is no component {name!r} to check; there are {', '.join(known)}", option="component"
+            )
+    return components or known
 
 
 def in_float32(bundle: Bundle, folder: Path) -> Bundle:
@@ -109,7 +118,7 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     sizes = {HEIGHT: height, WIDTH: width}
     for spec in extra:
         sizes |= sizes_of(spec, pixels.shape[1:])
-    all_steps = [Step(row) for row in ddim(bundle.schedule, bundle.steps)]
+    all_steps = [Step(coefficients) for coefficients in ddim(bundle.schedule, bundle.steps)]
     backend = create_cpu(None)
     backend.caches = False  # the bundle may be one that goes away with the check
     plan = Plans(bundle, backend).make(mode, sizes, all_steps, pixels=False)

@@ -27,7 +27,7 @@ Examples:
   uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
   uid-export inspect bundle/engines/           what engines were built for
-  uid-export check bundle/ --image photo.jpg   which layer makes a picture wrong
+  uid-export check bundle/ --image photo.jpg   which layer makes an image wrong
 """  # \b: click keeps the lines as they are
 
 
@@ -83,7 +83,7 @@ def int8(checkpoint: Path, folder: Path) -> None:
 @click.option(
     "--shortcuts",
     is_flag=True,
-    help="Also the steps that leave work out, for uid-run's --guidance-interval and --reuse.",
+    help="Add the steps that uid-run's --guidance-interval and --cache-interval need.",
 )
 @click.option("--image-steps", type=click.IntRange(1), help="Steps of the whole-image comparison.  [default: its own]")
 @click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with weights_only=True.")
@@ -116,7 +116,7 @@ def bundle(
     "profiles",
     multiple=True,
     metavar="NAME|HxW",
-    help="Picture sizes: 720p, 1080p, the side of a square, or one height x width; repeat for more.  "
+    help="Image sizes: 720p, 1080p, the side of a square, or one height x width; repeat for more.  "
     "[default: the side of the bundle's tiles]",
 )
 @click.option(
@@ -172,7 +172,7 @@ def build(
 
 
 def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
-    """Ahead of time where it is asked for or all that there is, or else the GPU here."""
+    """Ahead of time where that is asked for or the only way, or else for the GPU of this machine."""
     from uid.engines.trt.profiles import Target
 
     if capabilities or backend == "tensorrt-rtx":
@@ -251,11 +251,18 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Repeat for more.  [default: all]")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture to run.  [default: a made one]")
-@click.option("--size", default=256, type=click.IntRange(16), help="Side of the part that is run, of the middle.")
+@click.option("--image", type=click.Path(path_type=Path), help="Image to run.  [default: a generated one]")
+@click.option("--size", default=256, type=click.IntRange(16), help="Side in pixels of the middle part that is run.")
 @click.option("--step", default=1, type=click.IntRange(1), help="Denoising step to look at.")
-@click.option("--backend", help="Run the graphs as they are on it.  [default: the CPU, rounding after each layer]")
-@click.option("--reference", type=click.Path(path_type=Path), metavar="BUNDLE", help="Compare with another one.")
+@click.option(
+    "--backend", help="Run the graphs unchanged on this backend.  [default: the CPU, rounding after each layer]"
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Compare with this bundle.  [default: BUNDLE itself in float32]",
+)
 @click.option("--top", default=10, type=click.IntRange(1), help="Layers to show.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON lines to write, one for every layer.")
 @click.pass_context
@@ -271,13 +278,14 @@ def check(
     top: int,
     output: Path | None,
 ) -> None:
-    """Find the layers of BUNDLE that make a picture wrong.
+    """Find the layers of BUNDLE that make an image wrong.
 
-    Every component reads what it would when the picture is run. Found are layers whose values overflow float16 or come
-    near it, and, against float32 arithmetic, those that add more than ten times the error of what they read. The graphs
-    of an fp16 bundle are run rounding to float16 after every layer, or as they are by --backend; an fp32 bundle's
-    values are judged as if they were float16. Every layer is made an output, which keeps a backend from fusing it with
-    others; the component's own outputs are computed as in use, so an error that jumps there alone is of a fusion.
+    Every component reads what it would read when the image is run. The command finds layers whose values overflow
+    float16 or come near it, and, against float32 arithmetic, those that add more than ten times the error of what they
+    read. The graphs of an fp16 bundle are run rounding to float16 after every layer, or as they are by --backend; an
+    fp32 bundle's values are judged as if they were float16. Every layer is made an output, which keeps a backend from
+    fusing it with others; the component's own outputs are computed as in use, so an error that jumps there alone is of
+    a fusion.
 
     Exit status: 0 nothing found, 1 a layer overflows or adds an error (or the check failed), 2 wrong usage.
     """

@@ -23,7 +23,7 @@ def expand(model: ir.Model) -> None:
     """Put standard operators in place of those that only the CUDA provider has."""
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type in EXPANDED:
-            for output, value in zip(node.outputs, meaning(Before(node)), strict=False):  # a sum may be read by nobody
+            for output, value in zip(node.outputs, meaning(Before(node)), strict=False):  # nothing may read the sum
                 stand_in(output, value)
     RemoveUnusedNodesPass()(model)
 

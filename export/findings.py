@@ -19,7 +19,7 @@ NEAR = 4  # a value is near when this many times it would overflow
 TINY_SHARE = 0.5  # of a tensor's values other than 0
 JUMP = 10  # times the error of what a layer computes from, or of one rounding where that is larger
 ROUNDING = {True: 2.0**-10, False: 1e-5}  # relative error that any layer in float16, or in float32, may add
-FAULTS = ("jump", "overflow")  # the findings that make a picture wrong
+FAULTS = ("jump", "overflow")  # the findings that make an image wrong
 FINDINGS = (*FAULTS, "near", "tiny", "sum")  # worst first
 
 
@@ -56,7 +56,7 @@ class LayerRow:
 
     @property
     def wrong(self) -> bool:
-        """Whether it makes a picture wrong."""
+        """Whether it makes an image wrong."""
         return any(finding in FAULTS for finding in self.findings)
 
     def figures(self) -> tuple[str, str, str]:
@@ -103,7 +103,7 @@ def difference(expected: Array, got: Array) -> Difference:
     infinite = int(np.count_nonzero(finite & ~np.isfinite(got)))
     both = finite & np.isfinite(got)
     expected, error = expected[both].astype(np.float64), (got[both] - expected[both]).astype(np.float64)
-    # Below what float16 can tell apart, an error is large only in proportion.
+    # Below what float16 can distinguish, an error is large only in proportion.
     norm = max(float(np.linalg.norm(expected)), HALF_NORMAL * math.sqrt(max(expected.size, 1)))
     return Difference(float(np.abs(error).max(initial=0.0)), float(np.linalg.norm(error)) / norm, infinite)
 
@@ -121,7 +121,7 @@ def findings(values: Values, jumps: bool, half: bool) -> tuple[str, ...]:
 
 
 def worst_first(rows: Iterable[LayerRow]) -> list[LayerRow]:
-    """The rows that something was found out about: errors that jump, in the order of the run, since the first is the
+    """The rows with findings: errors that jump, in the order of the run, since the first is the
     cause; then the largest values; then the rest.
     """
 

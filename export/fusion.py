@@ -22,7 +22,7 @@ from uid.export.attention import DOMAIN, fuse_attention, input_of, made_by, read
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"  # the backend that a component's variant may be for
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # (B, C, H, W) to (B, H, W, C), and back
 CHANNELS_PER_THREAD = 2  # of the CUDA kernel: it takes groups of an even number of channels
-GATED_WIDTHS = (2560, 5120, 10240)  # for which CUDA kernels for gated GELU, and the sum behind it, are compiled
+GATED_WIDTHS = (2560, 5120, 10240)  # for which CUDA kernels for gated GELU, and the sum after it, are compiled
 
 
 def fuse_for_cuda(model: ir.Model) -> ir.Model | None:
@@ -48,7 +48,7 @@ def each(model: ir.Model, op: str, change: Callable[[ir.Node], None]) -> None:
 
 
 def fuse_group_norm(instance: ir.Node) -> None:
-    """One operator in place of a normalisation over groups, and of the SiLU behind it.
+    """One operator in place of a normalisation over groups, and of the SiLU after it.
 
     The optimizer that comes with ONNX Runtime would do this, but takes float32 scales alone, and a product far behind
     for the SiLU.
@@ -196,7 +196,7 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 
 def constant(value: ir.Value) -> Array:
-    """A constant's numbers; ``LookupError`` if it is none."""
+    """The value of a constant; raises ``LookupError`` for any other tensor."""
     if value.const_value is None:
         raise LookupError(value.name)
     return value.const_value.numpy()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
+from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, Conditions, UIDDiff
 from uid.train.loop import Batch, Stage
 from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, exchanged, psnr, restoration_loss
 
@@ -100,7 +100,7 @@ class DiffusionStage(Stage):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(z_y.shape, generator=generator).to(z_y.device)
         f_b = None if blur is None else self.model.blur(blur)
-        z = self.model.denoise(noise, z_y, f_s, self.model.prompts(prompt), self.steps, 1.0, f_b)
+        z = self.model.denoise(noise, Conditions(z_y, f_s, self.model.prompts(prompt), f_b), self.steps, 1.0)
         return self.model.decoder(z, skips)
 
     def latents(self, pictures: Tensor) -> Tensor:
@@ -275,7 +275,9 @@ class Delivery(DiffusionStage):
     def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
         """The diffusion's latents of blurred pictures, unguided."""
         prompts = self.model.prompts(SHARP_PROMPT)
-        return self.model.denoise(torch.randn_like(z_y), z_y, self.structure(blurred), prompts, self.steps, 1.0)
+        return self.model.denoise(
+            torch.randn_like(z_y), Conditions(z_y, self.structure(blurred), prompts), self.steps, 1.0
+        )
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred pictures, what the model makes of them, and the sharp ones."""

@@ -5,15 +5,26 @@ manifest entry and the validation.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor, nn
 
-from uid.bundles.manifest import FULL, SHALLOW, STEPS, UNGUIDED, Component, Mode, images_read
-from uid.bundles.tensors import BATCH, TensorSpec
+from uid.bundles.manifest import FINISH, FULL, PREPARE, SHALLOW, STEPS, UNGUIDED, Component, Mode, images_read
+from uid.bundles.tensors import (
+    BATCH,
+    COEFFICIENTS,
+    GUIDANCE,
+    HEIGHT,
+    IMAGE,
+    NEXT_STATE,
+    OUTPUT,
+    STATE,
+    WIDTH,
+    TensorSpec,
+)
 from uid.families.contract import ExportComponent
-from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, Kept, UIDDiff
+from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, CachedFeatures, Coefficients, UIDDiff
 from uid.families.uid_diff.unet import level_size
 
 PROMPTS = {"deblur": SHARP_PROMPT, "blur-transfer": BLURRY_PROMPT}
@@ -34,24 +45,26 @@ class Encode(nn.Module):
 
 
 class Step(nn.Module):
-    """The step with float32 latents and numbers, with guidance or without, whole or shallow."""
+    """The step with float32 latents and coefficients; with guidance or without, full or from cached features."""
 
     def __init__(self, model: UIDDiff, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         super().__init__()
         self.step, self.names = model.step, [spec.name for spec in inputs]
-        self.keeps = len(outputs) > 1
+        self.leaves_features = len(outputs) > 1
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that the inputs declare -> latent_next and, of a step that others reuse, what it leaves them."""
+        """The tensors that the inputs declare -> latent_next and, where they are outputs, the features to cache."""
         given = dict(zip(self.names, values, strict=True))
-        # Where guidance could be had and is not, the prompt is still both branches'.
-        prompt = given["prompt"] if "guidance_scale" in given else given["prompt"][-1:]
-        numbers = given["timestep"], given["alpha_bar"], given["alpha_bar_prev"], given.get("guidance_scale")
+        # An unguided step of a guided model is given both branches' prompts.
+        prompt = given["prompt"] if GUIDANCE in given else given["prompt"][-1:]
+        coefficients, scale = Coefficients(*(given[name] for name in COEFFICIENTS)), given.get(GUIDANCE)
         if DEEP in given:
-            kept = Kept(given[DEEP].flatten(0, 1), [given[name] for name in self.names if name.startswith(RESIDUAL)])
-            return (self.step.shallow(given["latent"], prompt, *numbers, kept, given.get("f_b")),)
-        x, kept = self.step(given["latent"], given["z_y"], given["f_s"], prompt, *numbers, given.get("f_b"))
-        return (x, kept.deep.unflatten(0, (len(prompt), -1)), *kept.residuals) if self.keeps else (x,)
+            residuals = [given[name] for name in self.names if name.startswith(RESIDUAL)]
+            cached = CachedFeatures(given[DEEP].flatten(0, 1), residuals)
+            return (self.step.shallow(given["latent"], prompt, coefficients, scale, cached, given.get("f_b")),)
+        conditions = given["latent"], given["z_y"], given["f_s"], prompt
+        x, cached = self.step(*conditions, coefficients, scale, given.get("f_b"))
+        return (x, cached.deep.unflatten(0, (len(prompt), -1)), *cached.residuals) if self.leaves_features else (x,)
 
 
 class Decode(nn.Module):
@@ -67,47 +80,74 @@ class Decode(nn.Module):
         return self.decoder(latent.to(self.decoder.vae.dtype), skips)
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """Every tensor that components exchange."""
+
+    image: TensorSpec
+    blur_image: TensorSpec
+    output: TensorSpec
+    f_s: TensorSpec
+    f_b: TensorSpec
+    z_y: TensorSpec
+    skips: list[TensorSpec]  # of the refined VAE
+    latent: TensorSpec
+    latent_next: TensorSpec
+    prompt: TensorSpec
+    coefficients: list[TensorSpec]
+    scale: list[TensorSpec]  # the guidance scale; none without guidance
+    cached: list[TensorSpec]  # what a full step leaves for those that use a feature cache
+
+
+def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
+    """The tensors of a model; features between graphs have ``precision``, all others are float32.
+
+    All but the coefficients and the prompt have a batch axis, for images of one size that run together.
+    """
+    half = np.dtype(np.float16 if precision == "fp16" else np.float32)
+    unet, factor, text = model.step.unet.config, model.latent_factor, model.text_encoder.config
+    widths, queries = unet.block_out_channels, model.structure.q_former.config
+    branches = 2 if guided else 1
+
+    def feature(name: str, *shape: int | str) -> TensorSpec:
+        return TensorSpec(name, half, shape)
+
+    def full(name: str, *shape: int | str) -> TensorSpec:
+        return TensorSpec(name, np.dtype(np.float32), shape)
+
+    def latents(channels: int) -> tuple[int | str, ...]:
+        return BATCH, channels, f"{HEIGHT}/{factor}", f"{WIDTH}/{factor}"
+
+    return Tensors(
+        image=full(IMAGE, BATCH, 3, HEIGHT, WIDTH),
+        blur_image=full("blur_image", BATCH, 3, "blur_height", "blur_width"),
+        output=full(OUTPUT, BATCH, 3, HEIGHT, WIDTH),
+        f_s=feature("f_s", BATCH, queries.queries, queries.hidden_size),
+        f_b=feature("f_b", BATCH, queries.queries, queries.hidden_size),
+        z_y=feature("z_y", *latents(unet.in_channels)),
+        skips=[
+            feature(f"skip_{i}", BATCH, width, divided(HEIGHT, divisor), divided(WIDTH, divisor))
+            for i, (width, divisor) in enumerate(model.skips)
+        ],
+        latent=full(STATE, *latents(unet.in_channels)),
+        latent_next=full(NEXT_STATE, *latents(unet.in_channels)),
+        prompt=feature("prompt", branches, text.max_position_embeddings, text.hidden_size),
+        coefficients=[full(name, 1) for name in COEFFICIENTS],
+        scale=[full(GUIDANCE, 1)] if guided else [],
+        cached=[
+            feature(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
+            *(feature(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
+        ],
+    )
+
+
 def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = False) -> list[ExportComponent]:
     """Every component of ``model`` with its tensors; features between graphs have ``precision`` ("fp32", "fp16").
 
-    Without ``guided`` the step computes the conditional branch alone. ``shortcuts`` adds steps that leave work out: the
-    U-Net's outermost level alone and, where the step is guided, the conditional branch alone. Pixels, latents and the
-    step's numbers are float32 in both precisions. All but the numbers and the prompt have a first dimension for
-    pictures of one size that run together.
+    Without ``guided`` the step computes the conditional branch alone. ``shortcuts`` adds the steps of a feature cache
+    and, where the step is guided, without guidance.
     """
-    half = np.dtype(np.float16 if precision == "fp16" else np.float32)
-    unet, factor = model.step.unet.config, model.latent_factor
-    queries = model.structure.q_former.config
-    text = model.text_encoder.config
-    branches = 2 if guided else 1
-
-    def tensor(name: str, *shape: int | str, dtype: np.dtype[Any] = half) -> TensorSpec:
-        return TensorSpec(name, dtype, shape)
-
-    def full(name: str, *shape: int | str) -> TensorSpec:
-        return tensor(name, *shape, dtype=np.dtype(np.float32))
-
-    def latents(channels: int) -> tuple[int | str, ...]:
-        return BATCH, channels, f"height/{factor}", f"width/{factor}"
-
-    image = full("image", BATCH, 3, "height", "width")
-    blur_image = full("blur_image", BATCH, 3, "blur_height", "blur_width")
-    f_s = tensor("f_s", BATCH, queries.queries, queries.hidden_size)
-    f_b = tensor("f_b", BATCH, queries.queries, queries.hidden_size)
-    z_y = tensor("z_y", *latents(unet.in_channels))
-    skips = [
-        tensor(f"skip_{i}", BATCH, width, divided("height", divisor), divided("width", divisor))
-        for i, (width, divisor) in enumerate(model.skips)
-    ]
-    latent, latent_next = (full(name, *latents(unet.in_channels)) for name in ("latent", "latent_next"))
-    prompt = tensor("prompt", branches, text.max_position_embeddings, text.hidden_size)
-    numbers = [full(name, 1) for name in ("timestep", "alpha_bar", "alpha_bar_prev")]
-    scale = [full("guidance_scale", 1)] if guided else []
-    widths = unet.block_out_channels
-    kept = [
-        tensor(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
-        *(tensor(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
-    ]
+    t = tensors_of(model, precision, guided)
 
     def component(
         name: str, stage: str, module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
@@ -115,22 +155,24 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
         return ExportComponent(Component(name, f"{name}.onnx", stage, tuple(inputs), tuple(outputs)), module)
 
     def step(name: str, stage: str, inputs: Sequence[TensorSpec], left: Sequence[TensorSpec] = ()) -> ExportComponent:
-        return component(name, stage, Step(model, inputs, [latent_next, *left]), inputs, [latent_next, *left])
+        outputs = [t.latent_next, *left]
+        return component(name, stage, Step(model, inputs, outputs), inputs, outputs)
 
     def steps(suffix: str, blur: Sequence[TensorSpec]) -> list[ExportComponent]:
-        conditions = [latent, z_y, f_s, prompt, *numbers]
-        whole = step(f"step{suffix}", FULL, [*conditions, *scale, *blur], kept if shortcuts else [])
-        shallow = step(f"step_shallow{suffix}", SHALLOW, [latent, prompt, *numbers, *scale, *kept, *blur])
+        conditions = [t.latent, t.z_y, t.f_s, t.prompt, *t.coefficients]
+        full = step(f"step{suffix}", FULL, [*conditions, *t.scale, *blur], t.cached if shortcuts else [])
+        shallow_inputs = [t.latent, t.prompt, *t.coefficients, *t.scale, *t.cached, *blur]
+        shallow = step(f"step_shallow{suffix}", SHALLOW, shallow_inputs)
         unguided = step(f"step_unguided{suffix}", UNGUIDED, [*conditions, *blur])
-        return [whole, *([shallow] if shortcuts else []), *([unguided] if shortcuts and guided else [])]
+        return [full, *([shallow] if shortcuts else []), *([unguided] if shortcuts and guided else [])]
 
     return [
-        component("structure", "prepare", model.structure, [image], [f_s]),
-        component("blur", "prepare", model.blur, [blur_image], [f_b]),
-        component("encoder", "prepare", Encode(model), [image], [z_y, *skips]),
+        component("structure", PREPARE, model.structure, [t.image], [t.f_s]),
+        component("blur", PREPARE, model.blur, [t.blur_image], [t.f_b]),
+        component("encoder", PREPARE, Encode(model), [t.image], [t.z_y, *t.skips]),
         *steps("", []),
-        *steps("_blur", [f_b]),
-        component("decoder", "finish", Decode(model), [latent, *skips], [full("output", BATCH, 3, "height", "width")]),
+        *steps("_blur", [t.f_b]),
+        component("decoder", FINISH, Decode(model), [t.latent, *t.skips], [t.output]),
     ]
 
 
@@ -141,7 +183,9 @@ def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
         transfers = name == "blur-transfer"
         parts = [one.declaration for one in components]
         chosen = [
-            part.name for part in parts if part.stage not in STEPS or ("f_b" in tensors(part.inputs)) == transfers
+            part.name
+            for part in parts
+            if part.stage not in STEPS or any(spec.name == "f_b" for spec in part.inputs) == transfers
         ]
         if not transfers:
             chosen.remove("blur")
@@ -150,11 +194,6 @@ def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
         return Mode(prompt, tuple(chosen), constants, inputs)
 
     return {name: mode(name, prompt) for name, prompt in PROMPTS.items()}
-
-
-def tensors(specs: Sequence[TensorSpec]) -> set[str]:
-    """The tensors' names."""
-    return {spec.name for spec in specs}
 
 
 def divided(symbol: str, divisor: int) -> str:

@@ -32,7 +32,7 @@ def resize_matrix(size_in: int, size_out: int, device: torch.device, window: int
 def clip_pixels(image: Tensor, size: int, window: int | None = None) -> Tensor:
     """(B, 3, H, W) float32 in [0, 1] -> (B, 3, size, size), CLIP-normalised.
 
-    The whole image is kept, or the ``window`` x ``window`` pixels in its middle.
+    The whole image is used, or the ``window`` x ``window`` pixels in its middle.
     """
     height, width = image.shape[-2:]
     rows = resize_matrix(height, size, image.device, window)
@@ -47,7 +47,7 @@ class QFormer(ModelMixin, ConfigMixin):
     """Learnable queries that read an image's CLIP tokens under a text ("structure" or "blur"), after BLIP-Diffusion.
 
     Configured by ``InstructBlipQFormerConfig`` fields, the number of queries, and the ``window`` of the image that they
-    are to see: a blur is as many pixels wide in a large picture as in a small one, and resizing would hide it.
+    are to see: a blur is as many pixels wide in a large image as in a small one, and resizing would hide it.
     """
 
     @register_to_config

@@ -34,7 +34,7 @@ class Config:
     refiner: dict[str, Any]  # VAERefiner's: for each VAE level the width of its refiners and the blocks in them
     tile: int  # an image of more than tile * tile pixels is run in tiles of this side
     queries: int = 16  # learnable queries of each Q-Former
-    blur_window: int | None = None  # side in pixels of what Q_b sees of its picture, in the middle; None: all, resized
+    blur_window: int | None = None  # side in pixels of what Q_b sees of its image, in the middle; None: all, resized
     steps: int = 30  # DDIM steps (paper: 30)
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
     learning_rate: float = 5e-5  # highest, of AdamW in training (paper: 5e-5)
@@ -143,7 +143,7 @@ EDGE = Config(
     refiner={"hidden": (48, 96), "blocks": (4, 8), "pixel_channels": 48},
     tile=1024,
     blur_window=128,  # as it was trained
-    steps=1,  # as trained so far, more steps do not change the picture
+    steps=1,  # as trained so far, more steps do not change the image
     guidance=1.0,
     learning_rate=3e-4,
     qualities={

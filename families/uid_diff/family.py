@@ -12,7 +12,7 @@ from uid.families import registry
 from uid.families.contract import ExportComponent, Family, Model
 from uid.families.uid_diff import checkpoint, components
 from uid.families.uid_diff.components import PROMPTS
-from uid.families.uid_diff.model import UIDDiff
+from uid.families.uid_diff.model import Conditions, UIDDiff
 
 SCHEDULE_KEYS = (
     "num_train_timesteps",
@@ -28,11 +28,8 @@ SCHEDULE_KEYS = (
 class Features(NamedTuple):
     """What is computed once per image."""
 
-    z_y: Tensor  # the blurry image's latent, (B, C, h, w)
+    conditions: Conditions
     skips: list[Tensor]  # of the refined VAE
-    f_s: Tensor  # structure, (B, 16, D)
-    f_b: Tensor | None  # blur, (B, 16, D)
-    prompts: Tensor  # (2, L, D): the empty prompt's, then the mode's
 
 
 class UIDDiffModel(Model):
@@ -66,16 +63,16 @@ class UIDDiffModel(Model):
         network, dtype = self.network, self.network.encoder.vae.dtype
         z_y, skips = network.encoder(images["image"].to(dtype))
         f_b = network.blur(images["blur_image"]) if "blur_image" in images else None
-        return Features(z_y, skips, network.structure(images["image"]), f_b, self.prompts[mode].to(z_y))
+        f_s = network.structure(images["image"])
+        return Features(Conditions(z_y, f_s, self.prompts[mode].to(z_y), f_b), skips)
 
     def denoise(self, features: Features, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Every DDIM step from ``noise`` to the latent."""
-        z_y, _, f_s, f_b, prompts = features
-        return self.network.denoise(noise, z_y, f_s, prompts, steps, guidance, f_b)
+        return self.network.denoise(noise, features.conditions, steps, guidance)
 
     def finish(self, features: Features, state: Tensor) -> Tensor:
         """The image of a latent."""
-        return self.network.decoder(state.to(features.z_y.dtype), features.skips)
+        return self.network.decoder(state.to(features.conditions.z_y.dtype), features.skips)
 
     def to(self, device: torch.device) -> None:
         """Move the network, the prompts and the schedule to a device."""

@@ -17,8 +17,25 @@ SHARP_PROMPT = "sharp and clean image"  # deblurring
 BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
 
 
-class Kept(NamedTuple):
-    """What a step leaves for a later one that computes the U-Net's outermost level alone."""
+class Coefficients(NamedTuple):
+    """What the schedule gives a step, (1,) float32 each."""
+
+    timestep: Tensor
+    alpha_bar: Tensor  # at this timestep
+    alpha_bar_prev: Tensor  # at the next one
+
+
+class Conditions(NamedTuple):
+    """What every step of a loop reads."""
+
+    z_y: Tensor  # the blurry image's latent, (B, C, h, w)
+    f_s: Tensor  # structure, (B, 16, D)
+    prompts: Tensor  # (2, L, D): the empty prompt's, then the conditional one's
+    f_b: Tensor | None = None  # blur, (B, 16, D)
+
+
+class CachedFeatures(NamedTuple):
+    """What a full step leaves for later ones that compute the U-Net's outermost level alone."""
 
     deep: Tensor  # (P * B, C, h, w), what the last level reads; P prompts
     residuals: list[Tensor]  # the adapter's, of that level, (B, C, h, w) each
@@ -41,51 +58,46 @@ class DenoisingStep(nn.Module):
         z_y: Tensor,
         f_s: Tensor,
         prompt: Tensor,
-        timestep: Tensor,
-        alpha_bar: Tensor,
-        alpha_bar_prev: Tensor,
+        coefficients: Coefficients,
         guidance_scale: Tensor | None = None,
         f_b: Tensor | None = None,
-    ) -> tuple[Tensor, Kept]:
-        """One step, and what it leaves for the next ones.
+    ) -> tuple[Tensor, CachedFeatures]:
+        """One full step, and the features that it leaves for later ones.
 
         x_t (B, C, h, w) float32; z_y (B, C, h, w) the blurry image's latent; f_s, f_b (B, 16, D); prompt (2, L, D),
-        empty then conditional; timestep, alpha_bar, alpha_bar_prev, guidance_scale (1,) float32. Without
-        guidance_scale, which stands for 1, the conditional branch runs alone: prompt (1, L, D). x_{t-1} is float32.
+        empty then conditional; guidance_scale (1,) float32. Without guidance_scale, which stands for 1, the
+        conditional branch runs alone: prompt (1, L, D). x_{t-1} is float32.
         """
         x = x_t.to(z_y.dtype)
+        timestep, text = coefficients.timestep, repeated(prompt, x.shape[0])
         down, middle = self.adapter(x, z_y, timestep, f_s)
-        output, deep = unet.predict(self.unet, x, timestep, repeated(prompt, x.shape[0]), down, middle, f_b)
-        numbers = alpha_bar, alpha_bar_prev, guidance_scale
-        return self.update(x_t, output, *numbers), Kept(deep, down[: unet.level_size(self.unet)])
+        output, deep = unet.predict(self.unet, x, timestep, text, down, middle, f_b)
+        cached = CachedFeatures(deep, down[: unet.level_size(self.unet)])
+        return self.update(x_t, output, coefficients, guidance_scale), cached
 
     def shallow(
         self,
         x_t: Tensor,
         prompt: Tensor,
-        timestep: Tensor,
-        alpha_bar: Tensor,
-        alpha_bar_prev: Tensor,
+        coefficients: Coefficients,
         guidance_scale: Tensor | None,
-        kept: Kept,
+        cached: CachedFeatures,
         f_b: Tensor | None = None,
     ) -> Tensor:
-        """One step by the U-Net's outermost level, with the rest and the adapter as an earlier step left them."""
-        x = x_t.to(kept.deep.dtype)
+        """One step by the U-Net's outermost level, on what an earlier full step left for the deeper ones."""
+        x = x_t.to(cached.deep.dtype)
         text = repeated(prompt, x.shape[0])
-        output = unet.shallow(self.unet, x, timestep, text, kept.residuals, kept.deep, f_b)
-        return self.update(x_t, output, alpha_bar, alpha_bar_prev, guidance_scale)
+        output = unet.shallow(self.unet, x, coefficients.timestep, text, cached.residuals, cached.deep, f_b)
+        return self.update(x_t, output, coefficients, guidance_scale)
 
-    def update(
-        self, x_t: Tensor, output: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, guidance_scale: Tensor | None
-    ) -> Tensor:
+    def update(self, x_t: Tensor, output: Tensor, coefficients: Coefficients, guidance_scale: Tensor | None) -> Tensor:
         """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
         output = output.float()
         if guidance_scale is not None:
             # Not by chunk(2), whose count of chunks the exporter cannot tell for a batch of unknown size.
             unconditional, conditional = output.unflatten(0, (2, -1))
             output = guide(unconditional, conditional, guidance_scale)
-        return ddim_update(x_t, output, alpha_bar, alpha_bar_prev, self.prediction_type)
+        return ddim_update(x_t, output, coefficients.alpha_bar, coefficients.alpha_bar_prev, self.prediction_type)
 
 
 def repeated(prompt: Tensor, batch: int) -> Tensor:
@@ -166,52 +178,51 @@ class UIDDiff(nn.Module):
         blur_image: Tensor | None = None,
         *,
         interval: tuple[float, float] = (0.0, 1.0),
-        reuse: int = 1,
+        cache_interval: int = 1,
     ) -> Tensor:
         """DDIM from ``noise`` (B, C, h, w) under ``prompt``, conditioned on ``image`` (B, 3, H, W) in [0, 1].
 
-        ``interval`` and ``reuse`` as in ``denoise``.
+        ``interval`` and ``cache_interval`` as in ``denoise``.
         """
         z_y, skips = self.encoder(image)
         f_b = None if blur_image is None else self.blur(blur_image)
         f_s, prompts = self.structure(image), self.prompts(prompt)
-        z = self.denoise(noise, z_y, f_s, prompts, steps, guidance, f_b, interval=interval, reuse=reuse)
+        conditions = Conditions(z_y, f_s, prompts, f_b)
+        z = self.denoise(noise, conditions, steps, guidance, interval=interval, cache_interval=cache_interval)
         return self.decoder(z.to(z_y.dtype), skips)
 
     def denoise(
         self,
         noise: Tensor,
-        z_y: Tensor,
-        f_s: Tensor,
-        prompts: Tensor,
+        conditions: Conditions,
         steps: int,
         guidance: float,
-        f_b: Tensor | None = None,
         *,
         interval: tuple[float, float] = (0.0, 1.0),
-        reuse: int = 1,
+        cache_interval: int = 1,
     ) -> Tensor:
         """The loop alone: every DDIM step from ``noise`` to the latent, (B, C, h, w) float32.
 
         Guidance acts in the steps that begin inside ``interval``, from 0, the first step, to 1, the end. Of those, the
-        first and every ``reuse``-th after it are computed in full, the others shallow.
+        first and every ``cache_interval``-th after it are computed in full, the others from its features.
         """
         self.scheduler.set_timesteps(steps)
         alpha_bars = self.scheduler.alphas_cumprod
         stride = self.scheduler.config.num_train_timesteps // steps
-        x, kept, left = noise, None, 0  # so many steps may still be shallow
+        z_y, f_s, prompts, f_b = conditions
+        x, cached, left = noise, None, 0  # so many steps may still use the cached features
         for i, t in enumerate(self.scheduler.timesteps.tolist()):
             previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
-            row = (torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
+            coefficients = Coefficients(torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
             inside = interval[0] <= i / steps < interval[1]
             guided = inside and guidance != 1.0
             prompt, scale = (prompts, torch.tensor([guidance])) if guided else (prompts[1:], None)
-            if inside and kept is not None and left > 0:
-                x = self.step.shallow(x, prompt, *row, scale, kept, f_b)
+            if inside and cached is not None and left > 0:
+                x = self.step.shallow(x, prompt, coefficients, scale, cached, f_b)
                 left -= 1
             else:
-                x, kept = self.step(x, z_y, f_s, prompt, *row, scale, f_b)
-                left = reuse - 1 if inside else 0
+                x, cached = self.step(x, z_y, f_s, prompt, coefficients, scale, f_b)
+                left = cache_interval - 1 if inside else 0
         return x
 
     def deblur(self, image: Tensor, noise: Tensor, *, steps: int = 30, guidance: float = 7.5) -> Tensor:

@@ -6,7 +6,7 @@ travels over the skip is the encoder refiner's hidden map.
 
 Two things that ``edge`` adds, both off at ``sd15``: the VAE works on patches (its ``in_channels`` are 3 patch^2), which
 leaves nothing to compute at full resolution; and the pixels themselves are one more skip, so that the decoder refiners
-say how the picture should differ from the one that came in.
+say how the image should differ from the one that came in.
 """
 
 from math import isqrt
@@ -42,9 +42,9 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + a v, where v = conv(relu(conv(norm(x)))) and a, one number a channel, follows from v's mean over the picture.
+    """x + a v, where v = conv(relu(conv(norm(x)))) and a, one number a channel, follows from v's mean over the image.
 
-    The channel attention (Zhang et al., 2018) lets all of a picture tell each place how it is blurred.
+    The channel attention (Zhang et al., 2018) lets all of a image tell each place how it is blurred.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -87,7 +87,7 @@ class VAERefiner(ModelMixin, ConfigMixin):
     """The refiners of all levels; ``encoder[i]`` and ``decoder[i]`` are mirrors, i = 0 at the highest resolution.
 
     ``hidden`` and ``blocks`` give each level's width and depth. With ``pixel_channels`` (the VAE's ``in_channels``) the
-    picture is a skip too, and ``pixels`` finishes the decoder.
+    image is a skip too, and ``pixels`` finishes the decoder.
     """
 
     @register_to_config

@@ -109,21 +109,28 @@ def _require_av() -> None:
 
 
 def _check_paths(source: Path, destination: Path, frame_rate: Fraction | None) -> None:
+    """Raise ``InputError`` or ``OutputError`` unless the paths and the frame rate fit together."""
     to_folder = destination.is_dir() or not destination.suffix
     if not source.exists():
         raise InputError(f"{source} does not exist; expected a video or a folder of frames")
-    if source.is_dir() and to_folder:
-        raise InputError(f"{source} and {destination} are both folders; process the pictures as pictures")
     if destination.exists() and source.samefile(destination):
         raise InputError(f"{destination} is the input itself; choose another output")
-    if source.is_file() and not is_video_path(source):
+    if source.is_dir():
+        _check_frames(source, destination, to_folder, frame_rate)
+    elif not is_video_path(source):
         raise InputError(f"{source} is not a video; expected a folder or one of {', '.join(sorted(VIDEO_SUFFIXES))}")
-    if source.is_file() and frame_rate is not None:
+    elif frame_rate is not None:
         raise InputError(f"a frame rate is for frame folders; {source} keeps its own timestamps")
-    if frame_rate is not None and frame_rate <= 0:
-        raise InputError(f"the frame rate is {frame_rate}; expected more than 0")
     if not to_folder and destination.suffix.lower() not in MUXERS:
         raise OutputError(f"cannot write {destination}: expected {', '.join(MUXERS)}, or a folder without a suffix")
+
+
+def _check_frames(source: Path, destination: Path, to_folder: bool, frame_rate: Fraction | None) -> None:
+    """The same for a folder of frames."""
+    if to_folder:
+        raise InputError(f"{source} and {destination} are both folders; process the images as images")
+    if frame_rate is not None and frame_rate <= 0:
+        raise InputError(f"the frame rate is {frame_rate}; expected more than 0")
 
 
 @contextlib.contextmanager

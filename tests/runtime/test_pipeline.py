@@ -16,8 +16,8 @@ from uid.bundles.tensors import Array
 from uid.errors import BundleError, InputError, ModelError
 from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.runtime.options import Options
-from uid.runtime.run import Limits
 from uid.runtime.pipeline import Pipeline, load
+from uid.runtime.run import Limits
 
 MakeToy = Callable[..., Path]
 OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -161,7 +161,7 @@ def test_shortcuts_agree_with_pytorchs(
     planar = [torch.from_numpy(x).permute(2, 0, 1)[None] for x in (image, blur)]
     transfers = mode == "blur-transfer"
     prompt, given = (BLURRY_PROMPT, planar[1]) if transfers else (SHARP_PROMPT, None)
-    how = {"interval": interval, "reuse": reuse}
+    how = {"interval": interval, "cache_interval": reuse}
     expected = tiny_model.sample(planar[0], noise, prompt, 10, guidance, given, **how)
     options = Options(mode=mode, steps=10, guidance=guidance, guidance_interval=interval, cache_interval=reuse, seed=7)
     pipeline, blur_image = load(tiny_bundle), blur if transfers else None

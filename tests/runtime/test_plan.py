@@ -243,9 +243,13 @@ def test_tiles_have_few_sizes_where_each_costs(make_toy: MakeToy, recorder: Any,
 def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any) -> None:
     pipeline, image = Pipeline(read_bundle(make_toy(tile=64)), recorder), picture(64, 64)
     recorder.room = 100
-    with pytest.raises(OutOfMemoryError, match=r"no room for \d+ bytes. 64 x 64 pixels .*: use tiles of fewer pixels, or 'auto'"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"no room for .* 64 x 64 pixels .*: use tiles of fewer pixels, or 'auto'"
+    ):
         pipeline(image)
-    with pytest.raises(OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* backend recording: use tiles of fewer pixels"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* recording: use tiles of fewer pixels"
+    ):
         pipeline(image, Options(tile=32))
     with pytest.raises(OutOfMemoryError, match=r"Tiles of 8 x 8 pixels .*: the smallest there are"):
         pipeline(image, Options(tile="auto"))

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from uid.bundles.manifest import Bundle, Mode
 from uid.errors import BackendError, UIDError
 from uid.runtime import pipeline
 from uid.runtime.app import cli
@@ -36,26 +36,37 @@ class InvertingPipeline:
     backend = "inverter"
 
     def __init__(self, trained: bool = False) -> None:
-        self.bundle = SimpleNamespace(name="fake", trained=trained, modes={"deblur": None})
+        self.bundle = Bundle(
+            folder=Path(),
+            digest="",
+            name="fake",
+            family="fake",
+            trained=trained,
+            precision="fp32",
+            size_multiple=4,
+            tile=512,
+            presets={},
+            preset=None,
+            steps=2,
+            guidance=1.5,
+            schedule={},
+            components={},
+            modes={"deblur": Mode("", (), {})},
+            constants={},
+        )
 
-    def __call__(self, image, options, *, blur_image=None, on_step=None) -> pipeline.Result:
-        steps = options.steps or 2
-        for step in range(steps):
+    def __call__(self, image, options, *, on_step=None, **extra) -> pipeline.Result:
+        options = options.resolved(self.bundle)
+        for step in range(options.steps):
             time.sleep(0.001)
             if on_step:
-                on_step(step + 1, steps)
+                on_step(step + 1, options.steps)
         return pipeline.Result(
             image=np.iinfo(image.dtype).max - image,
             backend=self.backend,
-            mode=options.mode,
-            quality=options.quality,
-            steps=steps,
-            views=options.views or 1,
-            guidance=1.5,
-            seed=options.seed,
+            options=options,
             height=image.shape[0],
             width=image.shape[1],
-            tiles=1,
             seconds={"prepare": 0.25, "step": 0.5, "finish": 0.25},
         )
 
@@ -231,16 +242,13 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         ("a.png -o out.png --format jpeg", "contradicts"),
         ("a.png -o out.png --suffix _s", "--suffix"),
         ("a.png -o out.png --overwrite --skip-existing", "contradict each other"),
-        ("a.png -o out.png --mode blur-transfer", "--blur-from"),
-        ("a.png -o out.png --blur-from b.jpg", "--mode blur-transfer"),
         ("a.png -o b.jpg --mode blur-transfer --blur-from b.jpg --overwrite", "is an input"),
-        ("a.png -o out.png --mode sharpen", "sharpen"),
         ("a.png -o out.png --steps 0", "--steps"),
         ("a.png -o out.png --guidance nan", "guidance"),
-        ("a.png -o out.png --guidance-interval 0.5", "'0.5' is no interval; expected START:END"),
-        ("a.png -o out.png --guidance-interval 0.8:0.2", "is no interval"),
-        ("a.png -o out.png --guidance-interval 0..1:1", "is no interval"),
-        ("a.png -o out.png --reuse 0", "reuse"),
+        ("a.png -o out.png --guidance-interval 0.5", "'0.5' is not an interval; expected START:END"),
+        ("a.png -o out.png --guidance-interval 0.8:0.2", "is not an interval"),
+        ("a.png -o out.png --guidance-interval 0..1:1", "is not an interval"),
+        ("a.png -o out.png --cache-interval 0", "cache-interval"),
         ("a.png -o out.png --frame-rate 30", "--frame-rate"),
         ("folder -o out.mp4 --frame-rate 1/0", "--frame-rate"),
         ("a.png - -o out", "2 inputs"),
@@ -268,7 +276,10 @@ def test_wrong_usage_is_refused_before_the_model_is_loaded(uid_run, loads, args,
     ("args", "says"),
     [
         (["--backend", "abacus"], "no backend abacus"),
-        (["--mode", "blur-transfer", "--blur-from", "in.png"], "cannot do --mode blur-transfer"),
+        (["--mode", "blur-transfer", "--blur-from", "in.png"], "no mode 'blur-transfer'; it has deblur (--mode)"),
+        (["--mode", "sharpen"], "no mode 'sharpen'; it has deblur (--mode)"),
+        (["--blur-from", "in.png"], "takes no further image, not blur_image; leave it out (--blur-from)"),
+        (["--preset", "best"], "no preset 'best'; it has none: give steps and transforms (--preset)"),
     ],
 )
 def test_what_no_file_can_run_with_is_wrong_usage(uid_run, args, says):
@@ -311,24 +322,36 @@ def test_a_failure_stops_the_run_unless_told_to_keep_going(uid_run, loads):
 
 def test_json_tells_what_ran(uid_run):
     draw("in.png")
-    (record,) = records(uid_run("in.png", "-o", "out.png", "--json", "--steps", "3", "--views", "2", "--seed", "7"))
+    words = "--steps", "3", "--transforms", "2", "--seed", "7"
+    (record,) = records(uid_run("in.png", "-o", "out.png", "--json", *words))
     expected = {"input": "in.png", "output": "out.png", "ok": True, "width": 48, "height": 32, "backend": "inverter"}
     expected |= {
         "mode": "deblur",
-        "quality": None,
+        "preset": None,
         "steps": 3,
-        "views": 2,
+        "transforms": 2,
         "guidance": 1.5,
         "seed": 7,
         "tiles": 1,
         "tile": None,
         "captured": False,
         "guidance_interval": [0.0, 1.0],
-        "reuse": 1,
+        "cache_interval": 1,
         "batch": 1,
     }
+    expected |= {"quality": None, "views": 2, "reuse": 1}  # what they were called before
     expected |= {"seconds": {"prepare": 0.25, "step": 0.5, "finish": 0.25}}
     assert record == expected
+
+
+def test_options_work_by_their_old_names_with_a_note(uid_run):
+    draw("in.png")
+    result = uid_run("in.png", "-o", "out.png", "--json", "--views", "2", "--reuse=1")
+    (record,) = records(result)
+    assert (record["transforms"], record["cache_interval"]) == (2, 1)
+    assert "note: --views is now called --transforms; the old name will go in version 0.3" in result.stderr
+    draw("--views.png")
+    uid_run("-o", "out2.png", "--", "--views.png")
 
 
 def test_compare_puts_the_input_beside_the_output(uid_run):
