@@ -1,10 +1,12 @@
 # make demo   install the lean runtime into .venv and deblur the example photo
 # make test   install everything into .venv, lint, check types and run the tests
+# make lean   install the lean runtime into .venv-lean and run the tests that need no torch
+# make docs   build the pages in docs/ into site/
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test lean clean
 
 demo: .venv/lean
 	$(BIN)/uid-run examples/astronaut_blurred.jpg -o out/astronaut_compare.png --compare --overwrite
@@ -14,7 +16,15 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+lean: .venv-lean/done
+	.venv-lean/bin/pytest tests/bundles tests/runtime tests/test_layers.py
+
+.venv-lean/done: pyproject.toml
+	$(PYTHON) -m venv .venv-lean
+	.venv-lean/bin/pip install --quiet --constraint constraints.txt . hypothesis onnx pytest
+	@touch $@
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -30,4 +40,4 @@ test: .venv/dev
 	@touch $@ .venv/lean
 
 clean:
-	rm -rf .venv out build *.egg-info src/*.egg-info
+	rm -rf .venv .venv-lean out build *.egg-info src/*.egg-info

@@ -23,11 +23,11 @@ from uid.errors import OutOfMemoryError
 
 Launch = Callable[[], None]
 Progress = Callable[[int], None]
-"""Is told how many denoising steps are done."""
+"""Receives the number of denoising steps done."""
 Seconds = dict[str, float]
 """Seconds by stage: prepare, step (all steps), finish."""
 Report = Callable[[str], None]
-"""Is told, line by line, what takes long and why."""
+"""Receives lines about what takes long and why."""
 
 GPU_BATCH = 8  # images that run together on a GPU, at most: as many as there are transforms of an image
 
@@ -146,7 +146,7 @@ class Backend(ABC):
     largest_batch: int = 1  # images of one size that run together; above 1 where launches cost more than memory
     memory_limit: int | None = None  # bytes that the buffers of all cached plans may take together; None: no limit
     doubt: str = ""  # why the backend is tried before it is used; "": it needs no trial
-    report: Report = staticmethod(no_report)  # is told what takes long, such as the build of an engine
+    report: Report = staticmethod(no_report)  # receives what takes long, such as the build of an engine
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant, so that a nested call can raise instead of waiting forever

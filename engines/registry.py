@@ -71,8 +71,8 @@ BACKENDS = {
 def create(name: str = "auto", *, threads: int | None = None, report: Report | None = None) -> Backend:
     """Make the backend called ``name``; "auto" takes the one that ``$UID_BACKEND`` names, or the first that works here.
 
-    ``threads`` limits the CPU threads (None: one per core). ``report`` is told what takes long, such as an engine that
-    is built (None: nobody is). Raises ``BackendError`` for an unknown name, or when the backend cannot run here.
+    ``threads`` limits the CPU threads (None: one per core). ``report`` receives what takes long, such as an engine that
+    is built (None: nothing does). Raises ``BackendError`` for an unknown name, or when the backend cannot run here.
     """
     if name == "auto":
         name = os.environ.get("UID_BACKEND") or first_working()

@@ -44,7 +44,7 @@ class Pipeline:
 
         ``image`` is (H, W, 3) RGB or (H, W) grey; uint8, uint16, or float in [0, 1]. ``extra`` are the further images
         that the mode declares, by name and of the same kinds: "blur-transfer" takes ``blur_image``, whose blur the
-        output gets. ``on_step`` is told (steps done, steps in all) after each step, or after the last step of a batch
+        output gets. ``on_step`` receives (steps done, steps in all) after each step, or after the last step of a batch
         of tiles where the backend runs all steps in one piece. It must not wait for another call of the pipeline, which
         waits for this one.
 
@@ -85,7 +85,7 @@ def load(
 ) -> Pipeline:
     """Load a bundle (None: the built-in one) on a backend.
 
-    ``report`` is told what takes long and why, such as an engine that is built before the first image of a size.
+    ``report`` receives what takes long and why, such as an engine that is built before the first image of a size.
     Raises ``BundleError`` when the bundle is incomplete or altered, ``BackendError`` when the backend cannot run here.
     """
     return Pipeline(read_bundle(bundle or built_in()), create(backend, threads=threads, report=report))

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 from toy import make_toy, recorder
 
+from uid.bundles.cache import writing
 from uid.command import quieten_libraries
 
 if TYPE_CHECKING:
@@ -32,17 +34,35 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
+SharedFolder = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
+    """Make a folder once in a test run, whichever of its processes needs it first; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / "shared" / name / "made"
+        with writing(folder.parent, lambda line: None):
+            if not folder.exists():
+                make(folder)
+        return folder
+
+    return made
+
+
 # torch takes seconds to import: what needs it does so itself.
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_checkpoint(shared_folder: SharedFolder) -> Path:
     """A seeded random checkpoint of the tiny configuration."""
+    pytest.importorskip("torch", reason="the lean install has no torch to make a model with")
     from uid.families.uid_diff import checkpoint
 
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    checkpoint.write_random(folder, "tiny", seed=0)
-    return folder
+    return shared_folder("checkpoint", lambda folder: checkpoint.write_random(folder, "tiny", seed=0))
 
 
 @pytest.fixture(scope="session")
@@ -54,20 +74,22 @@ def tiny_model(tiny_checkpoint: Path) -> "UIDDiff":
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, shared_folder: SharedFolder) -> Path:
     """The tiny checkpoint, exported in fp32; the export itself compares every component and the image with PyTorch."""
     from uid.export.bundle import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
-    return folder
+    def export(folder: Path) -> None:
+        export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
+
+    return shared_folder("tiny", export)
 
 
 @pytest.fixture(scope="session")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_bundle(tiny_checkpoint: Path, shared_folder: SharedFolder) -> Path:
     """The same in fp16."""
     from uid.export.bundle import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundle") / "half"
-    export_bundle(tiny_checkpoint, folder, precision="fp16", image_steps=4, report=lambda _: None)
-    return folder
+    def export(folder: Path) -> None:
+        export_bundle(tiny_checkpoint, folder, precision="fp16", image_steps=4, report=lambda _: None)
+
+    return shared_folder("half", export)

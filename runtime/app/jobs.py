@@ -1,4 +1,4 @@
-"""Which file goes where: from the names a user gave to a checked list of jobs, before any work starts."""
+"""From the names that a user gave to a checked list of jobs, one input and one output each, before any work starts."""
 
 import glob
 import os
@@ -19,7 +19,7 @@ class Job:
 
     source: Path | None  # a file or a folder of frames; None: standard input
     destination: Path | None  # a file or a folder of frames; None: standard output
-    video: bool = False  # frames in order rather than one picture
+    video: bool = False  # frames in order rather than one image
 
     @property
     def input_name(self) -> str:
@@ -37,7 +37,7 @@ class Naming:
     """Which files of a folder are taken, and how the outputs are named."""
 
     suffix: str = ""  # added to the stem
-    format: str | None = None  # a key of FORMATS, for pictures; None: each as its input
+    format: str | None = None  # a key of FORMATS, for images; None: each as its input
     recursive: bool = True  # look into subfolders too
 
     def renamed(self, path: Path) -> Path:
@@ -46,7 +46,7 @@ class Naming:
         if is_video_path(path):
             extension = extension if extension.lower() in MUXERS else ".mkv"  # which carries any sound
         elif self.format or not is_image_path(path):
-            extension = FORMATS[self.format or "png"].suffixes[0]  # a picture of unknown suffix: without loss
+            extension = FORMATS[self.format or "png"].suffixes[0]  # an image of unknown suffix: without loss
         return path.with_name(path.stem + self.suffix + extension)
 
 
@@ -68,7 +68,7 @@ def plan(inputs: Sequence[str], output: str, naming: Naming, *, keep: Sequence[P
 
 
 def _expanded(text: str) -> list[Path]:
-    """The path that ``text`` is, or else the pictures and videos that it matches as a glob."""
+    """The path that ``text`` is, or else the images and videos that it matches as a glob."""
     if Path(text).exists():
         return [Path(text)]
     if not glob.has_magic(text):
@@ -76,7 +76,7 @@ def _expanded(text: str) -> list[Path]:
     matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207  (Path.glob refuses absolute patterns)
     found = [path for path in map(Path, matches) if path.is_file() and _is_media(path)]
     if not found:
-        raise InputError(f"{text} matches no picture and no video")
+        raise InputError(f"{text} matches no image and no video")
     return found
 
 
@@ -84,14 +84,14 @@ def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
     """The job when standard input, standard output or both take part."""
     sources = [path for text in inputs for path in ([None] if text == STREAM else _expanded(text))]
     if len(sources) != 1:
-        raise InputError(f"standard input and output carry one picture, but {len(sources)} inputs were given")
+        raise InputError(f"standard input and output carry one image, but {len(sources)} inputs were given")
     source = sources[0]
     destination = None if output == STREAM else Path(output)
     if source is not None and (source.is_dir() or is_video_path(source)):
-        raise OutputError(f"standard output carries one picture, but {source} is not one; name a file or folder")
+        raise OutputError(f"standard output carries one image, but {source} is not one; name a file or folder")
     if destination is not None:
         if not is_image_path(destination) or destination.is_dir():
-            raise OutputError(f"a picture from standard input needs an output file such as out.png, not {output}")
+            raise OutputError(f"an image from standard input needs an output file such as out.png, not {output}")
         _refuse_contrary_names(destination, naming)
     elif naming.suffix:
         raise OutputError("--suffix names files in a folder, but the output is standard output; leave it out")
@@ -111,7 +111,7 @@ def _single(source: Path, output: Path, naming: Naming) -> Job | None:
                 f"{source} is a video; expected the name of a video or of a folder for frames, not {output}"
             )
     elif to_video:
-        raise OutputError(f"{source} is a picture; expected a picture or a folder, not {output}")
+        raise OutputError(f"{source} is an image; expected an image or a folder, not {output}")
     elif not to_picture:
         return None
     if to_video and output.suffix.lower() not in MUXERS:
@@ -121,7 +121,7 @@ def _single(source: Path, output: Path, naming: Naming) -> Job | None:
 
 
 def _into_folder(sources: Sequence[Path], output: Path, naming: Naming) -> list[Job]:
-    """A job for each picture and video named or found, into the folder ``output``; subfolders are kept."""
+    """A job for each image and video named or found, into the folder ``output``; subfolders are kept."""
     if (_is_media(output) or output.exists()) and not output.is_dir():
         raise OutputError(f"these inputs need a folder for their outputs, but {output} is a file's name")
     jobs: dict[Job, None] = {}  # an ordered set: naming a folder and a file in it is no conflict
@@ -130,7 +130,7 @@ def _into_folder(sources: Sequence[Path], output: Path, naming: Naming) -> list[
         root = source if source.is_dir() else source.parent
         jobs.update({_named(root, Path(name), output, naming): None for name in names})
     if not jobs:
-        raise InputError(f"no picture and no video in {', '.join(map(str, sources))}")
+        raise InputError(f"no image and no video in {', '.join(map(str, sources))}")
     return list(jobs)
 
 
@@ -139,10 +139,10 @@ def _named(root: Path, name: Path, output: Path, naming: Naming) -> Job:
 
 
 def _found(folder: Path, output: Path, naming: Naming) -> list[Path]:
-    """Pictures and videos in ``folder``, relative to it, without hidden ones and without what a run before wrote.
+    """Images and videos in ``folder``, relative to it, without hidden files and without the outputs of an earlier run.
 
-    Where the output folder is the input folder, only a suffix tells an earlier output from an input: without one, a
-    file that is another's output is taken as the input it may be, and the clash is refused.
+    Where the output folder is the input folder, only a suffix distinguishes an earlier output from an input: without
+    one, a file that is another's output is taken as the input it may be, and the clash is refused.
     """
     names = [path.relative_to(folder) for path in _walked(folder, output, naming.recursive)]
     if not naming.suffix:

@@ -27,7 +27,7 @@ class Quiet:
         """Begin with the next file."""
 
     def on_step(self, done: int, total: int) -> None:
-        """``done`` of ``total`` denoising steps of the current picture are taken."""
+        """``done`` of ``total`` denoising steps of the current image are taken."""
 
     def on_frame(self, done: int, total: int | None) -> None:
         """``done`` of ``total`` frames of the current video are written; None: the container does not tell."""

@@ -1,7 +1,7 @@
 """Image files to arrays: PNG, JPEG, WebP, TIFF and BMP, 8 and 16 bit, with alpha, EXIF and ICC.
 
 Pillow reads 8 bits and all metadata; OpenCV, the only one of the two that holds 16-bit colour, reads 16-bit pixels. A
-16-bit file goes through both: Pillow checks it and tells what it is, OpenCV decodes its samples.
+16-bit file goes through both: Pillow checks it and reads its metadata, OpenCV decodes its samples.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from uid.runtime.media.formats import FORMATS, MAX_PIXELS, NAMES, DecodedImage, 
 def read_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode a file, or its bytes, by content whatever the suffix; ``name`` stands for it in errors.
 
-    Palette and 1-bit pictures are expanded. Raises ``InputError`` for what is missing, damaged, not an image, larger
+    Palette and 1-bit images are expanded. Raises ``InputError`` for what is missing, damaged, not an image, larger
     than ``max_pixels``, of several frames, or neither grey nor RGB of up to 16 bit unsigned.
     """
     label = name or (str(source) if isinstance(source, Path) else "the image")
@@ -87,7 +87,7 @@ def quiet_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_muted() -> Iterator[None]:
-    """Keep from the terminal what libtiff prints beside the error that Pillow raises."""
+    """Hide what libtiff prints on the terminal beside the error that Pillow raises."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -122,7 +122,7 @@ def _refuse(image: ImageFile.ImageFile, label: str, max_pixels: int) -> None:
         limit = f"more than {max_pixels} pixels; shrink it or raise --max-pixels"
         raise InputError(f"{label} is {width} x {height}, {limit}")
     if getattr(image, "is_animated", False):
-        raise InputError(f"{label} holds several frames or pages; extract the one you want as a picture of its own")
+        raise InputError(f"{label} holds several frames or pages; extract the one you want as an image of its own")
     if image.mode in ("CMYK", "LAB", "I", "F"):
         kind = {"I": "32-bit or signed integers", "F": "floating point"}.get(image.mode, image.mode)
         raise InputError(
@@ -169,7 +169,7 @@ def _split(samples: Samples) -> tuple[Samples, Samples | None]:
 
 def _sixteen_bit(image: ImageFile.ImageFile, data: bytes, label: str) -> Samples:
     """16-bit samples (H, W, 1 to 4), upright where Pillow has made ``image`` so (TIFF)."""
-    import cv2  # takes 0.3 s, and only 16-bit pictures need it
+    import cv2  # takes 0.3 s, and only 16-bit images need it
 
     with _stderr_muted():
         samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -16,7 +16,7 @@ from uid.runtime.media.exif import EXIF_PREFIX, descriptive_tags
 from uid.runtime.media.formats import FORMATS, DecodedImage, Samples, format_of
 
 
-def encode_image(picture: DecodedImage, format: str) -> bytes:
+def encode_image(image: DecodedImage, format: str) -> bytes:
     """The bytes of a file: lossless except JPEG (quality 95, 4:4:4).
 
     16 bit is rounded to 8 where the format has no more. BMP carries neither EXIF nor ICC. Raises ``OutputError`` for
@@ -25,57 +25,57 @@ def encode_image(picture: DecodedImage, format: str) -> bytes:
     if format not in FORMATS:
         raise OutputError(f"{format} is not an image format that can be written; expected one of {', '.join(FORMATS)}")
     kind = FORMATS[format]
-    if picture.alpha is not None and not kind.alpha:
+    if image.alpha is not None and not kind.alpha:
         raise OutputError(
             f"{format} has no transparency, which the image has; choose png, webp or tiff", option="format"
         )
-    height, width = picture.pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     if kind.longest and max(height, width) > kind.longest:
         limit = f"at most {kind.longest} pixels a side, got {width} x {height}"
         raise OutputError(f"{format} holds {limit}; choose png or tiff", option="format")
     try:
         with quiet_warnings():
-            return _encoded(picture, format)
+            return _encoded(image, format)
     except (OSError, ValueError) as error:  # such as EXIF beyond JPEG's 64 KB
         raise OutputError(f"the image cannot be encoded as {format} ({error}); choose png", option="format") from error
 
 
-def write_image(picture: DecodedImage, path: Path, format: str | None = None) -> None:
+def write_image(image: DecodedImage, path: Path, format: str | None = None) -> None:
     """Write the file whole, in the suffix's format unless given. Raises as ``encode_image``, and on disk errors."""
-    data = encode_image(picture, format or format_of(path))
+    data = encode_image(image, format or format_of(path))
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
 
 
-def _samples(picture: DecodedImage) -> Samples:
-    """(H, W, 1 to 4), as the file holds them; a picture that was grey is weighed to grey as Pillow does (BT.601).
+def _samples(image: DecodedImage) -> Samples:
+    """(H, W, 1 to 4), as the file holds them; an image that was grey is weighed to grey as Pillow does (BT.601).
 
     16-bit grey with alpha is written as colour, since OpenCV would not read it back.
     """
-    colour = picture.pixels
-    if picture.grey and (picture.alpha is None or colour.dtype == np.uint8):
+    colour = image.pixels
+    if image.grey and (image.alpha is None or colour.dtype == np.uint8):
         red, green, blue = np.moveaxis(colour.astype(np.uint32), -1, 0)
         colour = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(colour.dtype)[..., None]
-    return colour if picture.alpha is None else np.dstack([colour, picture.alpha])
+    return colour if image.alpha is None else np.dstack([colour, image.alpha])
 
 
-def _encoded(picture: DecodedImage, format: str) -> bytes:
-    samples, kind = _samples(picture), FORMATS[format]
+def _encoded(image: DecodedImage, format: str) -> bytes:
+    samples, kind = _samples(image), FORMATS[format]
     if samples.dtype == np.uint16 and not kind.sixteen_bit:
         samples = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if format == "tiff":
-        return _tiff(samples, picture.exif, picture.icc)
+        return _tiff(samples, image.exif, image.icc)
     if samples.dtype == np.uint16:
-        return _sixteen_bit_png(samples, picture.exif, picture.icc)
-    return _saved(samples, picture, format)
+        return _sixteen_bit_png(samples, image.exif, image.icc)
+    return _saved(samples, image, format)
 
 
-def _saved(samples: Samples, picture: DecodedImage, format: str) -> bytes:
+def _saved(samples: Samples, image: DecodedImage, format: str) -> bytes:
     options = dict(FORMATS[format].options)
-    if picture.exif:
-        options["exif"] = picture.exif
-    if picture.icc and not (format == "webp" and picture.icc[16:20] == b"GRAY"):  # WebP has colour only
-        options["icc_profile"] = picture.icc
+    if image.exif:
+        options["exif"] = image.exif
+    if image.icc and not (format == "webp" and image.icc[16:20] == b"GRAY"):  # WebP has colour only
+        options["icc_profile"] = image.icc
     buffer = io.BytesIO()
     shown = samples[..., 0] if samples.shape[-1] == 1 else samples
     Image.fromarray(np.ascontiguousarray(shown)).save(buffer, FORMATS[format].opener.format, **options)

@@ -1,4 +1,4 @@
-"""EXIF that stays true when the picture changes: orientation reset, thumbnail unlinked, layout tags left out."""
+"""EXIF that stays correct when the image changes: orientation reset, thumbnail unlinked, layout tags left out."""
 
 import struct
 from typing import Any
@@ -8,7 +8,7 @@ from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 EXIF_PREFIX = b"Exif\0\0"
-# What a TIFF says of the picture rather than of its own layout: description, camera, resolution, author, rights.
+# TIFF tags that describe the image rather than the file's layout: description, camera, resolution, author, rights.
 EXIF_DIRECTORIES = {IFD.Exif, IFD.GPSInfo}
 DESCRIPTIVE = {270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, *range(40091, 40096)} | EXIF_DIRECTORIES
 
@@ -61,5 +61,5 @@ def reset_orientation(exif: bytearray) -> tuple[bytes, int]:
             orientation = value
             struct.pack_into(f"{order}H", exif, entry + 8, 1)
     if end + 4 <= len(exif):
-        struct.pack_into(f"{order}I", exif, end, 0)  # unlinks the thumbnail, which shows the old picture
+        struct.pack_into(f"{order}I", exif, end, 0)  # unlinks the thumbnail, which shows the old image
     return EXIF_PREFIX + bytes(exif), orientation if orientation in range(1, 9) else 1

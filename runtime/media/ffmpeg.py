@@ -45,7 +45,7 @@ def opened(source: Path) -> "Iterator[InputContainer]":
 
 
 class Scaler:
-    """Conversion between RGB and Y'CbCr by one matrix. Kept for all frames, since a new one for each leaks memory."""
+    """Conversion between RGB and Y'CbCr by one matrix. One serves all frames, since a new one for each leaks memory."""
 
     def __init__(self, color: Color) -> None:
         from av.video.reformatter import VideoReformatter

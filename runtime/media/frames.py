@@ -1,4 +1,4 @@
-"""What video is made of: frames and what a clip says of itself; and folders of numbered pictures in their place."""
+"""Frames and clip metadata of a video, and folders of numbered images in its place."""
 
 import re
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a source says of itself before its frames are read."""
+    """Metadata of a source, known before its frames are read."""
 
     size: tuple[int, int]  # (width, height) in pixels, upright
     time_base: Fraction  # seconds per tick
@@ -67,7 +67,7 @@ class Clip:
 
 
 class FolderReader:
-    """Numbered pictures as frames, one tick each."""
+    """Numbered images as frames, one tick each."""
 
     def __init__(self, folder: Path, rate: Fraction) -> None:
         self.audio: list[AudioStream] = []
@@ -80,22 +80,22 @@ class FolderReader:
             yield Frame(self._read(path), index, 1)
 
     def _read(self, path: Path) -> NDArray[Any]:
-        picture = read_image(path)
-        height, width, _ = picture.pixels.shape
+        image = read_image(path)
+        height, width, _ = image.pixels.shape
         if (width, height) != self.clip.size:
             expected = "x".join(map(str, self.clip.size))
             raise InputError(f"{path} is {width}x{height}, but the first frame is {expected}; make all one size")
-        if picture.alpha is not None or picture.pixels.dtype != np.uint8:
-            raise InputError(f"{path} is not an opaque picture of 8 bits a channel; convert the frames first")
-        pixels: NDArray[Any] = picture.pixels
+        if image.alpha is not None or image.pixels.dtype != np.uint8:
+            raise InputError(f"{path} is not an opaque image of 8 bits a channel; convert the frames first")
+        pixels: NDArray[Any] = image.pixels
         return pixels
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The pictures of a folder by the numbers in their names: 2.png before 10.png."""
+    """The images of a folder by the numbers in their names: 2.png before 10.png."""
     paths = [path for path in folder.iterdir() if is_image_path(path) and not path.name.startswith(".")]
     if not paths:
-        raise InputError(f"{folder} holds no pictures; expected numbered frames such as 000001.png")
+        raise InputError(f"{folder} holds no images; expected numbered frames such as 000001.png")
     for path in paths:
         if not re.search(r"\d", path.stem):
             raise InputError(f"{path} has no number in its name, so its place among the frames is unknown; number it")
@@ -113,8 +113,8 @@ class FolderWriter:
 
     def write(self, frame: Frame) -> None:
         self._done += 1
-        picture = DecodedImage(pixels=frame.pixels, alpha=None, grey=False, exif=None, icc=None, format="png")
-        write_image(picture, self._folder / f"{self._done:06d}.png")
+        image = DecodedImage(pixels=frame.pixels, alpha=None, grey=False, exif=None, icc=None, format="png")
+        write_image(image, self._folder / f"{self._done:06d}.png")
 
     def copy(self, packet: "Packet[Stream]") -> None:
-        """Pictures carry no sound."""
+        """Images carry no sound."""

@@ -1,6 +1,6 @@
 """Video frame by frame: decoded, transformed as RGB, encoded again with the same timestamps and the same sound.
 
-Frames may also come from, or go to, a folder of numbered pictures. A frame is transformed while the next ones are
+Frames may also come from, or go to, a folder of numbered images. A frame is transformed while the next ones are
 decoded and the last ones encoded; a few are held at a time, so that memory does not grow with the length of the video.
 """
 

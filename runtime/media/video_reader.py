@@ -1,4 +1,4 @@
-"""A video file as decoded frames, upright RGB, and audio packets; damage and what cannot be kept are refused."""
+"""A video file as decoded frames, upright RGB, and audio packets; damaged files and unsupported kinds are refused."""
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -82,7 +82,7 @@ def _matrix(frame: "VideoFrame", source: Path) -> int:
 def _turn(frame: "VideoFrame") -> Turn:
     """The display matrix, by which (x, y) is shown at (a x + c y, b x + d y); only quarter turns and mirrors are known.
 
-    Only asked of one frame: PyAV's ``side_data`` makes a reference cycle that keeps the frame in memory.
+    Only asked of one frame: PyAV's ``side_data`` creates a reference cycle that holds the frame in memory.
     """
     data = cast(Mapping[str, Any], frame.side_data).get("DISPLAYMATRIX")  # PyAV's stub knows another key only
     if data is None:

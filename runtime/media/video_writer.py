@@ -40,9 +40,9 @@ class VideoWriter:
         import av
 
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.pixels), format="rgb24")
-        picture = self._scaler.convert(rgb, self._stream.pix_fmt or "", FULL, LIMITED)
-        picture.pts, picture.duration, picture.time_base = frame.pts, frame.duration, self._clip.time_base
-        self._container.mux(self._stream.encode(picture))
+        image = self._scaler.convert(rgb, self._stream.pix_fmt or "", FULL, LIMITED)
+        image.pts, image.duration, image.time_base = frame.pts, frame.duration, self._clip.time_base
+        self._container.mux(self._stream.encode(image))
 
     def copy(self, packet: "Packet[Stream]") -> None:
         packet.stream = self._audio[packet.stream.index]

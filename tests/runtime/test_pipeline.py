@@ -7,17 +7,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from uid.bundles.tensors import Array
 from uid.errors import BundleError, InputError, ModelError
-from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, UIDDiff
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline, load
 from uid.runtime.run import Limits
+
+if TYPE_CHECKING:
+    from uid.families.uid_diff.model import UIDDiff
 
 MakeToy = Callable[..., Path]
 OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
@@ -130,7 +132,9 @@ def test_a_pipeline_called_by_its_own_progress_says_so(make_toy: MakeToy) -> Non
 
 @pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: UIDDiff, mode: str, guidance: float) -> None:
+def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: "UIDDiff", mode: str, guidance: float) -> None:
+    import torch
+
     generator = np.random.default_rng(0)
     image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
     noise = torch.from_numpy(np.random.Generator(np.random.PCG64(7)).standard_normal((1, 4, 10, 18), np.float32))
@@ -153,8 +157,12 @@ def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: UIDDiff,
 )
 @pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
 def test_shortcuts_agree_with_pytorchs(
-    tiny_bundle: Path, tiny_model: UIDDiff, mode: str, guidance: float, interval: tuple[float, float], reuse: int
+    tiny_bundle: Path, tiny_model: "UIDDiff", mode: str, guidance: float, interval: tuple[float, float], reuse: int
 ) -> None:
+    import torch
+
+    from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT
+
     generator = np.random.default_rng(0)
     image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
     noise = torch.from_numpy(np.random.Generator(np.random.PCG64(7)).standard_normal((1, 4, 10, 18), np.float32))

@@ -247,9 +247,7 @@ def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any
         OutOfMemoryError, match=r"no room for .* 64 x 64 pixels .*: use tiles of fewer pixels, or 'auto'"
     ):
         pipeline(image)
-    with pytest.raises(
-        OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* recording: use tiles of fewer pixels"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"Tiles of 32 x 32 pixels .* recording: use tiles of fewer pixels"):
         pipeline(image, Options(tile=32))
     with pytest.raises(OutOfMemoryError, match=r"Tiles of 8 x 8 pixels .*: the smallest there are"):
         pipeline(image, Options(tile="auto"))

@@ -227,8 +227,8 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
     [
         ("a.png", "--output"),
         ("missing.png -o out.png", "missing.png does not exist"),
-        ("*.webp -o out", "matches no picture"),
-        ("empty -o out", "no picture and no video in empty"),
+        ("*.webp -o out", "matches no image"),
+        ("empty -o out", "no image and no video in empty"),
         ("a.png -o a.png", "is an input"),
         ("a.png -o link.png --overwrite", "is an input"),
         ("folder -o folder", "is an input"),
@@ -236,7 +236,7 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         ("a.png b.jpg -o out.png", "need a folder"),
         ("folder -o out.png", "need a folder"),
         ("folder -o a.png", "need a folder"),
-        ("a.png -o out.mp4", "is a picture"),
+        ("a.png -o out.mp4", "is an image"),
         ("v.mp4 -o out.png", "is a video"),
         ("v.mp4 -o out.avi", "cannot write out.avi"),
         ("a.png -o out.png --format jpeg", "contradicts"),
@@ -253,7 +253,7 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         ("folder -o out.mp4 --frame-rate 1/0", "--frame-rate"),
         ("a.png - -o out", "2 inputs"),
         ("- -o out", "output file"),
-        ("folder -o -", "one picture"),
+        ("folder -o -", "one image"),
         ("a.png -o - --json", "--json"),
     ],
 )

@@ -305,13 +305,13 @@ def test_frames_are_ordered_by_number(tmp_path: Path) -> None:
 def test_unfit_frame_folders_are_refused(tmp_path: Path) -> None:
     picture, other = gradient(0), gradient(0, 32, 32)
     folders = {
-        "holds no pictures": write_frames(tmp_path / "empty"),
+        "holds no images": write_frames(tmp_path / "empty"),
         "no number": write_frames(tmp_path / "nameless", cover=picture),
         "000002.png is 32x32, but the first frame is 64x48": write_frames(
             tmp_path / "sizes", **{"000001": picture, "000002": other}
         ),
-        "opaque picture of 8 bits": write_frames(tmp_path / "alpha", **{"1": np.dstack([picture, picture[..., 0]])}),
-        "opaque picture of 8 bits a": write_frames(tmp_path / "deep", **{"1": picture[..., 0].astype(np.uint16) * 256}),
+        "opaque image of 8 bits": write_frames(tmp_path / "alpha", **{"1": np.dstack([picture, picture[..., 0]])}),
+        "opaque image of 8 bits a": write_frames(tmp_path / "deep", **{"1": picture[..., 0].astype(np.uint16) * 256}),
     }
     for message, folder in folders.items():
         with pytest.raises(InputError, match=message):
