@@ -212,9 +212,10 @@ def check_bindings(engine: Engine, buffers: Mapping[str, Buffer]) -> None:
             )
 
 
-def memory_error(error: Exception, words: Sequence[str], message: str) -> Exception:
-    """``OutOfMemoryError`` with ``message`` for an error whose text holds one of ``words``, or else the error itself.
+def raise_if_out_of_memory(error: Exception, words: Sequence[str], message: str) -> None:
+    """Raise ``OutOfMemoryError`` with ``message`` for an error whose text holds one of ``words``.
 
     Libraries have no error class for memory that ran out: only their own words tell.
     """
-    return OutOfMemoryError(message) if any(word in str(error) for word in words) else error
+    if any(word in str(error) for word in words):
+        raise OutOfMemoryError(message) from error

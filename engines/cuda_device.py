@@ -275,7 +275,7 @@ class CudaBackend(Backend):
         return CudaBuffer(shape, dtype, self.stream)
 
     def capture(self, work: Work) -> Replay:
-        """Capture a picture's work into one CUDA graph."""
+        """Capture an image's work into one CUDA graph."""
         return GraphReplay(work, self.stream)
 
 

@@ -21,9 +21,8 @@ from uid.bundles.cache import path_for, remove, remove_earlier, reuse_or_make
 from uid.bundles.files import written_whole
 from uid.bundles.manifest import Bundle, Component
 from uid.bundles.tensors import Array, TensorSpec
-from uid.engines import contract
-from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings
-from uid.errors import BackendError, BundleError, OutOfMemoryError, OutputError
+from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
+from uid.errors import BackendError, BundleError, OutputError
 
 DEVICE = "CPU"
 OLDEST = (2026, 4)  # those before it do not keep the timestep's angles in float32, whatever they are told
@@ -41,7 +40,8 @@ class OpenvinoBuffer(Buffer):
         try:
             self.tensor = ov.Tensor(ov.Type(dtype), list(shape))
         except RuntimeError as error:
-            raise memory_error(error, f"a buffer of {dtype}{list(shape)}") from error
+            check_memory(error, f"a buffer of {dtype}{list(shape)}")
+            raise
 
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
@@ -280,9 +280,9 @@ def source(node: ov.Node, i: int = 0) -> ov.Node:
     return node.input(i).get_source_output().get_node()
 
 
-def memory_error(error: Exception, wanted: str) -> Exception:
-    """``OutOfMemoryError`` where OpenVINO says, in its own words, that memory ran out, or else the error itself."""
-    return contract.memory_error(error, (NO_MEMORY,), f"OpenVINO has no memory for {wanted}")
+def check_memory(error: Exception, wanted: str) -> None:
+    """Raise ``OutOfMemoryError`` where OpenVINO says, in its own words, that memory ran out."""
+    raise_if_out_of_memory(error, (NO_MEMORY,), f"OpenVINO has no memory for {wanted}")
 
 
 @contextmanager
@@ -291,8 +291,7 @@ def load_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(ran_out := memory_error(error, str(path)), OutOfMemoryError):
-            raise ran_out from error
+        check_memory(error, str(path))
         raise BundleError(f"OpenVINO {ov.get_version()} cannot load {path}: {error}") from error
 
 

@@ -240,7 +240,8 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
     for name, value in key["options"].items():
         table.add_row("option", f"{name}: {value}")
     for index, entry in enumerate(key["profiles"]):
-        ranges = {side: Range(**entry[side]) for side in ("height", "width", "blur", "batch") if side in entry}
+        # An earlier version wrote no "batch".
+        ranges = {side: Range(**entry[side]) for side in ("height", "width", "batch") if side in entry}
         table.add_row(f"profile {index}", str(Profile(name=entry["name"], **ranges)))
     for tensor in sidecar.tensors:
         shape = ", ".join(str(size) for size in tensor["shape"])

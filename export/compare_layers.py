@@ -15,7 +15,7 @@ import onnx_ir as ir
 from uid.bundles.manifest import Bundle
 from uid.bundles.tensors import Array
 from uid.engines import Backend
-from uid.engines.ort.cpu import create_cpu, memory_error
+from uid.engines.ort.cpu import create_cpu
 from uid.errors import InputError
 from uid.export.findings import JUMP, ROUNDING, Difference, LayerRow, Values, difference, findings, values_of
 from uid.export.layers import (
@@ -124,7 +124,8 @@ class Pair:
         try:
             arrays = session.run(list(names), {node.name: self.inputs[node.name] for node in session.get_inputs()})
         except Exception as error:  # its exceptions share no base class
-            raise memory_error(error, "a component's tensors") from error
+            check_memory(error, "a component's tensors")
+            raise
         return dict(zip(names, arrays, strict=True))
 
     def differences(self, runner: Backend | None, wanted: Mapping[str, Array]) -> dict[str, Difference]:

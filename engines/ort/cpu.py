@@ -24,8 +24,7 @@ from uid.bundles.files import folder_written_whole
 from uid.bundles.hashes import sha256, verify_files
 from uid.bundles.manifest import Bundle, Component
 from uid.bundles.tensors import Array, TensorSpec
-from uid.engines import contract
-from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings
+from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.errors import BackendError, BundleError, OutputError
 
 PROVIDER = "CPUExecutionProvider"
@@ -52,7 +51,8 @@ class OrtBuffer(Buffer):
         try:
             self.value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype.type)
         except Exception as error:  # its exceptions share no base class
-            raise memory_error(error, f"a buffer of {dtype}{list(shape)}") from error
+            check_memory(error, f"a buffer of {dtype}{list(shape)}")
+            raise
 
     def write(self, array: Array) -> None:
         """Copy a host array of this shape and dtype in."""
@@ -85,7 +85,8 @@ class OrtEngine(Engine):
             try:
                 self.session.run_with_iobinding(binding)
             except Exception as error:
-                raise memory_error(error, "the model at this size") from error
+                check_memory(error, "the model at this size")
+                raise
 
         return launch
 
@@ -234,9 +235,9 @@ def spec_of(node: ort.NodeArg) -> TensorSpec:
     return TensorSpec(node.name, np.dtype(DTYPES[node.type]), tuple(node.shape))
 
 
-def memory_error(error: Exception, wanted: str) -> Exception:
-    """``OutOfMemoryError`` where ONNX Runtime says, in its own words, that memory ran out, or else the error itself."""
-    return contract.memory_error(error, NO_MEMORY, f"ONNX Runtime has no memory for {wanted}")
+def check_memory(error: Exception, wanted: str) -> None:
+    """Raise ``OutOfMemoryError`` where ONNX Runtime says, in its own words, that memory ran out."""
+    raise_if_out_of_memory(error, NO_MEMORY, f"ONNX Runtime has no memory for {wanted}")
 
 
 # -- this processor ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """ONNX Runtime on CUDA, through onnxruntime-gpu. Not yet run on hardware.
 
-Every run is put on the backend's one stream, and nothing waits for it before a picture's end. A session captures what
+Every run is put on the backend's one stream, and nothing waits for it before an image's end. A session captures what
 it runs on a set of buffers in a CUDA graph, which later runs on them replay: one launch each. All steps that read and
 write the same two latents share one, since their few numbers are copied to where it reads them; so a plan has a graph
 for even steps and one for odd ones.
@@ -27,7 +27,7 @@ from uid.bundles.manifest import Bundle, Component
 from uid.engines.contract import Buffer, Engine, Launch, Progress, Replay, Seconds, Work, check_bindings
 from uid.engines.cuda_device import CudaBackend, CudaBuffer, Device, Stream, call
 from uid.engines.garbage import no_collection
-from uid.engines.ort.cpu import ONNXRUNTIME, memory_error, open_session, session_options
+from uid.engines.ort.cpu import ONNXRUNTIME, check_memory, open_session, session_options
 from uid.engines.ort.nvidia_libraries import preload
 from uid.errors import BackendError, BundleError
 
@@ -77,7 +77,8 @@ class Recording:
         try:
             self.engine.session.run_with_iobinding(self.binding, self.options)
         except Exception as error:
-            raise memory_error(error, f"{self.engine.path.name} at this size") from error
+            check_memory(error, f"{self.engine.path.name} at this size")
+            raise
 
 
 class OrtCudaEngine(Engine):
@@ -174,7 +175,7 @@ class Queue(Replay):
         return {stage: end.seconds_since(start) for (stage, _), (start, end) in spans}
 
     def put(self) -> None:
-        """Put a picture's work on the stream."""
+        """Put an image's work on the stream."""
         self.marks[0].record(self.stream)
         for mark, (_, launches) in zip(self.marks[1:], self.work.stages(), strict=True):
             for launch in launches:

@@ -23,7 +23,7 @@ from uid.engines.trt.library import Library, error_of, open_library, remedy, sup
 from uid.engines.trt.profiles import Profile, Range, Shape, Target, nearest, ranges
 from uid.errors import BackendError, OutputError, UIDError
 
-LONGEST_SIDE = 16384  # of a picture, in a graph that belongs to no bundle
+LONGEST_SIDE = 16384  # of an image, in a graph that belongs to no bundle
 MALFORMED = (OSError, KeyError, TypeError, ValueError, AttributeError, UIDError)  # what reading a sidecar may raise
 
 Sizes = Mapping[str, int]  # the manifest's symbols, such as "height", and their values
@@ -100,7 +100,7 @@ class TensorrtBackend(CudaBackend):
             raise library_error(library, f"cannot put the weights of {graph} into the engine of {name}")
 
     def capture(self, work: Work) -> Replay:
-        """Capture a picture's work into one CUDA graph, or run it one by one where the library says that it cannot."""
+        """Capture an image's work into one CUDA graph, or run it one by one where the library says that it cannot."""
         try:
             replay = super().capture(work)
         except NotCapturableError as error:
@@ -121,7 +121,7 @@ def doubt(library: Library, device: Device) -> str:
     where = f"{library} on compute capability {device.compute_capability}"
     return (
         f"NVIDIA does not support {where}: it loads there and copies a number right; "
-        "compare its pictures with another backend's (uid-bench parity)"
+        "compare its images with another backend's (uid-bench parity)"
     )
 
 

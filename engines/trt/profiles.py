@@ -1,4 +1,4 @@
-"""What an engine is built for: the picture sizes of its optimisation profiles, and the GPUs it is to run on."""
+"""What an engine is built for: the image sizes of its optimisation profiles, and the GPUs it is to run on."""
 
 import math
 import re
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Range:
-    """The sizes in pixels that one side of a picture may have, and the one to be fastest at."""
+    """The sizes in pixels that one side of an image may have, and the one to be fastest at."""
 
     minimum: int
     optimum: int
@@ -34,7 +34,7 @@ class Range:
         return self.minimum <= size <= self.maximum
 
     def rounded(self, multiple: int) -> "Range":
-        """The range in multiples of ``multiple``, rounded up, as pictures are padded."""
+        """The range in multiples of ``multiple``, rounded up, as images are padded."""
         return Range(*(-(-size // multiple) * multiple for size in (self.minimum, self.optimum, self.maximum)))
 
     def widened(self, maximum: int) -> "Range":
@@ -68,7 +68,7 @@ class Profile:
     batch: Range = Range(1, 1, 1)  # images that run together, of a bundle with a batch axis
 
     def __str__(self) -> str:
-        together = f"; pictures {self.batch}" if self.batch.maximum > 1 else ""
+        together = f"; images {self.batch}" if self.batch.maximum > 1 else ""
         return f"{self.name}: height {self.height}; width {self.width}{together}"
 
     @classmethod
@@ -83,11 +83,11 @@ class Profile:
         return {"name": self.name, **{key: asdict(side) for key, side in sides.items()}}
 
     def rounded(self, multiple: int) -> "Profile":
-        """The profile in multiples of a bundle's size multiple, rounded up, as pictures are padded."""
+        """The profile in multiples of a bundle's size multiple, rounded up, as images are padded."""
         return replace(self, height=self.height.rounded(multiple), width=self.width.rounded(multiple))
 
     def with_batch(self, tile: int) -> "Profile":
-        """The profile for as many pictures together as the runtime takes: those that have room in a full tile."""
+        """The profile for as many images together as the runtime takes: those that have room in a full tile."""
         room = tile**2 // (self.height.maximum * self.width.maximum)
         return replace(self, batch=Range(1, 1, max(1, min(room, GPU_BATCH))))
 
@@ -109,7 +109,7 @@ class Profile:
         return self.changed(f"{self.name}, best at its minimum", Range.lowered)
 
     def single(self) -> "Profile":
-        """The profile's optimum alone, of one picture."""
+        """The profile's optimum alone, of one image."""
         alone = self.changed(f"optimum of {self.name}", Range.single)
         return alone if alone is self else replace(alone, batch=Range(1, 1, 1))
 
@@ -121,12 +121,12 @@ class Profile:
         return replace(self, name=name, height=height, width=width)
 
     def covers(self, height: int, width: int) -> bool:
-        """Whether a padded picture of this size fits."""
+        """Whether a padded image of this size fits."""
         return height in self.height and width in self.width
 
 
 def square(side: int) -> Profile:
-    """The class of tiles and pictures whose sides are from half of ``side`` to ``side``, best at ``side``."""
+    """The class of tiles and images whose sides are from half of ``side`` to ``side``, best at ``side``."""
     sides = Range(max(1, side // 2), side, side)
     return Profile(str(side), sides, sides)
 

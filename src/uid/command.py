@@ -37,6 +37,7 @@ class RenamedOptions(click.Command):
         "--quality": "--preset",
         "--reuse": "--cache-interval",
         "--pictures": "--images",
+        "--no-ceilings": "--no-peaks",
     }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
