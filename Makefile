@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lean clean
+.PHONY: demo test lean docs clean
 
 demo: .venv/lean
 	$(BIN)/uid-run examples/astronaut_blurred.jpg -o out/astronaut_compare.png --compare --overwrite
@@ -26,6 +26,9 @@ lean: .venv-lean/done
 	.venv-lean/bin/pip install --quiet --constraint constraints.txt . hypothesis onnx pytest
 	@touch $@
 
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; name one with make PYTHON=python3.12"; exit 1; }
@@ -39,5 +42,9 @@ lean: .venv-lean/done
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ .venv/lean
 
+.venv/docs: .venv/bin/pip pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@ .venv/lean
+
 clean:
-	rm -rf .venv .venv-lean out build *.egg-info src/*.egg-info
+	rm -rf .venv .venv-lean out build site *.egg-info src/*.egg-info

@@ -17,7 +17,7 @@ from uid.errors import OutputError
 
 LOCK = ".lock"
 Found = TypeVar("Found")
-# What a writer that was killed leaves, under the temporary names of ``runtime/files.py``.
+# What a writer that was killed leaves, under the temporary names of ``bundles/files.py``.
 LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}(\.(engine|json|cache|kernels|blob))?")
 
 

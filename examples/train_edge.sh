@@ -13,4 +13,4 @@ uid-train blur-transfer "$checkpoint" --steps 500 --learning-rate 5e-4          
 uid-train joint "$checkpoint" --backbone --steps 4500 --learning-rate 5e-4 --mixed-precision bf16    # T_1, T_2, T_3
 uid-export half "$checkpoint" "$checkpoint-half"
 uid-export bundle "$checkpoint-half" -o "$checkpoint-bundle"
-uid-bench tradeoff -m "$checkpoint-bundle" --record                                 # the figures of its qualities
+uid-bench tradeoff -m "$checkpoint-bundle" --record                                 # the figures of its presets

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from uid.bundles.manifest import Bundle
 from uid.bundles.tensors import Array
 from uid.engines import Backend
-from uid.engines.ort.cpu import create_cpu
+from uid.engines.ort.cpu import check_memory, create_cpu
 from uid.errors import InputError
 from uid.export.findings import JUMP, ROUNDING, Difference, LayerRow, Values, difference, findings, values_of
 from uid.export.layers import (

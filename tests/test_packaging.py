@@ -1,6 +1,5 @@
 """The package as a user gets it."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from uid.bench.rows import read_rows
-from uid.bench.speed.tables import update
 from uid.bundles.manifest import built_in
 
 ROOT = Path(__file__).parents[1]
@@ -94,16 +91,6 @@ def test_export_without_torch_says_what_to_install(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "Error: torch is not installed: pip install 'uid-runtime[export]'\n")
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-def test_readme_code_runs(block: str) -> None:
-    subprocess.run([sys.executable, "-c", block], check=True, capture_output=True)
-
-
 def test_what_ships_fits_a_wheel() -> None:
     assert sum(path.stat().st_size for path in built_in().iterdir()) < 30e6
     assert (built_in() / "README.md").is_file()
-
-
-def test_the_page_shows_the_committed_rows() -> None:
-    rows = [row for path in sorted((ROOT / "bench" / "results").glob("latency-*.jsonl")) for row in read_rows(path)]
-    assert update(ROOT / "README.md", rows, check=True)

@@ -110,7 +110,7 @@ class Plan:
             Command(("nvidia-smi",), 20, shows=12),
             Command((sys.executable, "-m", "pip", "list"), 30),
             Command(("uid-run", "doctor"), 60, shows=12),
-            tests("tests/engines/test_cuda.py", limit=60, least=10),
+            tests("tests/engines/test_cuda_device.py", limit=60, least=10),
         ]
 
     def first(self) -> list[Command]:
@@ -124,7 +124,7 @@ class Plan:
             proof(self.made, self.scale.rtx, size),
             oracle(self.made, size),
             self.latency("first", self.made, self.scale.rtx, size, limit=60, least=15),
-            tests("tests/engines/test_tensorrt_backend.py", "-k", "tensorrt-rtx", limit=120, least=45),
+            tests("tests/engines/trt/test_backend.py", "-k", "tensorrt-rtx", limit=120, least=45),
         ]
 
     def rtx(self) -> list[Command]:
@@ -187,7 +187,7 @@ class Plan:
         if runner in REFERENCES:
             words += ["--checkpoint", str(model.checkpoint)]
         else:
-            words += ["--no-ceilings"]  # engines of ten sizes would be built for them
+            words += ["--no-peaks"]  # engines of ten sizes would be built for them
         words += ["--repeats", "5", "--warm-up", "1", "-o", str(rows)]
         needs = (model.bundle / MANIFEST, model.oracle(size))
         return Command(("uid-bench", "latency", *words), limit, least, needs, shows=8)  # its table

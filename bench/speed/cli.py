@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uid.bundles.manifest import Bundle
 
 
-@click.command()
+@click.command(cls=RenamedOptions)
 @RUNS
 @STEPS
 @REPEATS
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     help="Hold every picture against this one, of `uid-bench oracle`; then only what --backend names runs.",
 )
 @click.option(
-    "--no-ceilings",
-    "ceilings",
+    "--no-peaks",
+    "peaks",
     flag_value=False,
     type=bool,
     default=True,
-    help="Do not measure what each library can do at most, which takes a backend that builds engines a minute.",
+    help="Do not measure the peak rates of each library; that takes a minute with a backend that builds engines.",
 )
 @click.option("--csv", "table", type=OUTPUT, metavar="FILE.csv", help="The same rows as a table.")
 @PLOT

@@ -30,7 +30,7 @@ from uid.bench.speed.lineup import (
     usable_cores,
 )
 from uid.bench.speed.oracle import Oracle, Terms
-from uid.bench.speed.roofline import Ceiling
+from uid.bench.speed.roofline import Roofline
 from uid.bench.speed.runners import Task, TimedImage
 from uid.bench.speed.workers import Spec, Worker
 from uid.bundles.manifest import Bundle
@@ -38,7 +38,7 @@ from uid.bundles.tensors import Array
 from uid.errors import BackendError
 from uid.runtime.pixels import padded
 
-NOT_MEASURED = Ceiling(0.0, 0.0)
+NOT_MEASURED = Roofline(0.0, 0.0)
 PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
 
 
@@ -71,10 +71,10 @@ def measure(measurement: Measurement, report: Report) -> Iterator[LatencyRow]:
     ``report`` is told what happens, and what fails. Raises ``BackendError`` when the oracle fails, without which no row
     could say whether it is right.
     """
-    ceilings = {runner.name: NOT_MEASURED for runner in measurement.runners}
-    if measurement.ceilings:
-        ceilings = measured_ceilings(measurement.runners, report)
-    runners = tuple(runner for runner in measurement.runners if runner.name in ceilings)
+    peaks = {runner.name: NOT_MEASURED for runner in measurement.runners}
+    if measurement.peaks:
+        peaks = measured_peaks(measurement.runners, report)
+    runners = tuple(runner for runner in measurement.runners if runner.name in peaks)
     measurement = replace(measurement, runners=runners)
     for size in measurement.sizes:
         image = sample_picture(*size, measurement.dtype)
@@ -82,7 +82,7 @@ def measure(measurement: Measurement, report: Report) -> Iterator[LatencyRow]:
         # A process per size: the peak of its memory never falls again.
         with started(measurement, image, report) as (crew, starts):
             for steps in measurement.steps:
-                row = row_maker(measurement, ceilings, starts, expected[steps], size, steps)
+                row = row_maker(measurement, peaks, starts, expected[steps], size, steps)
                 for number in range(-measurement.warm_up, measurement.repeats):
                     for name, picture in crew.turn(number, image, steps):
                         if number >= 0:
@@ -90,17 +90,17 @@ def measure(measurement: Measurement, report: Report) -> Iterator[LatencyRow]:
                 report(f"{size[0]}x{size[1]}, {steps} steps: {', '.join(crew.workers) or 'no runner left'}")
 
 
-def measured_ceilings(runners: Sequence[Runner], report: Report) -> dict[str, Ceiling]:
-    """Best rates by runner; a runner without is left out. Those of one library are measured once."""
-    measured: dict[Spec, Ceiling] = {}
-    for spec in dict.fromkeys(runner.ceiling for runner in runners):
-        report(f"{spec.name}: what it can do at most")
+def measured_peaks(runners: Sequence[Runner], report: Report) -> dict[str, Roofline]:
+    """Peak rates by runner; a runner without is left out. Those of one library are measured once."""
+    measured: dict[Spec, Roofline] = {}
+    for spec in dict.fromkeys(runner.roofline for runner in runners):
+        report(f"{spec.name}: measuring its peak rates")
         try:
             with Worker(spec) as worker:
                 measured[spec] = worker.call("measure")
         except BackendError as error:
             report(f"{error}; left out")
-    return {runner.name: measured[runner.ceiling] for runner in runners if runner.ceiling in measured}
+    return {runner.name: measured[runner.roofline] for runner in runners if runner.roofline in measured}
 
 
 def oracle_pictures(measurement: Measurement, image: Array, report: Report) -> dict[int, Array]:
@@ -168,7 +168,7 @@ def started(measurement: Measurement, image: Array, report: Report) -> Iterator[
 
 def row_maker(
     measurement: Measurement,
-    ceilings: Mapping[str, Ceiling],
+    peaks: Mapping[str, Roofline],
     starts: Mapping[str, Start],
     expected: Array,
     size: Size,
@@ -194,8 +194,8 @@ def row_maker(
             gpu_bytes=starts[name].gpu_bytes,
             captured=picture.captured,
             flops=flops,
-            flop_ceiling=ceilings[name].flops,
-            copy_ceiling=ceilings[name].copy,
+            flop_ceiling=peaks[name].flops,
+            copy_ceiling=peaks[name].copy,
             psnr=psnr,
             max_difference=difference,
             against=measurement.against,

@@ -34,11 +34,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Runner:
-    """What is timed, and what its library can do at most; the latter in a process of its own, for it takes memory."""
+    """What is timed, and what measures its library's peak rates, in a process of its own, for that takes memory."""
 
     name: str
     pictures: Spec
-    ceiling: Spec
+    roofline: Spec
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Measurement:
     repeats: int = 7
     warm_up: int = 2
     dtype: DTypeLike = np.uint8  # of the pictures, as most come
-    ceilings: bool = True  # whether to measure what the libraries can do at most
+    peaks: bool = True  # whether to measure the peak rates of the libraries
 
 
 def plan(
@@ -149,8 +149,8 @@ def tried(name: str) -> BackendStatus:
 
 def backend_runner(name: str, task: Task, precision: str) -> Runner:
     """A bundle on a backend."""
-    ceiling = Spec(name, "uid.bench.speed.roofline:EngineCeiling", (name, task.threads, precision))
-    return Runner(name, Spec(name, "uid.bench.speed.runners:EngineRunner", (task, name)), ceiling)
+    roofline = Spec(name, "uid.bench.speed.roofline:EngineRoofline", (name, task.threads, precision))
+    return Runner(name, Spec(name, "uid.bench.speed.runners:EngineRunner", (task, name)), roofline)
 
 
 def torch_runner(name: str, task: Task, checkpoint: Path) -> Runner:
@@ -158,7 +158,8 @@ def torch_runner(name: str, task: Task, checkpoint: Path) -> Runner:
     flags = {"half": False, "compiled": False, "channels_last": False, **REFERENCES[name]}
     pictures = Spec(name, "uid.bench.speed.runners:TorchRunner", (task, checkpoint, *flags.values()))
     precise = f"{PYTORCH}-fp16" if flags["half"] else PYTORCH
-    return Runner(name, pictures, Spec(precise, "uid.bench.speed.roofline:TorchCeiling", (task.threads, flags["half"])))
+    roofline = Spec(precise, "uid.bench.speed.roofline:TorchRoofline", (task.threads, flags["half"]))
+    return Runner(name, pictures, roofline)
 
 
 def usable_cores() -> int:

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured with the library that is measured: a large matrix product, a large copy."""
+"""Peak rates of the machine, measured with the library under test: a large matrix product and a large copy."""
 
 import tempfile
 import time
@@ -14,35 +14,35 @@ from numpy.typing import DTypeLike
 SIDES = (1024, 16384)  # of the matrices: doubled until one product takes long enough to be timed
 VALUES = (1 << 24, 1 << 28)  # of the vector, float32; likewise
 LONG_ENOUGH = 0.02  # seconds, beside which starting a device and reading one value back are nothing
-ROUNDS = 5  # the best counts: a ceiling is what is possible
+ROUNDS = 5  # the best counts: a peak is what is possible
 
 Shapes = dict[str, tuple[int, ...]]
 Case = tuple[Callable[[], object], float]  # what to time, and the work that it does
 
 
 @dataclass(frozen=True)
-class Ceiling:
-    """Best rates."""
+class Roofline:
+    """Peak rates."""
 
     flops: float  # FLOP/s
     copy: float  # bytes a second, read and written
 
 
-class EngineCeiling:
+class EngineRoofline:
     """A backend's own matrix product and copy."""
 
     def __init__(self, backend: str, threads: int, precision: str) -> None:
         from uid.engines import create
 
         self.backend = create(backend, threads=threads)
-        # fp16 graphs run in float16 on a GPU and in float32 on a CPU: the faster of the two is the ceiling.
+        # fp16 graphs run in float16 on a GPU and in float32 on a CPU: the faster of the two is the peak.
         self.dtypes = (np.float32, np.float16) if precision == "fp16" else (np.float32,)
 
-    def measure(self) -> Ceiling:
+    def measure(self) -> Roofline:
         """Both rates."""
         with tempfile.TemporaryDirectory() as folder:
             products = [best_rate(partial(self.product, Path(folder), dtype), *SIDES) for dtype in self.dtypes]
-            return Ceiling(max(products), best_rate(partial(self.copy, Path(folder)), *VALUES))
+            return Roofline(max(products), best_rate(partial(self.copy, Path(folder)), *VALUES))
 
     def product(self, folder: Path, dtype: DTypeLike, side: int) -> Case:
         """A product of two matrices."""
@@ -72,7 +72,7 @@ class EngineCeiling:
         return run
 
 
-class TorchCeiling:
+class TorchRoofline:
     """PyTorch's matrix product, in float32 or float16, and its copy."""
 
     def __init__(self, threads: int, half: bool = False) -> None:
@@ -82,9 +82,9 @@ class TorchCeiling:
         self.dtype = torch.float16 if half else torch.float32
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def measure(self) -> Ceiling:
+    def measure(self) -> Roofline:
         """Both rates."""
-        return Ceiling(best_rate(self.product, *SIDES), best_rate(self.copy, *VALUES))
+        return Roofline(best_rate(self.product, *SIDES), best_rate(self.copy, *VALUES))
 
     def product(self, side: int) -> Case:
         """A product of two matrices."""
@@ -156,5 +156,5 @@ def write_graph(
     import onnx
     from onnx import helper
 
-    graph = helper.make_graph(nodes, "ceiling", inputs, outputs, constants)
+    graph = helper.make_graph(nodes, "roofline", inputs, outputs, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(path))

@@ -38,8 +38,8 @@ class LatencySummary:
     peak_bytes: int
     gpu_bytes: int
     flop_rate: float  # FLOP/s at the median
-    flop_ceiling: float
-    copy_ceiling: float  # bytes a second
+    peak_flop_rate: float  # FLOP/s of a large matrix product; 0: not measured
+    peak_copy_rate: float  # bytes a second
     psnr: float  # dB, of the worst repeat
     max_difference: float  # likewise, of 1.0
     against: str
@@ -50,9 +50,9 @@ class LatencySummary:
         return self.step / self.steps
 
     @property
-    def of_ceiling(self) -> float | None:
+    def of_peak(self) -> float | None:
         """Share of the matrix product's rate, 0 to 1; None where that was not measured."""
-        return self.flop_rate / self.flop_ceiling if self.flop_ceiling else None
+        return self.flop_rate / self.peak_flop_rate if self.peak_flop_rate else None
 
     @property
     def sound(self) -> bool:
@@ -95,8 +95,8 @@ def summary(rows: Sequence[LatencyRow]) -> LatencySummary:
         peak_bytes=max(row.peak_bytes for row in rows),
         gpu_bytes=first.gpu_bytes,
         flop_rate=first.flops / seconds,
-        flop_ceiling=first.flop_ceiling,
-        copy_ceiling=first.copy_ceiling,
+        peak_flop_rate=first.flop_ceiling,
+        peak_copy_rate=first.copy_ceiling,
         psnr=worst.psnr,
         max_difference=max(row.max_difference for row in rows),
         against=worst.against,

@@ -33,7 +33,7 @@ def cells(line: LatencySummary) -> list[str]:
         f"{line.seconds:.3g} ({line.spread:.2g})",
         f"{1000 * line.seconds_per_step:.3g}",
         f"{line.prepare:.2g}, {line.finish:.2g}",
-        f"{line.flop_rate / 1e9:.3g}" + ("" if line.of_ceiling is None else f", {line.of_ceiling:.0%}"),
+        f"{line.flop_rate / 1e9:.3g}" + ("" if line.of_peak is None else f", {line.of_peak:.0%}"),
         f"{line.peak_bytes / 1e6:.0f}" + (f", GPU {line.gpu_bytes / 1e6:.0f}" if line.gpu_bytes else ""),
         f"{line.load_seconds:.2g}",
         f"{line.psnr:.1f}" if line.sound else f"{line.psnr:.1f} {WRONG}",
@@ -48,9 +48,9 @@ def paper_cells() -> list[str]:
 def notes(lines: Sequence[LatencySummary]) -> list[str]:
     """What the columns mean."""
     against = " and ".join(dict.fromkeys(line.against for line in lines))
-    known = [line for line in lines if line.flop_ceiling]
-    ceilings = grouped(known, lambda line: (line.runner, line.flop_ceiling, line.copy_ceiling))
-    rates = "; ".join(f"{name} {flops / 1e9:.3g} GFLOP/s, {copy / 1e9:.3g} GB/s" for name, flops, copy in ceilings)
+    known = [line for line in lines if line.peak_flop_rate]
+    peaks = grouped(known, lambda line: (line.runner, line.peak_flop_rate, line.peak_copy_rate))
+    rates = "; ".join(f"{name} {flops / 1e9:.3g} GFLOP/s, {copy / 1e9:.3g} GB/s" for name, flops, copy in peaks)
     return [
         f"Medians of {_span([line.repeats for line in lines])} interleaved repeats, interquartile range in brackets; "
         "peak: resident memory of the runner's own process; load: start of the process to ready.",

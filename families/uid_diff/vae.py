@@ -44,7 +44,7 @@ def zeroed(conv: nn.Conv2d) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """x + a v, where v = conv(relu(conv(norm(x)))) and a, one number a channel, follows from v's mean over the image.
 
-    The channel attention (Zhang et al., 2018) lets all of a image tell each place how it is blurred.
+    The channel attention (Zhang et al., 2018) lets all of an image tell each place how it is blurred.
     """
 
     def __init__(self, channels: int, groups: int) -> None:

@@ -1,4 +1,4 @@
-"""What the CPU backends keep on disk: one writer at a time, nothing left over, nothing removed that is not theirs."""
+"""What the CPU backends store on disk: one writer at a time, no leftovers, and only their own files are removed."""
 
 import importlib.util
 import shutil
@@ -18,13 +18,13 @@ OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reas
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A copy of the tiny bundle with nothing kept."""
+    """A copy of the tiny bundle with an empty engine cache."""
     return read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny", ignore=shutil.ignore_patterns("engines"))))
 
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What the backend reports."""
+    """Lines that the backend reports."""
     return []
 
 
@@ -33,25 +33,25 @@ def backend(request: pytest.FixtureRequest, lines: list[str]) -> Backend:
     return engines.create(request.param, threads=1, report=lines.append)
 
 
-def kept(bundle: Bundle, backend: Backend) -> set[str]:
-    """Names of what is kept, and of what was left over."""
+def stored(bundle: Bundle, backend: Backend) -> set[str]:
+    """Names of the stored components and of leftovers."""
     return {path.name for path in default_folder(bundle, backend.name).iterdir() if path.name != ".lock"}
 
 
-def test_what_is_kept_takes_the_place_of_its_own_earlier_states_alone(bundle: Bundle, backend: Backend) -> None:
+def test_a_stored_component_replaces_only_its_own_earlier_versions(bundle: Bundle, backend: Backend) -> None:
     for name in ("step", "step_blur", "decoder"):
         backend.load_component(bundle, bundle.components[name], SIZES)
-    before = kept(bundle, backend)
+    before = stored(bundle, backend)
     manifest = bundle.folder / MANIFEST
     manifest.write_text(manifest.read_text() + " ")
     again = read_bundle(bundle.folder)
     backend.load_component(again, again.components["step"], SIZES)
-    (gone,), (new,) = before - kept(bundle, backend), kept(bundle, backend) - before
+    (gone,), (new,) = before - stored(bundle, backend), stored(bundle, backend) - before
     assert gone.startswith(("step-", "step."))
     assert new.startswith(("step-", "step."))
 
 
-def test_a_name_that_begins_with_another_is_not_its_earlier_state(tmp_path: Path) -> None:
+def test_a_name_with_the_same_prefix_is_not_an_earlier_version(tmp_path: Path) -> None:
     names = [f"step.{name}-{16 * digit}.blob" for name in ("openvino", "openvino-bf16") for digit in "01"]
     for name in names:
         (tmp_path / name).touch()
@@ -59,7 +59,7 @@ def test_a_name_that_begins_with_another_is_not_its_earlier_state(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
-def test_a_name_with_the_signs_of_a_pattern_matches_itself_alone(tmp_path: Path) -> None:
+def test_pattern_characters_in_a_name_match_literally(tmp_path: Path) -> None:
     for name in ("photos", "step", "[a-z]*"):
         (tmp_path / f"{name}-{16 * '0'}.blob").touch()
     remove_earlier(tmp_path / f"[a-z]*-{16 * '1'}.blob")
@@ -69,23 +69,23 @@ def test_a_name_with_the_signs_of_a_pattern_matches_itself_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize("linked", ["engines", "engines/openvino", "engines/onnxruntime"])
-def test_a_link_in_a_bundle_leads_nowhere(
+def test_a_link_in_a_bundle_is_not_followed(
     bundle: Bundle, backend: Backend, linked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle may come with a link to a folder that is somebody's own."""
+    """A bundle may come with a link to a private folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     outside, link = tmp_path / "outside", bundle.folder / linked
     outside.mkdir()
-    leftover = f".mine-{16 * '0'}.{8 * '0'}"  # named as what a killed writer leaves
+    leftover = f".mine-{16 * '0'}.{8 * '0'}"  # the name of a killed writer's leftover
     (outside / leftover).touch()
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(outside)
     backend.load_component(bundle, bundle.components["decoder"], SIZES)
     assert [path.name for path in outside.rglob("*")] == [leftover]
-    assert kept(bundle, backend)
+    assert stored(bundle, backend)
 
 
-def test_a_lock_that_is_a_link_makes_no_file(
+def test_a_lock_that_is_a_link_is_not_followed(
     bundle: Bundle, backend: Backend, lines: list[str], tmp_path: Path
 ) -> None:
     folder = default_folder(bundle, backend.name)
@@ -96,7 +96,7 @@ def test_a_lock_that_is_a_link_makes_no_file(
     assert "cannot write" in lines[0]
 
 
-def test_what_a_killed_writer_left_is_removed(bundle: Bundle, backend: Backend) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(bundle: Bundle, backend: Backend) -> None:
     folder = default_folder(bundle, backend.name)
     half = folder / f".encoder-{16 * '0'}.01234567"
     half.mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_what_a_killed_writer_left_is_removed(bundle: Bundle, backend: Backend) 
     (folder / f".encoder.openvino-{16 * '0'}.01234567.blob").write_bytes(b"half of it")
     (folder / ".mine").touch()
     backend.load_component(bundle, bundle.components["decoder"], SIZES)
-    (decoder,) = kept(bundle, backend) - {".mine"}
+    (decoder,) = stored(bundle, backend) - {".mine"}
     assert decoder.startswith("decoder")
 
 
@@ -116,15 +116,13 @@ def test_one_writer_at_a_time(bundle: Bundle, backend: Backend, lines: list[str]
         while not lines:
             other.join(0.01)
             assert other.is_alive()
-        assert not kept(bundle, backend)
+        assert not stored(bundle, backend)
     other.join(300.0)
     assert lines == [f"waiting for another build in {default_folder(bundle, backend.name)}"]
-    assert len(kept(bundle, backend)) == 1
+    assert len(stored(bundle, backend)) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said_and_no_more(
-    bundle: Bundle, backend: Backend, lines: list[str]
-) -> None:
+def test_an_unwritable_folder_is_reported_in_one_line(bundle: Bundle, backend: Backend, lines: list[str]) -> None:
     (bundle.folder / "engines").write_bytes(b"in the way")
     assert backend.load_component(bundle, bundle.components["decoder"], SIZES).covers(SIZES)
     assert len(lines) == 1

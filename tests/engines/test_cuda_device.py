@@ -160,7 +160,7 @@ def test_a_replay_does_what_the_launches_do(stream: "cuda.Stream") -> None:
         cuda.call(cudart.cudaMemcpyAsync, target.address, source.address, source.nbytes, kind, stream.handle)
 
     there, on = (lambda: copy(buffers[0], buffers[1])), (lambda: copy(buffers[1], buffers[2]))
-    replay, reports = cuda.captured(Work([], [there, on], []), stream), []
+    replay, reports = cuda.GraphReplay(Work([], [there, on], []), stream), []
     for seed in range(3):
         value = np.random.default_rng(seed).random((50, 50), dtype=np.float32)
         buffers[0].write(value)

@@ -1,4 +1,4 @@
-"""OpenVINO as a backend, held against ONNX Runtime."""
+"""OpenVINO as a backend, compared with ONNX Runtime."""
 
 import hashlib
 from pathlib import Path
@@ -16,10 +16,12 @@ from uid.bundles.cache import default_folder  # noqa: E402
 from uid.bundles.manifest import Bundle, Component, read_bundle  # noqa: E402
 from uid.bundles.tensors import (  # noqa: E402
     Array,
+    TensorSpec,
     resolve,
 )
 from uid.engines import Backend, Engine  # noqa: E402
 from uid.engines.openvino_cpu import OpenvinoBackend, create_bf16  # noqa: E402
+from uid.engines.registry import PROBE  # noqa: E402
 from uid.errors import BackendError, BundleError, OutOfMemoryError  # noqa: E402
 from uid.runtime.pipeline import Options, Pipeline, load  # noqa: E402
 
@@ -37,7 +39,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """The tiny bundle in a folder where nothing is cached yet."""
+    """The tiny bundle with an empty engine cache."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     for path in tiny_bundle.iterdir():
@@ -46,7 +48,8 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     return read_bundle(folder)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Array:
+def noise(height: int, width: int, seed: int = 0) -> Array:
+    """A float32 image of noise in [0, 1)."""
     return np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
 
 
@@ -88,7 +91,7 @@ def outer(folder: Path) -> Path:
     return folder / "outer.onnx"
 
 
-def test_every_component_computes_what_onnxruntime_does_each_time(backend: Backend, bundle: Bundle) -> None:
+def test_every_component_agrees_with_onnxruntime_in_every_run(backend: Backend, bundle: Bundle) -> None:
     reference = engines.create("onnxruntime", threads=1)
     for part in bundle.components.values():
         oracle = reference.load(bundle.folder / part.file)
@@ -104,7 +107,7 @@ def test_every_component_computes_what_onnxruntime_does_each_time(backend: Backe
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16")
-def test_bfloat16_is_as_good_at_timesteps_that_it_cannot_hold(bundle: Bundle) -> None:
+def test_bfloat16_is_as_accurate_at_timesteps_that_it_cannot_represent(bundle: Bundle) -> None:
     part, tested = bundle.components["step"], engines.create("openvino-bf16", threads=1)
     reference = engines.create("onnxruntime", threads=1)
     both = (tested, tested.load_component(bundle, part, SIZES)), (reference, reference.load(bundle.folder / part.file))
@@ -116,11 +119,11 @@ def test_bfloat16_is_as_good_at_timesteps_that_it_cannot_hold(bundle: Bundle) ->
     assert max(errors.values()) < 1.2 * errors[512], errors
 
 
-def test_pictures_are_those_of_onnxruntime(bundle: Bundle) -> None:
+def test_images_agree_with_onnxruntime(bundle: Bundle) -> None:
     tested, reference = (Pipeline(bundle, engines.create(name, threads=1)) for name in ("openvino", "onnxruntime"))
-    blur, options = picture(20, 28, 1), Options(mode="blur-transfer", steps=2, seed=3)
+    blur, options = noise(20, 28, 1), Options(mode="blur-transfer", steps=2, seed=3)
     for size in ((24, 32), (bundle.tile, bundle.tile), (24, 32), (bundle.tile + 8, bundle.tile)):
-        image = picture(*size)
+        image = noise(*size)
         done = tested(image, Options(steps=2, seed=3))
         assert done.backend == "openvino"
         assert psnr(done.image, reference(image, Options(steps=2, seed=3)).image) > 80.0
@@ -129,9 +132,9 @@ def test_pictures_are_those_of_onnxruntime(bundle: Bundle) -> None:
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bfloat16")
-def test_bfloat16_keeps_the_pictures_of_the_built_in_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_images_of_the_built_in_bundle_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    image = cv2.resize(picture(8, 12), (192, 128), interpolation=cv2.INTER_CUBIC).clip(0.0, 1.0)
+    image = cv2.resize(noise(8, 12), (192, 128), interpolation=cv2.INTER_CUBIC).clip(0.0, 1.0)
     done, expected = (
         load(backend=name, threads=1)(image, Options(steps=4)) for name in ("openvino-bf16", "onnxruntime")
     )
@@ -140,16 +143,16 @@ def test_bfloat16_keeps_the_pictures_of_the_built_in_bundle(tmp_path: Path, monk
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_ran_before(backend: Backend, bundle: Bundle) -> None:
-    image, options = picture(bundle.tile, bundle.tile), Options(steps=2)
+    image, options = noise(bundle.tile, bundle.tile), Options(steps=2)
     compiled = Pipeline(bundle, backend)(image, options).image
     pipeline = Pipeline(bundle, engines.create(backend.name, threads=1))
-    pipeline(picture(16, 20), options)
-    np.testing.assert_array_equal(pipeline(image, options).image, compiled)  # read from disk, and after another size
+    pipeline(noise(16, 20), options)
+    np.testing.assert_array_equal(pipeline(image, options).image, compiled)  # from the cache, and after another size
 
 
 def test_launches_read_and_write_their_own_buffers(backend: Backend, tmp_path: Path) -> None:
     engine = backend.load(outer(tmp_path))
-    assert engine.inputs["x"] == engines.TensorSpec("x", FLOAT32, ("?", 1))
+    assert engine.inputs["x"] == TensorSpec("x", FLOAT32, ("?", 1))
     bound = []
     for rows in (3, 5):
         x, y = backend.allocate((rows, 1), FLOAT32), backend.allocate((1, 1), FLOAT32)
@@ -180,19 +183,19 @@ def test_buffers_that_do_not_fit_are_refused(backend: Backend, tmp_path: Path) -
         engine.bind({"x": good, "y": alien})
 
 
-def test_what_memory_does_not_hold_is_its_own_error(backend: Backend) -> None:
+def test_running_out_of_memory_is_an_error_of_its_own(backend: Backend) -> None:
     with pytest.raises(OutOfMemoryError, match=r"no memory for a buffer of float32\[562949953421312\]"):
         backend.allocate((1 << 49,), FLOAT32)  # more than a process can address
 
 
-def test_what_is_no_graph_is_refused(backend: Backend, tmp_path: Path) -> None:
+def test_an_invalid_graph_is_refused(backend: Backend, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match=r"cannot load .*broken\.onnx"):
         backend.load(tmp_path / "broken.onnx")
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "another build's", "an empty file"])
-def test_a_cached_file_that_is_not_sound_is_made_again(bundle: Bundle, damage: str) -> None:
+def test_a_damaged_cached_file_is_compiled_again(bundle: Bundle, damage: str) -> None:
     part, lines = bundle.components["decoder"], list[str]()
     backend = engines.create("openvino", threads=1, report=lines.append)
     inputs = random_inputs(part, 0)
@@ -214,14 +217,14 @@ def test_a_cached_file_that_is_not_sound_is_made_again(bundle: Bundle, damage: s
             path.write_bytes(hashlib.sha256(other).digest() + other)
     again, _ = run_twice(backend, backend.load_component(bundle, part, SIZES), part, inputs)
     np.testing.assert_array_equal(again["output"], expected["output"])
-    backend.load_component(bundle, part, SIZES)  # finds the one that took its place
+    backend.load_component(bundle, part, SIZES)  # finds the new one
     assert len(lines) == 1
-    assert "is not used and made again" in lines[0]
+    assert "is not used, and compiled again" in lines[0]
 
 
 def test_bfloat16_is_refused_where_the_cpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32", "INT8"])
-    with pytest.raises(BackendError, match="does not compute in bfloat16; use --backend openvino"):
+    with pytest.raises(BackendError, match="has no bfloat16 instructions; use backend openvino"):
         create_bf16(1)
 
 
@@ -232,8 +235,8 @@ def test_an_older_openvino_is_refused(name: str, monkeypatch: pytest.MonkeyPatch
         engines.create(name)
 
 
-def test_threads_are_those_asked_for() -> None:
-    compiled = OpenvinoBackend("openvino", "f32", 1).load(engines.PROBE).compiled
+def test_the_thread_count_is_passed_on() -> None:
+    compiled = OpenvinoBackend("openvino", "f32", 1).load(PROBE).compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert not compiled.get_property("ENABLE_CPU_PINNING")
 

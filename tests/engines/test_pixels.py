@@ -3,8 +3,6 @@
 They are made here: ``python tests/engines/test_pixels.py`` writes them anew.
 """
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -14,11 +12,11 @@ from uid import engines
 from uid.bundles.tensors import Array
 from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT, in_dtype, like, planes, to_float
 
-PICTURE = ("float", ["batch", 3, "height", "width"])
+IMAGE = ("float", ["batch", 3, "height", "width"])
 PIXELS = ("uint8", ["batch", 3, "height", "width"])
 TYPES = {"float": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 SIZE = (16, 24)
-HALVES = np.float32(np.arange(0, 255) + 0.5) / np.float32(255)  # where the way of rounding shows
+HALVES = np.float32(np.arange(0, 255) + 0.5) / np.float32(255)  # values that tell one way of rounding from another
 
 Tensor = tuple[str, list[int | str]]
 
@@ -53,10 +51,10 @@ def graphs() -> dict[str, bytes]:
     ]
     mean: Tensor = ("float", [1, 1, 1, 1])
     return {
-        "pixels_in.onnx": model(pixels_in, {"image_pixels": PIXELS}, {"image": PICTURE}, {"top": 255.0}),
+        "pixels_in.onnx": model(pixels_in, {"image_pixels": PIXELS}, {"image": IMAGE}, {"top": 255.0}),
         "pixels_out.onnx": model(
             pixels_out,
-            {"output": PICTURE},
+            {"output": IMAGE},
             {"output_pixels": PIXELS, "output_mean": mean},
             {"top": 255.0, "zero": 0.0},
         ),
@@ -83,7 +81,7 @@ def run_out(output: Array) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("name", ["pixels_in.onnx", "pixels_out.onnx"])
-def test_the_packaged_graphs_are_those_made_here(name: str) -> None:
+def test_the_packaged_graphs_are_the_ones_made_here(name: str) -> None:
     assert (GRAPHS / name).read_bytes() == graphs()[name]
 
 
@@ -95,13 +93,13 @@ def test_pixels_in_is_the_hosts_conversion() -> None:
 
 def test_pixels_out_is_the_hosts_conversion() -> None:
     generator = np.random.default_rng(0)
-    picture = generator.random((3, *SIZE), dtype=np.float32)
-    picture.ravel()[: HALVES.size] = HALVES
-    picture.ravel()[-2:] = 0.0, 1.0
-    made = run_out(picture[None])["output_pixels"][0]
-    expected = like(picture, np.zeros((1, 1, 3), np.uint8))
+    image = generator.random((3, *SIZE), dtype=np.float32)
+    image.ravel()[: HALVES.size] = HALVES
+    image.ravel()[-2:] = 0.0, 1.0
+    made = run_out(image[None])["output_pixels"][0]
+    expected = like(image, np.zeros((1, 1, 3), np.uint8))
     np.testing.assert_array_equal(made, planes(expected), strict=True)
-    np.testing.assert_array_equal(expected, np.rint(255 * picture).astype(np.uint8).transpose(1, 2, 0), strict=True)
+    np.testing.assert_array_equal(expected, np.rint(255 * image).astype(np.uint8).transpose(1, 2, 0), strict=True)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -112,7 +110,7 @@ def test_every_level_of_an_integer_comes_back(dtype: type[np.integer]) -> None:
     np.testing.assert_array_equal(in_dtype(near, np.dtype(dtype)), np.rint(near * np.float32(np.iinfo(dtype).max)))
 
 
-def test_pixels_out_clamps_and_tells_of_what_uint8_cannot_hold() -> None:
+def test_pixels_out_clamps_and_its_mean_shows_nan_and_infinity() -> None:
     output = np.zeros((1, 3, *SIZE), np.float32)
     output[0, :, 0, :2] = [-0.1, 1.1]
     made = run_out(output)
@@ -125,4 +123,4 @@ def test_pixels_out_clamps_and_tells_of_what_uint8_cannot_hold() -> None:
 
 if __name__ == "__main__":
     for name, data in graphs().items():
-        (Path(engines.__file__).parent / name).write_bytes(data)
+        (GRAPHS / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Which installed distribution brings a backend, and what is tried before it is used."""
+"""Which installed distribution brings a backend, and which backends are tried before use."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_distribution_that_brings_a_backend_counts(
         ("onnxruntime-cuda", "onnxruntime"),
     ],
 )
-def test_a_distribution_of_a_similar_name_does_not(
+def test_a_distribution_of_a_similar_name_does_not_count(
     backend: str, distribution: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -64,7 +64,7 @@ def test_a_distribution_of_a_similar_name_does_not(
     assert engines.installed(engines.BACKENDS[backend]) == ""
 
 
-def test_rows_tell_the_version_whatever_the_distribution_is_called(
+def test_rows_have_the_version_whatever_the_distribution_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -74,7 +74,7 @@ def test_rows_tell_the_version_whatever_the_distribution_is_called(
     assert (found["tensorrt-rtx"], found["numpy"], "tensorrt" in found) == ("1.6.1.120", "2.4.6", False)
 
 
-def test_a_backend_in_doubt_is_tried_and_said_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_in_doubt_is_tried_and_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     engines.create("onnxruntime", threads=1, report=lines.append)
     monkeypatch.setattr(OrtBackend, "doubt", "it is on trial")

@@ -17,6 +17,7 @@ from uid.export import validate
 from uid.export.bundle import case_of, export_bundle
 from uid.export.cli import main
 from uid.export.graph import WeightStore, store_weights
+from uid.families import registry
 from uid.families.uid_diff.components import declare
 from uid.families.uid_diff.model import UIDDiff
 from uid.runtime.options import Options
@@ -66,11 +67,14 @@ def test_parity_checks_see_names_shapes_and_values(tiny_bundle: Path, tiny_model
         validate.check_component(backend, engine, renamed, case, 1e-4)
 
 
-def test_image_check_sees_a_wrong_image(tiny_bundle: Path, tiny_model: UIDDiff) -> None:
-    case = validate.image_case(tiny_model, {"deblur": "sharp and clean image"}, steps=2, guidance=7.5)
+def test_image_check_sees_a_wrong_image(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    model = registry.load(tiny_checkpoint)
+    case = validate.image_case(model, model.components("fp32"), steps=2, guidance=7.5)
     bundle, backend = read_bundle(tiny_bundle), create("onnxruntime")
-    assert validate.check_image(bundle, backend, case)[0].error <= 1 / 255
-    wrong = dataclasses.replace(case, results={"deblur": case.results["deblur"] + 0.01})
+    found = validate.check_image(bundle, backend, case)
+    assert [parity.name for parity in found] == ["deblur image, 2 steps", "blur-transfer image, 2 steps"]
+    assert all(parity.error <= 1 / 255 for parity in found)
+    wrong = dataclasses.replace(case, results={**case.results, "deblur": case.results["deblur"] + 0.01})
     with pytest.raises(ParityError, match="the deblur image differs from PyTorch's by"):
         validate.check_image(bundle, backend, wrong)
 

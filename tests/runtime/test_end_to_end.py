@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from uid.runtime.media.formats import DecodedImage
 
 MakeToy = Callable[..., Path]
 UID_RUN = [sys.executable, "-m", "uid.runtime.app.cli"]
+VIDEO = pytest.mark.skipif(find_spec("av") is None, reason="needs PyAV")
 
 
 def photo(path: Path, size: tuple[int, int] = (20, 28), seed: int = 0, dtype: type[np.generic] = np.uint8) -> Path:
@@ -170,6 +172,7 @@ def test_pipe_in_and_out(tmp_path: Path, make_toy: MakeToy) -> None:
     np.testing.assert_array_equal(read_image(done.stdout).pixels, expected)
 
 
+@VIDEO
 def test_video_frames_are_the_pipelines(tmp_path: Path, make_toy: MakeToy) -> None:
     bundle, frames = make_toy(), tmp_path / "frames"
     for i in range(5):
@@ -185,6 +188,7 @@ def test_video_frames_are_the_pipelines(tmp_path: Path, make_toy: MakeToy) -> No
     assert not capture.read()[0]
 
 
+@VIDEO
 def test_video_compared(tmp_path: Path, make_toy: MakeToy) -> None:
     for i in range(3):
         photo(tmp_path / "frames" / f"{i}.png", (32, 48), seed=i)

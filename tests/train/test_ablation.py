@@ -51,6 +51,6 @@ def test_every_variant_is_trained_and_measured(tmp_path: Path, tiny_checkpoint: 
 
 
 def test_command_line_says_what_it_needs(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["ablation", str(tmp_path), "--steps", "1", "--pictures", "1"])
+    result = CliRunner().invoke(main, ["ablation", str(tmp_path), "--steps", "1", "--images", "1"])
     assert result.exit_code == 1
     assert "is not a checkpoint" in result.output

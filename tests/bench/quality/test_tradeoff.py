@@ -35,15 +35,15 @@ def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None
     rows = []
     for setting, gain, seconds in [((4, 8), 1.0, 8.0), ((4, 2), 0.9, 2.0), ((4, 4), 0.8, 4.0), ((1, 1), 0.5, 1.0)]:
         times = {"seconds": seconds, "step_seconds": seconds - 0.5}
-        row = replace(ROW, steps=setting[0], views=setting[1], gain=gain, **times)
+        row = replace(ROW, steps=setting[0], transforms=setting[1], gain=gain, **times)
         longer = {name: 10.0 * value for name, value in times.items()}
         rows += [row, replace(row, photo="china", gain=gain - 0.5, **longer, width=80)]
     rows.append(
-        replace(ROW, steps=1, views=1, gain=0.5, seconds=900.0, step_seconds=0.5)
+        replace(ROW, steps=1, transforms=1, gain=0.5, seconds=900.0, step_seconds=0.5)
     )  # an outlier, which a median leaves out
-    rows.append(replace(ROW, steps=1, views=1, gain=0.5, seconds=1.0, step_seconds=0.5))
+    rows.append(replace(ROW, steps=1, transforms=1, gain=0.5, seconds=1.0, step_seconds=0.5))
     lines = summarise(rows)
-    assert [(line.setting.steps, line.setting.views, line.speed, line.front) for line in lines] == [
+    assert [(line.setting.steps, line.setting.transforms, line.speed, line.front) for line in lines] == [
         (4, 8, 1.0, True),
         (4, 2, 4.0, True),
         (4, 4, 2.0, False),
@@ -60,11 +60,11 @@ def test_command_on_a_bundle_and_its_record(tiny_bundle: Path, tmp_path: Path) -
     qualities = {"full": {"steps": 2, "views": 2}, "fast": {"steps": 1, "views": 1}, "other": {"steps": 9, "views": 1}}
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"qualities": qualities, "quality": "full"}))
     words = ["tradeoff", "-m", str(bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "1"]
-    words += ["--steps", "2", "--views", "1", "--views", "2", "-o", str(output), "--record"]
+    words += ["--steps", "2", "--transforms", "1", "--transforms", "2", "-o", str(output), "--record"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["steps"], row["views"]) for row in rows] == 2 * [(2, 2), (2, 1), (1, 2), (1, 1)]
+    assert [(row["steps"], row["transforms"]) for row in rows] == 2 * [(2, 2), (2, 1), (1, 2), (1, 1)]
     assert [row["psnr_to_first"] for row in rows][::4] == [100.0, 100.0]
     assert max(row["psnr_to_first"] for row in rows if row["steps"] == 1) < 60.0
     declared = read_bundle(bundle).presets
@@ -88,13 +88,13 @@ def test_the_fullest_setting_comes_first() -> None:
 def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     words = ["tradeoff", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
-    words += ["--views", "1", "--reuse", "2", "--guidance-interval", "0.5:1", "-o", str(output)]
+    words += ["--transforms", "1", "--cache-interval", "2", "--guidance-interval", "0.5:1", "-o", str(output)]
     other = shutil.copytree(tiny_bundle, tmp_path / "other", ignore=shutil.ignore_patterns("engines"))
     words += ["--other", str(other)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    got = [(row["reuse"], row["guidance_interval"]) for row in rows]
+    got = [(row["cache_interval"], row["guidance_interval"]) for row in rows]
     assert got == 2 * 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
     assert [row["bundle"] for row in rows] == 2 * ["tiny", "tiny", "tiny", "tiny", "other", "other", "other", "other"]
     assert rows[4]["psnr_to_first"] == 100.0

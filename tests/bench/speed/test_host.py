@@ -14,11 +14,11 @@ from uid.runtime.pipeline import Pipeline
 
 
 def test_rows_say_what_ran(tmp_path: Path) -> None:
-    words = ["host", "--size", "40x72", "--size", "200", "--views", "1", "--views", "8", "--tile", "128"]
+    words = ["host", "--size", "40x72", "--size", "200", "--transforms", "1", "--transforms", "8", "--tile", "128"]
     result = CliRunner().invoke(main, [*words, "--repeats", "2", "-o", str(tmp_path / "rows.jsonl")])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    ran = [(row["height"], row["width"], row["views"], row["tiles"], row["repeat"]) for row in rows]
+    ran = [(row["height"], row["width"], row["transforms"], row["tiles"], row["repeat"]) for row in rows]
     cases = [(40, 72, 1, 1), (40, 72, 8, 1), (200, 200, 1, 4), (200, 200, 8, 4)]
     assert ran == [(*case, repeat) for case in cases for repeat in range(2)]
     assert all(row["seconds"] > 0.0 for row in rows)

@@ -42,12 +42,12 @@ from uid.runtime.pipeline import load
 
 SERVED = """
 import dataclasses, os, signal
-from uid.bench.runners import EngineRunner
+from uid.bench.speed.runners import EngineRunner
 
 class Wrong(EngineRunner):
     def run(self, image, steps):
-        picture = super().run(image, steps)
-        return dataclasses.replace(picture, image=picture.image // 2)
+        made = super().run(image, steps)
+        return dataclasses.replace(made, image=made.image // 2)
 
 class Crashing(EngineRunner):
     left = 4
@@ -114,7 +114,7 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
     arguments = engine.pictures.arguments
 
     def other(name: str, factory: str) -> Runner:
-        return Runner(name, Spec(name, f"{served}:{factory}", arguments), engine.ceiling)
+        return Runner(name, Spec(name, f"{served}:{factory}", arguments), engine.roofline)
 
     extra = (other("wrong", "Wrong"), other("crashing", "Crashing"), other("unable", "unable"))
     rows = list(measure(replace(measurement, runners=(engine, *extra, reference)), said.append))
@@ -145,10 +145,11 @@ def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpo
     task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
     image = sample_picture(16, 24)
     eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled=compiled) for compiled in (False, True))
-    assert all(part._compiled_call_impl is not None for part in (compiled.model.step, compiled.model.decoder))
+    network = compiled.model.network
+    assert all(part._compiled_call_impl is not None for part in (network.step, network.decoder))
     collecting: dict[TorchRunner, set[bool]] = {eager: set(), compiled: set()}
     for runner, seen in collecting.items():
-        runner.model.step.register_forward_pre_hook(lambda *_, seen=seen: seen.add(gc.isenabled()))
+        runner.model.network.step.register_forward_pre_hook(lambda *_, seen=seen: seen.add(gc.isenabled()))
     with torch.compiler.set_stance("force_eager"):  # to compile in earnest takes minutes
         assert np.array_equal(compiled.run(image, 2).image, eager.run(image, 2).image)
     assert collecting == {eager: {True}, compiled: {False}}  # none where CUDA graphs may be captured
@@ -158,7 +159,7 @@ def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpo
 def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
     exact, half = (TorchRunner(task, tiny_checkpoint, half=half) for half in (False, True))
-    assert {weight.dtype for weight in half.model.parameters()} == {torch.float16}
+    assert {weight.dtype for weight in half.model.network.parameters()} == {torch.float16}
     made = [runner.run(sample_picture(16, 24, np.float32), 4).image for runner in (exact, half)]
     psnr, difference = agreement(*reversed(made))
     assert psnr > 45.0
@@ -169,10 +170,11 @@ def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, 
 def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_checkpoint: Path, half: bool) -> None:
     """Torch's meta device holds no numbers, but refuses to mix with another as a GPU does."""
     runner = TorchRunner(Task(tiny_bundle, 7.5, 0, 1), tiny_checkpoint, half=half)
-    runner.move("meta")
+    runner.device = torch.device("meta")
+    runner.model.to(runner.device)
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the picture, at the end
         runner.run(sample_picture(16, 24), 3)
-    scheduler = runner.model.scheduler
+    scheduler = runner.model.network.scheduler
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.new_ones((), device="cpu")[None]
     with pytest.raises(RuntimeError, match="device"):
         runner.run(sample_picture(16, 24), 3)
@@ -181,7 +183,7 @@ def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_chec
 def test_the_reference_with_channels_last_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
     plain, last = (TorchRunner(task, tiny_checkpoint, channels_last=last) for last in (False, True))
-    weight = last.model.step.unet.conv_in.weight
+    weight = last.model.network.step.unet.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert not weight.is_contiguous()
     image = sample_picture(16, 24, np.float32)
@@ -292,7 +294,7 @@ def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Pa
     rows = tmp_path / "rows.jsonl"
     rows.write_text("of an earlier run\n")
     words = [sys.executable, "-m", "uid.bench.cli", "latency", "-m", str(tiny_bundle), "--backend", "onnxruntime"]
-    words += ["--no-ceilings", "--size", "16", "--threads", "1", "--repeats", "100000", "--steps", "1", "-o", str(rows)]
+    words += ["--no-peaks", "--size", "16", "--threads", "1", "--repeats", "100000", "--steps", "1", "-o", str(rows)]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60.0
     while len(rows.read_text().splitlines()) < 3:
@@ -314,7 +316,7 @@ def test_a_kept_oracle_is_what_pictures_are_held_against(
     result = CliRunner().invoke(main, ["oracle", *common, "-o", str(oracle)], catch_exceptions=False)
     assert result.output == f"wrote {oracle}: 16x24, 2 steps, guidance 7.5, seed 0, by pytorch, fp32\n"
     words = ["latency", "-m", str(tiny_bundle), *common, "--oracle", str(oracle), "--backend", "onnxruntime"]
-    words += ["--no-ceilings", "--repeats", "1", "--warm-up", "0", "-o", str(rows)]
+    words += ["--no-peaks", "--repeats", "1", "--warm-up", "0", "-o", str(rows)]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert "of product" in result.output
     assert "Matrix product" not in result.output
@@ -323,7 +325,7 @@ def test_a_kept_oracle_is_what_pictures_are_held_against(
     assert row.psnr > 60.0
 
 
-def test_memory_and_parity_are_views_of_the_same(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+def test_memory_and_parity_measure_the_same_runs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     common = ["-m", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
     sizes = ["--size", "16", "--size", "32", "--size", "64x32"]
     result = CliRunner().invoke(main, ["memory", *common, *sizes], catch_exceptions=False)
@@ -359,7 +361,7 @@ def test_the_reference_process_makes_what_the_runtime_makes(
     source, made = tmp_path / "in.png", tmp_path / "out.png"
     image = sample_picture(16, 24)
     write_png(source, image)
-    reference(str(tiny_checkpoint), str(source), str(made), steps=2, views=2, guidance=7.5, threads=1)
+    reference(str(tiny_checkpoint), str(source), str(made), steps=2, transforms=2, guidance=7.5, threads=1)
     expected = load(tiny_bundle, backend="onnxruntime")(image, Options(steps=2, transforms=2, guidance=7.5)).image
     assert np.abs(read_image(made).pixels.astype(int) - expected).max() <= 1
 

@@ -107,7 +107,7 @@ def test_summary_of_repeats() -> None:
     rows = repeats(2.0, 1.0, 4.0) + repeats(1.0, steps=8) + [replace(ROW, repeat=3, seconds=3.0, psnr=39.0)]
     first, other = summarise(rows)
     assert (first.repeats, first.seconds, first.spread) == (4, 2.5, pytest.approx(1.5))
-    assert (first.flop_rate, first.of_ceiling) == (pytest.approx(1.2e9), pytest.approx(0.2))
+    assert (first.flop_rate, first.of_peak) == (pytest.approx(1.2e9), pytest.approx(0.2))
     assert first.seconds_per_step == pytest.approx(0.4)
     assert (first.psnr, first.sound) == (39.0, False)
     assert (other.steps, other.sound) == (8, True)

@@ -1,7 +1,9 @@
-"""The engine contract on ONNX Runtime, with graphs that carry their own expected result."""
+"""The engine contract on ONNX Runtime, with graphs whose results are known."""
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from onnx import TensorProto, helper
 from uid import engines
 from uid.bundles.cache import default_folder
 from uid.bundles.manifest import Bundle, Component, read_bundle
-from uid.bundles.tensors import Array, resolve
+from uid.bundles.tensors import Array, TensorSpec, resolve
 from uid.engines import Backend, Engine, Work
 from uid.engines.ort.cpu import OrtBackend, open_session, session_options
 from uid.errors import BackendError, BundleError, OutOfMemoryError
@@ -33,10 +35,10 @@ def doubler(tmp_path: Path) -> Path:
     return path
 
 
-def test_bound_once_run_often(doubler: Path) -> None:
+def test_a_binding_runs_any_number_of_times(doubler: Path) -> None:
     backend = engines.create("onnxruntime", threads=1)
     engine = backend.load(doubler)
-    assert engine.inputs["x"] == engines.TensorSpec("x", np.dtype(np.float32), (1, "n"))
+    assert engine.inputs["x"] == TensorSpec("x", np.dtype(np.float32), (1, "n"))
     x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
     launch, back = engine.bind({"x": x, "y": y}), engine.bind({"x": y, "y": x})
     x.write(np.arange(5, dtype=np.float32)[None])
@@ -63,12 +65,12 @@ def test_buffers_that_do_not_fit_are_refused(doubler: Path) -> None:
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A copy of the tiny bundle with nothing kept."""
+    """A copy of the tiny bundle with an empty engine cache."""
     return read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny", ignore=shutil.ignore_patterns("engines"))))
 
 
 def outputs(engine: Engine, backend: Backend, part: Component) -> list[Array]:
-    """What a component makes of the same random numbers."""
+    """Outputs of a component for the same random inputs."""
     generator = np.random.default_rng(0)
     specs = (*part.inputs, *part.outputs)
     buffers = {spec.name: backend.allocate(resolve(spec.shape, SIZES), spec.dtype) for spec in specs}
@@ -79,7 +81,7 @@ def outputs(engine: Engine, backend: Backend, part: Component) -> list[Array]:
 
 
 @pytest.mark.parametrize("name", ["structure", "encoder", "step_blur", "decoder"])
-def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) -> None:
+def test_a_cached_graph_computes_what_the_bundles_graph_does(bundle: Bundle, name: str) -> None:
     backend, part = OrtBackend(1), bundle.components[name]
     expected = outputs(backend.load(bundle.folder / part.file), backend, part)
     for _ in range(2):  # made, then found
@@ -92,7 +94,7 @@ def test_a_kept_graph_computes_what_the_bundles_does(bundle: Bundle, name: str) 
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a lost end", "no sums", "sums of other files", "no graph"])
-def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: str) -> None:
+def test_a_damaged_cached_graph_is_optimised_again(bundle: Bundle, damage: str) -> None:
     lines: list[str] = []
     backend, part = OrtBackend(1), bundle.components["decoder"]
     backend.report = lines.append
@@ -114,12 +116,12 @@ def test_a_kept_graph_that_is_not_sound_is_made_again(bundle: Bundle, damage: st
     again = outputs(backend.load_component(bundle, part, SIZES), backend, part)
     np.testing.assert_array_equal(again[0], expected[0])
     assert (folder / "weights.bin").read_bytes() == weights
-    backend.load_component(bundle, part, SIZES)  # finds the one that took its place
+    backend.load_component(bundle, part, SIZES)  # finds the new one
     assert len(lines) == 1
-    assert "is not used and made again" in lines[0]
+    assert "is not used, and optimised again" in lines[0]
 
 
-def test_read_is_a_copy() -> None:
+def test_read_returns_a_copy() -> None:
     buffer = engines.create("onnxruntime").allocate((2,), np.dtype(np.float32))
     buffer.write(np.ones(2, np.float32))
     before = buffer.read()
@@ -127,7 +129,7 @@ def test_read_is_a_copy() -> None:
     np.testing.assert_array_equal(before, np.ones(2))
 
 
-def test_what_memory_does_not_hold_is_its_own_error(tmp_path: Path) -> None:
+def test_running_out_of_memory_is_an_error_of_its_own(tmp_path: Path) -> None:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])
     nodes = [
@@ -146,7 +148,7 @@ def test_what_memory_does_not_hold_is_its_own_error(tmp_path: Path) -> None:
         launch()
 
 
-def test_work_is_done_in_order_and_each_step_is_reported(doubler: Path) -> None:
+def test_work_runs_in_order_and_each_step_is_reported(doubler: Path) -> None:
     backend = engines.create("onnxruntime", threads=1)
     engine = backend.load(doubler)
     x, y = (backend.allocate((1, 5), np.dtype(np.float32)) for _ in range(2))
@@ -156,7 +158,11 @@ def test_work_is_done_in_order_and_each_step_is_reported(doubler: Path) -> None:
     def see(what: int | str) -> None:
         seen.append((what, float(max(x.read().max(), y.read().max()))))
 
-    replay = backend.capture(Work([there], [back, there, back], [there], rest=see))
+    def releases(stage: str) -> Any:
+        return SimpleNamespace(release=lambda: see(stage))
+
+    engines_of = {stage: [releases(stage)] for stage in ("prepare", "step", "finish")}
+    replay = backend.capture(Work([there], [back, there, back], [there], engines_of))
     x.write(np.ones((1, 5), np.float32))
     seconds = replay(see)
     assert seen == [("prepare", 2.0), (1, 4.0), (2, 8.0), (3, 16.0), ("step", 16.0), ("finish", 32.0)]
@@ -164,7 +170,7 @@ def test_work_is_done_in_order_and_each_step_is_reported(doubler: Path) -> None:
     assert all(value > 0.0 for value in seconds.values())
 
 
-def test_unknown_backend_names_those_there_are() -> None:
+def test_the_error_of_an_unknown_backend_lists_the_known_ones() -> None:
     with pytest.raises(
         BackendError,
         match="unknown backend 'tpu'; expected auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino-bf16, onnx",
@@ -179,12 +185,12 @@ def test_cuda_without_cuda_says_what_to_install(doubler: Path) -> None:
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has a CUDA provider")
-def test_a_provider_that_did_not_load_is_never_replaced_in_silence(doubler: Path) -> None:
+def test_a_provider_that_did_not_load_is_an_error(doubler: Path) -> None:
     with pytest.raises(BackendError, match=r"loaded \['CPUExecutionProvider'\] where CUDAExecutionProvider"):
         open_session(doubler, session_options(None), "CUDAExecutionProvider", {})
 
 
-def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_graph_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"broken")
     with pytest.raises(BundleError, match=r"cannot load .*broken\.onnx"):
         engines.create("onnxruntime").load(tmp_path / "broken.onnx")

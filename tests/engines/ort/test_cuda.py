@@ -1,5 +1,5 @@
 """ONNX Runtime on CUDA. Without a GPU, real sessions on the CPU stand for those on it, and the host's memory for the
-GPU's; what the sessions and the stream are given is written down.
+GPU's; the log has what the sessions and the stream are given.
 """
 
 import ctypes
@@ -24,8 +24,9 @@ from uid.bundles.tensors import (  # noqa: E402
 )
 from uid.engines import Backend, Launch  # noqa: E402
 from uid.engines.ort import cuda as onnxruntime_cuda  # noqa: E402
-from uid.engines.ort.cpu import OrtBackend, open_session  # noqa: E402
+from uid.engines.ort.cpu import Opened, OrtBackend, open_session  # noqa: E402
 from uid.engines.ort.cuda import STALE_GRAPHS, OrtCudaBackend, OrtCudaEngine  # noqa: E402
+from uid.engines.registry import PROBE  # noqa: E402
 from uid.errors import BackendError, BundleError, OutOfMemoryError  # noqa: E402
 from uid.runtime.pipeline import Options, Pipeline  # noqa: E402
 
@@ -100,7 +101,6 @@ class HostSession:
 
     def __init__(self, rig: "Rig", path: Path, captures: bool, real: ort.InferenceSession) -> None:
         self.rig, self.path, self.captures, self.real = rig, path, captures, real
-        self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
 
     def io_binding(self) -> "HostBinding":
         return HostBinding(self.real.io_binding())
@@ -138,13 +138,14 @@ class Rig:
     refusing: set[str] = field(default_factory=set)  # files whose sessions cannot capture
     failing: dict[str, str] = field(default_factory=dict)  # files whose runs fail, and how
 
-    def open(self, path: Path, options: ort.SessionOptions, provider: str, settings: Mapping[str, str]) -> HostSession:
+    def open(self, path: Path, options: ort.SessionOptions, provider: str, settings: Mapping[str, str]) -> Opened:
         self.opened.append((path.name, settings))
         captures = settings["enable_cuda_graph"] == "1"
         if captures and path.name in self.refusing:
             raise BundleError(REFUSAL)
         assert provider == "CUDAExecutionProvider"
-        return HostSession(self, path, captures, open_session(path, options, "CPUExecutionProvider", {}))
+        real = open_session(path, options, "CPUExecutionProvider", {})
+        return Opened(HostSession(self, path, captures, real.session), real.inputs, real.outputs)
 
     def backend(self) -> OrtCudaBackend:
         backend = OrtCudaBackend(cuda.Device(0, "none", "9.0", (13, 0)), 1)
@@ -174,21 +175,21 @@ def tiny(tiny_bundle: Path) -> Bundle:
 
 
 def photo(height: int, width: int, seed: int = 0) -> Array:
-    """A uint8 picture of noise."""
+    """A uint8 image of noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def on_the_cpu(bundle: Bundle, image: Array, options: Options) -> Array:
-    """What ONNX Runtime's CPU backend makes of a picture."""
+    """The output of ONNX Runtime's CPU backend for an image."""
     backend = OrtBackend(1)
-    backend.keeps = False
+    backend.caches = False
     return Pipeline(bundle, backend)(image, options).image
 
 
 # Everywhere
 
 
-def test_a_picture_is_put_on_the_stream_at_once_and_waited_for_once(rig: Rig, tiny: Bundle) -> None:
+def test_an_image_is_queued_in_one_piece_and_waited_for_once(rig: Rig, tiny: Bundle) -> None:
     pipeline, image, options = Pipeline(tiny, rig.backend()), photo(33, 21), Options(steps=5)
     pipeline(image, options)
     first = rig.ran()
@@ -207,17 +208,17 @@ def test_a_picture_is_put_on_the_stream_at_once_and_waited_for_once(rig: Rig, ti
     assert threading.get_ident() not in {run.thread for run in again}
 
 
-def test_every_second_step_runs_the_same_graph_and_no_other_picture_does(rig: Rig, tiny: Bundle) -> None:
+def test_every_second_step_runs_the_same_graph_and_other_images_run_others(rig: Rig, tiny: Bundle) -> None:
     pipeline = Pipeline(tiny, rig.backend())
     seen: dict[str, set[str]] = {}
-    for size in ((32, 32), (32, 48), (48, 32), (32, 32)):  # of three sizes, the last is made anew
+    for size in ((32, 32), (32, 48), (48, 32), (32, 32)):  # the plan of the last was dropped for that of the third size
         pipeline(photo(*size), Options(steps=6))
         by_file: dict[str, list[str]] = {}
         for run in rig.ran():
             assert run.options["disable_synchronize_execution_providers"] == "1"
             by_file.setdefault(run.file, []).append(run.options["gpu_graph_id"])
         steps = by_file["step.onnxruntime.onnx"]
-        assert steps == 6 * steps[:2]  # six to make the plan, six for the picture
+        assert steps == 6 * steps[:2]  # six to make the plan, six for the image
         for file, numbers in by_file.items():
             assert len(set(numbers)) == (2 if file.startswith("step") else 1)
             assert seen.setdefault(file, set()).isdisjoint(numbers)
@@ -232,7 +233,7 @@ def test_sessions_are_opened_to_capture_on_the_backends_stream(rig: Rig, tiny: B
     assert rig.opened == [("decoder.onnx", {"user_compute_stream": stream, "enable_cuda_graph": "1", "use_tf32": "0"})]
 
 
-def test_the_graph_for_this_backend_is_taken_before_the_librarys(rig: Rig, tiny: Bundle, tmp_path: Path) -> None:
+def test_the_graph_for_this_backend_is_preferred_to_the_librarys(rig: Rig, tiny: Bundle, tmp_path: Path) -> None:
     part = tiny.components["step"]
     for variants in ({**part.variants, "onnxruntime-cuda": part.file}, part.variants, {}):
         rig.backend().load_component(tiny, replace(part, variants=variants), {})
@@ -240,7 +241,7 @@ def test_the_graph_for_this_backend_is_taken_before_the_librarys(rig: Rig, tiny:
 
 
 @pytest.mark.parametrize("when", ["at once", "in the first run"])
-def test_a_session_that_cannot_be_captured_runs_without_and_says_so(rig: Rig, tiny: Bundle, when: str) -> None:
+def test_a_session_that_cannot_be_captured_runs_without_a_graph(rig: Rig, tiny: Bundle, when: str) -> None:
     if when == "at once":
         rig.refusing.add("structure.onnx")
     else:
@@ -257,7 +258,7 @@ def test_a_session_that_cannot_be_captured_runs_without_and_says_so(rig: Rig, ti
     assert pipeline(image, options).captured is False
 
 
-def test_a_run_that_fails_names_the_graph_and_memory_is_told_apart(rig: Rig, tiny: Bundle) -> None:
+def test_a_failed_run_names_the_graph_and_memory_has_an_error_of_its_own(rig: Rig, tiny: Bundle) -> None:
     rig.failing["decoder.onnx"] = "cuDNN failure 9"
     pipeline, image, options = Pipeline(tiny, rig.backend()), photo(32, 32), Options(steps=2)
     with pytest.raises(BackendError, match=r"ONNX Runtime cannot run decoder\.onnx: cuDNN failure 9"):
@@ -267,7 +268,7 @@ def test_a_run_that_fails_names_the_graph_and_memory_is_told_apart(rig: Rig, tin
         Pipeline(tiny, rig.backend())(image, options)
 
 
-def test_a_session_with_many_graphs_of_plans_that_are_gone_is_replaced(rig: Rig, tiny: Bundle) -> None:
+def test_a_session_with_many_graphs_of_dropped_plans_is_replaced(rig: Rig, tiny: Bundle) -> None:
     backend, part = rig.backend(), tiny.components["decoder"]
     engine, sizes = backend.load_component(tiny, part, {}), {"height": 16, "width": 16}
 
@@ -275,18 +276,18 @@ def test_a_session_with_many_graphs_of_plans_that_are_gone_is_replaced(rig: Rig,
         specs = (*part.inputs, *part.outputs)
         return engine.bind({spec.name: backend.allocate(resolve(spec.shape, sizes), spec.dtype) for spec in specs})
 
-    kept = launch()
+    first = launch()
     for _ in range(STALE_GRAPHS):
         launch()
     assert len(rig.opened) == 1
     launch()
     assert len(rig.opened) == 2
-    kept()
+    first()
     assert [run.options["gpu_graph_id"] for run in rig.ran()] == ["1"]
 
 
 def test_buffers_of_other_backends_are_refused(rig: Rig) -> None:
-    engine = rig.backend().load(engines.PROBE)
+    engine = rig.backend().load(PROBE)
     x = OrtBackend(1).allocate((1,), np.dtype(np.float32))
     with pytest.raises(TypeError, match="got a OrtBuffer"):
         engine.bind({"x": x, "y": x})
@@ -329,7 +330,7 @@ def test_every_component_agrees_with_the_cpu(
 ) -> None:
     """In float16 with the graphs that are for CUDA alone, against the portable ones."""
     bundle, cpu, generator = read_bundle(request.getfixturevalue(precision)), OrtBackend(1), np.random.default_rng(0)
-    cpu.keeps = False
+    cpu.caches = False
     for name, part in bundle.components.items():
         inputs = {
             spec.name: generator.random(resolve(spec.shape, sizes_of(bundle)), np.float32).astype(spec.dtype)
@@ -351,7 +352,7 @@ def test_the_image_agrees_with_the_cpu(gpu: Backend, tiny: Bundle) -> None:
 
 
 @pytest.mark.gpu
-def test_a_replay_is_what_uncaptured_runs_give_and_the_same_each_time(gpu: Backend, tiny: Bundle) -> None:
+def test_every_replay_agrees_with_uncaptured_runs(gpu: Backend, tiny: Bundle) -> None:
     image, options = photo(64, 48), Options(steps=6)
     pipeline = Pipeline(tiny, gpu)
     replayed = [pipeline(image, options).image for _ in range(3)]
@@ -364,7 +365,7 @@ def test_a_replay_is_what_uncaptured_runs_give_and_the_same_each_time(gpu: Backe
 
 
 @pytest.mark.gpu
-def test_two_sizes_in_turn_do_not_disturb_each_other(gpu: Backend, tiny: Bundle) -> None:
+def test_two_alternating_sizes_do_not_disturb_each_other(gpu: Backend, tiny: Bundle) -> None:
     images, options = [photo(64, 48), photo(48, 80)], Options(steps=3)
     alone = [Pipeline(tiny, gpu)(image, options).image for image in images]
     pipeline = Pipeline(tiny, gpu)
@@ -374,9 +375,9 @@ def test_two_sizes_in_turn_do_not_disturb_each_other(gpu: Backend, tiny: Bundle)
 
 
 @pytest.mark.gpu
-def test_memory_does_not_grow_over_images_or_over_plans(gpu: Backend, tiny: Bundle) -> None:
+def test_memory_does_not_grow_over_images_or_plans(gpu: Backend, tiny: Bundle) -> None:
     device, pipeline = cuda.Device.find(), Pipeline(tiny, gpu)
-    sides = (32, 48, 64)  # one more than plans are kept, so that every picture makes one
+    sides = (32, 48, 64)  # one more than plans are cached, so that every image makes one
     for _ in range(STALE_GRAPHS):
         for side in sides:
             pipeline(photo(side, side), Options(steps=2))

@@ -10,10 +10,10 @@ import pytest
 needs_cc = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
-# Loads what ONNX Runtime's provider stands for, before and after; prints what was found and what it computes.
+# Loads a library in the provider's place before and after preload(); prints what was loaded and what it computes.
 SCRIPT = """
 import ctypes, sys
-from uid.engines.nvidia_libraries import preload
+from uid.engines.ort.nvidia_libraries import preload
 
 provider, version = sys.argv[1:]
 try:
@@ -36,14 +36,14 @@ def library(path: Path, code: str, *needed: Path) -> Path:
 
 
 def run(path: list[Path], *words: str) -> list[str]:
-    """What the script prints, with these folders first on Python's path."""
+    """The lines that the script prints, with these folders first on Python's path."""
     code = f"import sys; sys.path[:0] = {[str(folder) for folder in path]}\n{SCRIPT}"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
 @needs_cc
-def test_libraries_beside_another_package_are_found_and_those_of_this_cuda_taken(tmp_path: Path) -> None:
+def test_libraries_beside_another_package_are_found_and_the_cuda_version_matches(tmp_path: Path) -> None:
     torch, other, site = (tmp_path / name for name in ("torch", "other", "site"))
     lt = library(torch / "nvidia/cu13/lib/libcublasLt.so.13", "int lt(void) { return 40; }")
     blas = library(torch / "nvidia/cu13/lib/libcublas.so.13", "int lt(void); int blas(void) { return lt() + 2; }", lt)
@@ -59,8 +59,8 @@ def test_libraries_beside_another_package_are_found_and_those_of_this_cuda_taken
 
 
 @needs_cc
-def test_what_is_loaded_already_stays(tmp_path: Path) -> None:
-    """As where PyTorch was imported before: a second copy of a library would be no use."""
+def test_a_library_that_is_loaded_already_stays(tmp_path: Path) -> None:
+    """As where PyTorch was imported before: a second copy of a library would be useless."""
     first = library(tmp_path / "first/nvidia/cudnn/lib/libcudnn.so.9", "int dnn(void) { return 1; }")
     library(tmp_path / "second/nvidia/cudnn/lib/libcudnn.so.9", "int dnn(void) { return 2; }")
     provider = library(tmp_path / "provider.so", "int dnn(void); int answer(void) { return dnn(); }", first)

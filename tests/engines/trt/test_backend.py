@@ -1,5 +1,5 @@
-"""TensorRT-RTX as a backend. Choosing and building engines is real everywhere; without a GPU, a pretended engine writes
-down the calls that it gets, and refuses those that the real one has no name for.
+"""TensorRT-RTX as a backend. Choosing and building engines is real everywhere; without a GPU, a pretended engine logs
+the calls that it gets, and refuses those that the real one has no name for.
 """
 
 import gc
@@ -29,6 +29,7 @@ from uid.bundles.tensors import (  # noqa: E402
     resolve,
 )
 from uid.engines import Backend, OneByOne, Work  # noqa: E402
+from uid.engines.registry import PROBE  # noqa: E402
 from uid.engines.trt import backend as tensorrt_backend  # noqa: E402
 from uid.engines.trt import engine as tensorrt_engine  # noqa: E402
 from uid.engines.trt.backend import TensorrtBackend, engine_path, make_runtime, profile_for  # noqa: E402
@@ -87,7 +88,7 @@ def test_a_size_is_built_once_and_then_reused(pick: Any, bundle: Bundle) -> None
     assert pick("decoder", 64, 128) == (path, [])
 
 
-def test_the_engine_whose_optimum_is_nearest_is_taken(pick: Any, bundle: Bundle, library: Library) -> None:
+def test_the_engine_with_the_nearest_optimum_is_used(pick: Any, bundle: Bundle, library: Library) -> None:
     def prebuilt(*profiles: Profile) -> Path:
         part = bundle.components["decoder"]
         return engine_for(bundle, part, library, AHEAD, profiles, report=lambda line: None)
@@ -99,7 +100,7 @@ def test_the_engine_whose_optimum_is_nearest_is_taken(pick: Any, bundle: Bundle,
     assert pick("decoder", 256, 256) == (wide, [])
 
 
-def test_a_component_asks_only_for_the_sizes_that_it_reads(pick: Any) -> None:
+def test_only_the_sizes_that_a_component_reads_matter(pick: Any) -> None:
     blur = {"blur_height": 40, "blur_width": 50}
     path, _ = pick("blur", 64, 64, **blur)
     assert pick("blur", 192, 64, **blur) == (path, [])
@@ -110,7 +111,7 @@ def test_a_component_asks_only_for_the_sizes_that_it_reads(pick: Any) -> None:
 
 
 def test_no_engine_is_built_for_a_batch_alone(tiny_bundle: Path, library: Library, tmp_path: Path) -> None:
-    """Of what the engines kept cover, the most; where none covers the size, one is built anyway."""
+    """The batch is the largest that the cached engines cover; where none covers the size, one is built anyway."""
     bundle = read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny")))
     backend = TensorrtBackend.__new__(TensorrtBackend)
     backend.library = library
@@ -126,7 +127,7 @@ def test_no_engine_is_built_for_a_batch_alone(tiny_bundle: Path, library: Librar
     assert (batch(16), batch(32)) == (2, 4)
 
 
-def test_a_damaged_engine_is_built_again_and_said_so(pick: Any) -> None:
+def test_a_damaged_engine_is_built_again_and_reported(pick: Any) -> None:
     path, _ = pick("blur", 64, 64, blur_height=16, blur_width=16)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
@@ -137,14 +138,14 @@ def test_a_damaged_engine_is_built_again_and_said_so(pick: Any) -> None:
     assert "building" in pick("blur", 64, 64, blur_height=16, blur_width=16)[1][0]
 
 
-def test_a_build_that_runs_out_of_memory_is_told_apart(pick: Any) -> None:
-    """And so `--tile auto` halves them."""
+def test_a_build_that_runs_out_of_memory_has_an_error_of_its_own(pick: Any) -> None:
+    """So tile="auto" can halve its tiles."""
     with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*OutOfMemory \(Requested size was"):
         pick("step", 8192, 8192)
     assert pick("decoder", 64, 64)[0].is_file()
 
 
-# What is said where nothing can run
+# Errors where nothing can run
 
 
 @no_driver
@@ -181,14 +182,14 @@ def test_the_command_lines_say_what_is_missing(tmp_path: Path) -> None:
 
 
 @no_driver
-def test_an_engine_that_does_not_load_is_named_with_the_librarys_words(library: Library, bundle: Bundle) -> None:
+def test_an_engine_that_does_not_load_is_reported_in_the_librarys_words(library: Library, bundle: Bundle) -> None:
     backend = TensorrtBackend.__new__(TensorrtBackend)
     here = Target("NVIDIA L4", "8.9", "13.0")
     backend.library, backend.target, backend.runtime = library, here, trt.Runtime(library.logger)
     message = r"cannot load the engine of %s on NVIDIA L4 .*8\.9.*: .*CUDA driver version is insufficient"
     with pytest.raises(BackendError, match=message % "component 'decoder'"):
         backend.load_component(bundle, bundle.components["decoder"], {"height": 64, "width": 64})
-    for path in (GRAPHS / PIXELS_IN.file, GRAPHS / PIXELS_OUT.file, engines.PROBE):
+    for path in (GRAPHS / PIXELS_IN.file, GRAPHS / PIXELS_OUT.file, PROBE):
         with pytest.raises(BackendError, match=message % path.name):
             backend.load(path)
 
@@ -358,7 +359,7 @@ def test_the_profile_of_the_nearest_optimum_is_selected(rig: Rig) -> None:
         engine.bind(pair(size))
         assert ("set_optimization_profile_async", profile, 7) in rig.log, size
         rig.log.clear()
-    with pytest.raises(BackendError, match=r"the engine of component 'step' covers no x \[1, 33\]; use smaller tiles"):
+    with pytest.raises(BackendError, match=r"engine of component 'step' does not cover x \[1, 33\]; use smaller tiles"):
         engine.bind(pair(33))
 
 
@@ -380,7 +381,7 @@ def test_contexts_share_the_largest_scratch_memory_and_free_it_together(rig: Rig
 
 
 def test_a_bound_context_never_loses_its_memory(rig: Rig) -> None:
-    """A graph that was captured has its address."""
+    """A captured graph has its address."""
     first = rig.engine().bind(pair(8))
     first()
     before = first.context.memory  # type: ignore[attr-defined]
@@ -401,7 +402,7 @@ def test_a_bound_context_never_loses_its_memory(rig: Rig) -> None:
         ("execute_async_v3", lambda *_: False, r"cannot run component 'step' at x \[1, 8\]: told"),
     ],
 )
-def test_what_the_library_refuses_is_named_with_its_words(rig: Rig, method: str, result: Any, message: str) -> None:
+def test_a_refusal_of_the_library_is_reported_in_its_words(rig: Rig, method: str, result: Any, message: str) -> None:
     def refuse(*arguments: Any) -> Any:
         rig.library.logger.errors.append("told")
         return result(*arguments)
@@ -417,7 +418,7 @@ def test_an_engine_that_needs_no_scratch_memory_runs(rig: Rig) -> None:
     assert ("set_device_memory", 4096, 1) in rig.log
 
 
-def test_no_memory_is_an_error_of_its_own(rig: Rig) -> None:
+def test_running_out_of_memory_is_an_error_of_its_own(rig: Rig) -> None:
     def refuse(*arguments: Any) -> None:
         rig.library.logger.errors.append("Error Code 2: OutOfMemory (Requested size was 69 bytes.)")
 
@@ -432,7 +433,7 @@ def test_an_output_of_another_size_is_refused(rig: Rig) -> None:
         rig.engine().bind(buffers)
 
 
-def test_what_cannot_be_captured_runs_one_by_one_and_says_so(rig: Rig) -> None:
+def test_work_that_cannot_be_captured_runs_one_by_one_and_is_reported(rig: Rig) -> None:
     lines: list[str] = []
     rig.backend.report = lines.append
     rig.results["is_stream_capturable"] = lambda stream: False
@@ -446,7 +447,7 @@ def test_what_cannot_be_captured_runs_one_by_one_and_says_so(rig: Rig) -> None:
     assert ran == [name for done in (1, 2, 3) for name in ("execute_async_v3", f"progress {done}")]
 
 
-def test_what_can_be_captured_is_and_its_kernels_are_kept(rig: Rig, tmp_path: Path) -> None:
+def test_work_is_captured_and_its_kernels_are_stored(rig: Rig, tmp_path: Path) -> None:
     kernels = tmp_path / "step.kernels"
     launch = rig.engine(kernels).bind(pair(8))
     assert not isinstance(rig.backend.capture(Work([], [launch], [])), OneByOne)
@@ -477,13 +478,13 @@ def test_no_garbage_is_collected_in_a_capture(rig: Rig, enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     gc.callbacks.append(note)
     try:
-        cuda.captured(Work([], [launch], []), rig.stream)
+        cuda.GraphReplay(Work([], [launch], []), rig.stream)
         assert collections
         assert not any(collections)
         assert gc.isenabled() == enabled
         collections.clear()
         with pytest.raises(ZeroDivisionError):
-            cuda.captured(Work([], [lambda: 1 / int(not rig.stream.capturing)], []), rig.stream)  # type: ignore[list-item,func-returns-value]
+            cuda.GraphReplay(Work([], [lambda: 1 / int(not rig.stream.capturing)], []), rig.stream)  # type: ignore[list-item,func-returns-value]
         assert gc.isenabled() == enabled
     finally:
         gc.callbacks.remove(note)
@@ -508,7 +509,7 @@ def test_rtx_compiles_at_once_and_leaves_memory_and_graphs_to_the_caller(rig: Ri
 
 
 def nothing(*arguments: Any) -> None:
-    """What a call gives whose object the library could not make."""
+    """A call whose object the library could not make."""
 
 
 def no_constructor(*arguments: Any) -> None:
@@ -516,17 +517,17 @@ def no_constructor(*arguments: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["Runtime", "OnnxParser"])
-def test_a_constructor_that_gives_nothing_is_the_projects_error(
+def test_a_constructor_that_gives_nothing_raises_a_backend_error(
     library: Library, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(trt, name, no_constructor)
     library.logger.errors.append("an earlier one")
     with pytest.raises(BackendError, match=r"^tensorrt-rtx [\d.]+ cannot make a (runtime|parser): it gave no reason$"):
-        make_runtime(library) if name == "Runtime" else parse(library, make_builder(library), engines.PROBE)
+        make_runtime(library) if name == "Runtime" else parse(library, make_builder(library), PROBE)
 
 
 @pytest.mark.parametrize("method", ["create_network", "create_builder_config", "create_optimization_profile"])
-def test_what_the_builder_cannot_make_is_the_projects_error(
+def test_a_builder_method_that_gives_nothing_raises_a_backend_error(
     library: Library, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def refuse(*arguments: Any) -> None:
@@ -546,13 +547,13 @@ def test_what_the_builder_cannot_make_is_the_projects_error(
         ("set_runtime_cache", "refuses its own cache for the kernels of component 'step'"),
     ],
 )
-def test_what_an_engine_cannot_make_is_the_projects_error(rig: Rig, method: str, message: str) -> None:
+def test_an_engine_method_that_gives_nothing_raises_a_backend_error(rig: Rig, method: str, message: str) -> None:
     rig.results[method] = nothing
     with pytest.raises(BackendError, match=message):
         rig.engine()
 
 
-def test_kernels_that_the_library_does_not_give_cost_no_picture(rig: Rig, tmp_path: Path) -> None:
+def test_an_image_runs_where_the_library_does_not_give_its_kernels(rig: Rig, tmp_path: Path) -> None:
     lines: list[str] = []
     rig.backend.report, rig.results["serialize"] = lines.append, nothing
     rig.backend.capture(Work([], [rig.engine(tmp_path / "step.kernels").bind(pair(8))], []))
@@ -589,7 +590,7 @@ def tiny(gpu: Backend, request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 
 def photo(height: int, width: int, seed: int = 0) -> Array:
-    """A uint8 picture of noise."""
+    """A uint8 image of noise."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -654,7 +655,7 @@ def test_the_image_agrees_with_onnxruntime(gpu: Backend, tiny: Bundle, mode: str
 
 
 @pytest.mark.gpu
-def test_a_replay_is_what_the_launches_give_and_the_same_each_time(gpu: Backend, tiny: Bundle) -> None:
+def test_every_replay_agrees_with_the_launches(gpu: Backend, tiny: Bundle) -> None:
     image, options = photo(64, 48), Options(steps=6)
     pipeline = Pipeline(tiny, gpu)
     replayed = [pipeline(image, options).image for _ in range(3)]
@@ -667,7 +668,7 @@ def test_a_replay_is_what_the_launches_give_and_the_same_each_time(gpu: Backend,
 
 
 @pytest.mark.gpu
-def test_two_sizes_in_turn_do_not_disturb_each_other(gpu: Backend, tiny: Bundle) -> None:
+def test_two_alternating_sizes_do_not_disturb_each_other(gpu: Backend, tiny: Bundle) -> None:
     images, options = [photo(64, 48), photo(48, 80)], Options(steps=3)
     alone = [Pipeline(tiny, gpu)(image, options).image for image in images]
     pipeline = Pipeline(tiny, gpu)
@@ -679,7 +680,7 @@ def test_two_sizes_in_turn_do_not_disturb_each_other(gpu: Backend, tiny: Bundle)
 @pytest.mark.gpu
 def test_memory_does_not_grow_over_200_images(gpu: Backend, tiny: Bundle) -> None:
     device, pipeline = cuda.Device.find(), Pipeline(tiny, gpu)
-    sizes = [(64, 48), (48, 80)]  # which two kept plans serve
+    sizes = [(64, 48), (48, 80)]  # which two cached plans serve
     for height, width in sizes:
         pipeline(photo(height, width), Options(steps=2))
     before = device.memory()[0]
@@ -689,7 +690,7 @@ def test_memory_does_not_grow_over_200_images(gpu: Backend, tiny: Bundle) -> Non
 
 
 @pytest.mark.gpu
-def test_out_of_memory_is_told_and_leaves_the_backend_usable(gpu: Backend, tiny: Bundle) -> None:
+def test_running_out_of_memory_is_reported_and_leaves_the_backend_usable(gpu: Backend, tiny: Bundle) -> None:
     image, options = photo(128, 128), Options(steps=2)
     expected = Pipeline(tiny, gpu)(image, options).image  # and its engines are built
     gc.collect()
@@ -698,7 +699,7 @@ def test_out_of_memory_is_told_and_leaves_the_backend_usable(gpu: Backend, tiny:
             with suppress(OutOfMemoryError):
                 while True:
                     taken.enter_context(cuda.DeviceMemory(chunk))
-        with pytest.raises(OutOfMemoryError, match="give --tile auto"):
+        with pytest.raises(OutOfMemoryError, match="use tiles of fewer pixels, or 'auto'"):
             Pipeline(tiny, gpu)(image, options)
     np.testing.assert_array_equal(Pipeline(tiny, gpu)(image, options).image, expected)
 
@@ -708,7 +709,7 @@ def test_auto_tiles_fit_into_the_memory_that_is_left(gpu: Backend, tiny: Bundle)
     bundle, image, device = replace(tiny, tile=256), photo(256, 256), cuda.Device.find()
 
     def needed(tile: int) -> int:
-        """Bytes that a pipeline holds after a picture in tiles of this side; its engines are built then."""
+        """Bytes that a pipeline holds after an image in tiles of this side; its engines are built then."""
         gc.collect()
         before, pipeline = device.memory()[0], Pipeline(bundle, gpu)
         assert (pipeline(image, Options(steps=2, tile=tile)).tile is None) == (tile == 256)

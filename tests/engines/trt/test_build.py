@@ -1,6 +1,7 @@
 """Building and inspecting real engines with TensorRT-RTX, which needs no GPU for that."""
 
 import dataclasses
+import json
 import re
 import sys
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from uid.bundles.manifest import Bundle, read_bundle
 from uid.engines.trt import build as tensorrt_build
 from uid.engines.trt.build import BuildOptions, build
-from uid.engines.trt.cache import check, read_sidecar
+from uid.engines.trt.cache import check, engine_name, read_sidecar
 from uid.engines.trt.library import Library, check_target, open_library, remedy, supports
 from uid.engines.trt.profiles import NAMED, Profile, Range, Target, profile_shapes
 from uid.errors import BackendError
@@ -72,14 +73,14 @@ def test_every_component_builds_for_every_profile(built: Path, bundle: Bundle, l
 @needs_rtx
 @pytest.mark.parametrize("profile", NAMED.values(), ids=list(NAMED))
 def test_named_profiles_build(profile: Profile, bundle: Bundle, library: Library) -> None:
-    structure = bundle.components["structure"]  # the one whose memory does not grow with the square of the picture
+    structure = bundle.components["structure"]  # its memory does not grow with the square of the image size
     shapes = profile_shapes(structure.inputs, profile.rounded(bundle.size_multiple))
     built = build(library, bundle.folder / structure.file, [shapes], AHEAD, BuildOptions())
     assert bytes(built.plan[:4]) == b"vtrt"
 
 
 @needs_rtx
-def test_building_again_reuses_all(built: Path, tiny_bundle: Path) -> None:
+def test_building_again_reuses_all_engines(built: Path, tiny_bundle: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
     result = CliRunner().invoke(main, ["build", str(tiny_bundle), *BUILD, "-o", str(built)])
     assert result.output.count("reusing") == len(list(built.glob("*.engine")))
@@ -104,7 +105,20 @@ def test_inspect_shows_what_an_engine_was_built_for(built: Path, library: Librar
 
 
 @needs_rtx
-def test_inspect_refuses_what_may_not_be_loaded(built: Path, tmp_path: Path) -> None:
+def test_inspect_shows_engines_of_a_version_without_batches(built: Path, tmp_path: Path) -> None:
+    source = next(built.glob("decoder-*.engine"))
+    sidecar = json.loads(source.with_suffix(".json").read_text())
+    for profile in sidecar["key"]["profiles"]:
+        del profile["batch"]
+    engine = tmp_path / engine_name(sidecar["key"])
+    engine.write_bytes(source.read_bytes())
+    engine.with_suffix(".json").write_text(json.dumps(sidecar))
+    result = CliRunner().invoke(main, ["inspect", str(engine)])
+    assert (result.exit_code, "13x50: height 16; width 52" in result.output) == (0, True), result.output
+
+
+@needs_rtx
+def test_inspect_refuses_a_damaged_engine(built: Path, tmp_path: Path) -> None:
     source = next(built.glob("encoder-*.engine"))
     engine = tmp_path / source.name
     data = source.read_bytes()
@@ -129,7 +143,7 @@ def test_inspect_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_a_missing_library_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_library_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
     message = rf"^{name} is not installed or does not load \(.*\): pip install 'uid-runtime\[{name}\]'$"
     with pytest.raises(BackendError, match=message):
@@ -137,7 +151,7 @@ def test_a_missing_library_says_what_to_install(name: str, monkeypatch: pytest.M
 
 
 @needs_rtx
-def test_what_cannot_be_targeted_is_refused(library: Library, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_invalid_targets_and_profiles_are_refused(library: Library, tiny_bundle: Path, tmp_path: Path) -> None:
     for name in ("9.0", "10.3"):
         message = rf"cannot target compute capability {name}; expected 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"
         with pytest.raises(BackendError, match=message):
@@ -150,7 +164,7 @@ def test_what_cannot_be_targeted_is_refused(library: Library, tiny_bundle: Path,
 
 
 @needs_rtx
-def test_where_a_later_release_refuses_a_gpu_the_earlier_one_is_named(library: Library) -> None:
+def test_the_remedy_on_an_unsupported_gpu_names_the_release_that_loads(library: Library) -> None:
     answers = {name: supports(library, name) for name in ("8.0", "8.9", "9.0", "10.3", "12.1", "13.0")}
     assert answers == {"8.0": True, "8.9": True, "9.0": False, "10.3": False, "12.1": True, "13.0": True}
     later, earlier = (dataclasses.replace(library, version=version) for version in ("1.7.1.116", "1.6.1.120"))
@@ -162,7 +176,8 @@ def test_where_a_later_release_refuses_a_gpu_the_earlier_one_is_named(library: L
 @needs_rtx
 def test_stripping_is_for_tensorrt_and_reaches_the_builder(library: Library, bundle: Bundle, tiny_bundle: Path) -> None:
     words = ["build", str(tiny_bundle), "--backend", "tensorrt-rtx", "--strip"]
-    assert "cannot leave the weights out then; drop --strip" in CliRunner().invoke(main, words).output
+    message = "cannot leave the weights out; keep them, or use tensorrt (--strip)"
+    assert message in CliRunner().invoke(main, words).output
     encoder = bundle.components["encoder"]
     shapes, graph = [profile_shapes(encoder.inputs, SMALL)], bundle.folder / encoder.file
     here, tensorrt = Target("NVIDIA RTX 4090", "8.9", "13.0"), dataclasses.replace(library, name="tensorrt")
@@ -173,7 +188,7 @@ def test_stripping_is_for_tensorrt_and_reaches_the_builder(library: Library, bun
 
 
 @needs_rtx
-def test_a_failed_parse_says_what_the_parser_says(library: Library, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_failed_parse_is_reported_in_the_parsers_words(library: Library, bundle: Bundle, tmp_path: Path) -> None:
     graph = tmp_path / "encoder.onnx"  # without its external data
     graph.write_bytes((bundle.folder / "encoder.onnx").read_bytes())
     with pytest.raises(BackendError, match=r"tensorrt-rtx .* cannot parse .*Failed to import initializer"):
@@ -181,7 +196,7 @@ def test_a_failed_parse_says_what_the_parser_says(library: Library, bundle: Bund
 
 
 @needs_rtx
-def test_a_failed_build_says_what_the_builder_says(library: Library, bundle: Bundle) -> None:
+def test_a_failed_build_is_reported_in_the_builders_words(library: Library, bundle: Bundle) -> None:
     decoder = bundle.components["decoder"]
     shapes = profile_shapes(decoder.inputs, SMALL)
     contradictory = {**shapes, "latent": tuple((*shape[:2], 3, 3) for shape in shapes["latent"])}
@@ -190,7 +205,7 @@ def test_a_failed_build_says_what_the_builder_says(library: Library, bundle: Bun
 
 
 @needs_rtx
-def test_progress_is_reported_and_its_failure_ends_the_build(
+def test_progress_is_reported_and_a_failing_report_ends_the_build(
     library: Library, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensorrt_build, "REPORT_EVERY", 0.0)
@@ -210,8 +225,8 @@ def test_progress_is_reported_and_its_failure_ends_the_build(
 
 @needs_rtx
 @pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
-def test_timings_are_kept_for_tensorrt_alone(library: Library, bundle: Bundle, tmp_path: Path) -> None:
-    """TensorRT-RTX takes the same calls, as no-ops, so that the order and types of the calls are tried on it."""
+def test_timings_are_stored_for_tensorrt_only(library: Library, bundle: Bundle, tmp_path: Path) -> None:
+    """TensorRT-RTX takes the same calls as no-ops, so their order and argument types are tested on it."""
     encoder, timings = bundle.components["encoder"], tmp_path / "timing.cache"
 
     def run(library: Library, target: Target) -> None:
@@ -223,7 +238,7 @@ def test_timings_are_kept_for_tensorrt_alone(library: Library, bundle: Bundle, t
     tensorrt = dataclasses.replace(library, name="tensorrt")
     gpu = Target("NVIDIA L4", "8.9", "13.0")
     run(tensorrt, gpu)
-    kept = timings.read_bytes()
-    assert kept
+    stored = timings.read_bytes()
+    assert stored
     run(tensorrt, gpu)
-    assert timings.read_bytes() == kept
+    assert timings.read_bytes() == stored

@@ -30,10 +30,10 @@ AHEAD = Target.ahead(["8.9"])
 BUILD = """
 import sys
 from pathlib import Path
-from uid.engines.cache import engine_for
-from uid.engines.profiles import Target, square
-from uid.engines.tensorrt import open_library
-from uid.runtime.bundle import read_bundle
+from uid.bundles.manifest import read_bundle
+from uid.engines.trt.cache import engine_for
+from uid.engines.trt.library import open_library
+from uid.engines.trt.profiles import Target, square
 
 bundle, library = read_bundle(Path(sys.argv[1])), open_library("tensorrt-rtx")
 component = bundle.components[sys.argv[3]]
@@ -139,7 +139,7 @@ DAMAGE: dict[Callable[[Path], object], str] = {
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGE.items())
-def test_a_damaged_engine_is_refused_and_built_again(
+def test_a_damaged_engine_is_refused_and_rebuilt(
     damage: Callable[[Path], object], reason: str, engines: Path, key: Key, bundle: Bundle, library: Library
 ) -> None:
     engine = engine_of(engines, key)
@@ -167,7 +167,7 @@ def test_swapped_engines_are_both_refused(engines: Path) -> None:
     assert check(second) == (False, f"has the sidecar of {first.name}")
 
 
-def test_every_field_of_the_key_counts(engines: Path, key: Key) -> None:
+def test_every_field_of_the_key_is_compared(engines: Path, key: Key) -> None:
     engine = engine_of(engines, key)
     changes = {
         "sources.weights.bin": replace(key, sources={**key.sources, "weights.bin": "0" * 64}),
@@ -191,7 +191,7 @@ def test_every_field_of_the_key_counts(engines: Path, key: Key) -> None:
     assert len(names) == 1 + len(changes)
 
 
-def test_key_holds_the_graph_and_the_weights_and_no_other_graph(key: Key) -> None:
+def test_the_key_holds_the_graph_and_the_weights_and_no_other_graph(key: Key) -> None:
     assert set(key.sources) == {"encoder.onnx", "weights.bin"}
 
 
@@ -205,7 +205,7 @@ def test_an_engine_built_ahead_of_time_serves_the_gpus_it_is_for(
     )
     older = Target("NVIDIA A10", "8.6", "13.0")
     other = engine_for(bundle, encoder, library, older, PROFILES, folder=engines, report=lines.append)
-    # A slow build tells of its progress too.
+    # A slow build also reports its progress.
     assert [lines[i].split()[1] for i in (0, 1, -1)] == ["reusing", "building", "built"]
     assert "has target.gpu '', expected 'NVIDIA A10'" in lines[1]
     assert runtime_cache_path(other, older) != runtime_cache_path(other, replace(older, driver="13.1"))
@@ -221,7 +221,7 @@ def test_a_size_that_is_no_multiple_is_refused_before_anything_is_built(
     assert not (tmp_path / "engines").exists()
 
 
-def test_memory_that_runs_out_is_no_reason_to_try_other_sizes(bundle: Bundle, library: Library, tmp_path: Path) -> None:
+def test_no_other_sizes_are_tried_when_memory_runs_out(bundle: Bundle, library: Library, tmp_path: Path) -> None:
     step, lines = bundle.components["step"], list[str]()
     with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*(OutOfMemory|tensor volume exceeds)"):
         engine_for(bundle, step, library, AHEAD, [square(8192)], folder=tmp_path, report=lines.append)
@@ -238,7 +238,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_of_two_builders_at_once_one_waits_and_reuses(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_second_of_two_builders_waits_and_reuses(bundle: Bundle, tmp_path: Path) -> None:
     first = start_build(bundle, tmp_path, "step")
     assert "step: building" in first_line(first)
     second = start_build(bundle, tmp_path, "step")
@@ -250,7 +250,7 @@ def test_of_two_builders_at_once_one_waits_and_reuses(bundle: Bundle, tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_an_ended_build_leaves_nothing_that_loads(number: signal.Signals, bundle: Bundle, tmp_path: Path) -> None:
+def test_an_interrupted_build_leaves_no_engine(number: signal.Signals, bundle: Bundle, tmp_path: Path) -> None:
     process = start_build(bundle, tmp_path, "step")
     assert "step: building" in first_line(process)
     time.sleep(0.5)
@@ -261,7 +261,7 @@ def test_an_ended_build_leaves_nothing_that_loads(number: signal.Signals, bundle
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}
 
 
-def test_what_a_killed_build_wrote_is_removed_and_does_not_count(
+def test_files_of_a_killed_build_are_removed_and_not_used(
     bundle: Bundle, library: Library, engines: Path, key: Key
 ) -> None:
     engine = engine_of(engines, key)
@@ -278,7 +278,7 @@ def test_what_a_killed_build_wrote_is_removed_and_does_not_count(
     assert check(engine, key) == (True, "")
 
 
-def test_engines_lie_in_the_bundle_or_in_the_users_cache(
+def test_engines_are_stored_in_the_bundle_or_in_the_users_cache(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert default_folder(bundle, "tensorrt-rtx") == bundle.folder / "engines" / "tensorrt-rtx"
@@ -288,13 +288,13 @@ def test_engines_lie_in_the_bundle_or_in_the_users_cache(
     assert re.fullmatch("[0-9a-f]{16}", inside.parent.name)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error(bundle: Bundle, library: Library, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(bundle: Bundle, library: Library, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write .*file: .*; choose another folder"):
         engine_for(bundle, bundle.components["encoder"], library, AHEAD, PROFILES, folder=tmp_path / "file")
 
 
-def test_sidecar_says_what_the_engine_reads_and_writes(engines: Path, key: Key, bundle: Bundle) -> None:
+def test_the_sidecar_lists_the_inputs_and_outputs(engines: Path, key: Key, bundle: Bundle) -> None:
     tensors = read_sidecar(engine_of(engines, key)).tensors
     encoder = bundle.components["encoder"]
     for mode, specs in (("input", encoder.inputs), ("output", encoder.outputs)):

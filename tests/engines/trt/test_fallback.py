@@ -1,4 +1,4 @@
-"""What is built where TensorRT-RTX fails at a range of sizes: the real library, on graphs that it does fail at."""
+"""Engines built instead where TensorRT-RTX fails at a range of sizes: the real library, on graphs that it fails at."""
 
 import json
 import re
@@ -66,13 +66,13 @@ def group_norms() -> onnx.GraphProto:
 
 
 def contradiction() -> onnx.GraphProto:
-    """X plus a constant that it can be added to in no picture of less than 8000 pixels."""
+    """X plus a constant, whose shape needs an image of 8000 pixels in height."""
     constant = numpy_helper.from_array(np.ones((1, 1, 1000, 1), np.float32), "constant")
     return graph_of([helper.make_node("Add", ["x", "constant"], ["t0"])], [constant], {"x": [1, 32, "x0", "x1"]})
 
 
 def product_of_matrices() -> onnx.GraphProto:
-    """What cannot be built for compute capability 7.5."""
+    """A graph that cannot be built for compute capability 7.5."""
     square = helper.make_node("MatMul", ["x", "transposed"], ["t0"])
     return graph_of(
         [helper.make_node("Transpose", ["x"], ["transposed"], perm=[0, 1, 3, 2]), square],
@@ -92,7 +92,7 @@ def graph_of(
 
 @pytest.fixture
 def bundle_of(edge: Bundle, tmp_path: Path) -> Callable[[onnx.GraphProto], Bundle]:
-    """A bundle whose one component is a graph; x is an eighth of the picture's size, y a sixteenth."""
+    """A bundle whose one component is a graph; x is an eighth of the image's size, y a sixteenth."""
 
     def bundle_of(graph: onnx.GraphProto) -> Bundle:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -107,9 +107,8 @@ def bundle_of(edge: Bundle, tmp_path: Path) -> Callable[[onnx.GraphProto], Bundl
 
 
 def profiles_of(engine: Path) -> list[Profile]:
-    """What the sidecar says that an engine was built for."""
-    entries = read_sidecar(engine).key["profiles"]
-    return [Profile(e["name"], *(Range(**e[side]) for side in ("height", "width", "blur"))) for e in entries]
+    """The profiles of an engine, as its sidecar has them."""
+    return [Profile.from_record(entry) for entry in read_sidecar(engine).key["profiles"]]
 
 
 def covers(built: Profile, asked: Profile) -> bool:
@@ -118,22 +117,22 @@ def covers(built: Profile, asked: Profile) -> bool:
 
 
 def built_instead(engine: Path, asked: Profile, lines: list[str]) -> Profile:
-    """What an engine was built for, where the lines tell of each fallback up to that one; skips if as asked.
+    """The profile an engine was built for; checks that the lines name each fallback up to it. Skips if it is ``asked``.
 
-    Where the library is at fault by chance, now and then it is not.
+    The library fails at random, so now and then it builds the asked range.
     """
     (built,) = profiles_of(engine)
     if built == asked:
         pytest.skip("this time, or in this release, the library builds this range")
     tried = [profile for (profile,) in fallbacks([asked])]
-    reason = r"(std::bad_alloc|crashed \(SIG).*; building instead for (.*) \(with --target-c"
-    told = [match[2] for match in (re.search(reason, line) for line in lines) if match]  # others tell of progress
+    reason = r"(std::bad_alloc|crashed \(SIG).*; building instead for (.*) \(for one compute "
+    told = [match[2] for match in (re.search(reason, line) for line in lines) if match]  # other lines report progress
     assert told == [str(profile) for profile in tried[: tried.index(built) + 1]]
     return built
 
 
 @pytest.mark.parametrize("name", ["256", "512"])
-def test_a_range_that_fails_is_built_in_another_way_once_and_then_reused(
+def test_a_range_that_fails_is_built_as_another_one_and_then_reused(
     name: str, bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
     bundle, asked, lines = bundle_of(group_norms()), parse_profile(name), list[str]()
@@ -148,12 +147,12 @@ def test_a_range_that_fails_is_built_in_another_way_once_and_then_reused(
     assert len(list(engine.parent.glob("*.engine"))) == 1
 
 
-def test_where_no_range_builds_the_optimum_alone_does(
+def test_the_optimum_alone_is_built_where_no_range_builds(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
     bundle, lines = bundle_of(group_norms()), list[str]()
     part, asked = bundle.components["part"], Profile("small", Range(128, 192, 192), Range(128, 192, 192))
-    # Made for that size: it is not taken for one that is built instead of a range, which may not have been tried.
+    # An engine of that size alone must not pass for the fallback of a range that was never tried.
     engine_for(bundle, part, library, ANY, [parse_profile("192x192")], report=lambda line: None)
     engine = engine_for(bundle, part, library, ANY, [asked], report=lines.append)
     if covers(built_instead(engine, asked, lines), asked):
@@ -163,7 +162,7 @@ def test_where_no_range_builds_the_optimum_alone_does(
     assert lines[-1].startswith("part: reusing")
 
 
-def test_where_nothing_builds_the_first_failure_is_raised(
+def test_the_first_failure_is_raised_where_nothing_builds(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
     bundle, lines, turing = bundle_of(product_of_matrices()), list[str](), Target.ahead(["7.5"])
@@ -180,7 +179,7 @@ def test_where_nothing_builds_the_first_failure_is_raised(
     assert not list(bundle.folder.rglob("*.engine"))
 
 
-def test_sizes_that_a_graph_cannot_have_are_not_replaced(
+def test_no_fallback_is_built_for_sizes_that_a_graph_cannot_have(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
     bundle, lines = bundle_of(contradiction()), list[str]()
@@ -191,7 +190,7 @@ def test_sizes_that_a_graph_cannot_have_are_not_replaced(
     assert len(lines) == 1
 
 
-def test_an_engine_built_wider_is_run_at_the_sizes_that_were_asked_for(
+def test_a_wider_engine_is_used_at_the_asked_sizes(
     bundle_of: Callable[[onnx.GraphProto], Bundle], library: Library
 ) -> None:
     bundle, asked = bundle_of(group_norms()), parse_profile("512")

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from uid.engines.trt import isolated_build as apart
+from uid.engines.trt import isolated_build
 from uid.engines.trt.build import BuildOptions, NotBuiltError, Shapes, build
 from uid.engines.trt.isolated_build import build_apart, crash
 from uid.engines.trt.library import Library, open_library
 from uid.engines.trt.profiles import Target
 from uid.errors import BackendError, OutOfMemoryError
+from uid.runtime.pixels import GRAPHS, PIXELS_IN
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")
 
-GRAPH = Path(apart.__file__).with_name("pixels_in.onnx")
+GRAPH = GRAPHS / PIXELS_IN.file
 AHEAD = Target.ahead(["8.9"])
-OTHER = "import os, sys; {}"  # what a process does that is not to answer
+OTHER = "import os, sys; {}"  # a process that does something else and gives no answer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def shapes(*sides: int) -> list[Shapes]:
     return [{"image_pixels": (minimum, optimum, maximum)}]
 
 
-def test_it_gives_what_a_build_in_this_process_gives(library: Library) -> None:
+def test_the_engine_is_that_of_a_build_in_this_process(library: Library) -> None:
     here, there = (
         each(library, GRAPH, shapes(64, 64, 64), AHEAD, BuildOptions(), report=lambda _: None)
         for each in (build, build_apart)
@@ -37,7 +38,9 @@ def test_it_gives_what_a_build_in_this_process_gives(library: Library) -> None:
     assert (bytes(there.plan), there.tensors) == (bytes(here.plan), here.tensors)
 
 
-def test_its_errors_come_back(library: Library, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_process_are_raised_here(
+    library: Library, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(BackendError, match=r"tensorrt-rtx .* cannot parse .*missing\.onnx"):
         build_apart(library, tmp_path / "missing.onnx", [], AHEAD, BuildOptions())
     with pytest.raises(BackendError, match=r"cannot build pixels_in\.onnx .* no optimization profile has been defined"):
@@ -45,9 +48,11 @@ def test_its_errors_come_back(library: Library, tmp_path: Path, capfd: pytest.Ca
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_its_lines_come_back_and_who_hears_them_may_end_it(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_the_process_are_reported_and_a_failing_report_ends_it(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     often = "import uid.engines.trt.build as module; module.REPORT_EVERY = 0; from uid."
-    monkeypatch.setattr(apart, "PROGRAM", apart.PROGRAM.replace("from uid.", often))
+    monkeypatch.setattr(isolated_build, "PROGRAM", isolated_build.PROGRAM.replace("from uid.", often))
     lines: list[str] = []
     build_apart(library, GRAPH, shapes(16, 32, 64), AHEAD, BuildOptions(), report=lines.append)
     assert any(re.fullmatch(r"[A-Z].*: \d+ of \d+", line) for line in lines)
@@ -75,14 +80,14 @@ def test_its_lines_come_back_and_who_hears_them_may_end_it(library: Library, mon
         ("sys.exit('no such module')", BackendError, "the process failed, as it has printed"),
     ],
 )
-def test_a_process_that_ends_without_an_answer_is_an_error(
+def test_a_process_that_ends_without_an_answer_raises(
     act: str, kind: type[BackendError], message: str, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apart, "PROGRAM", OTHER.format(act))
+    monkeypatch.setattr(isolated_build, "PROGRAM", OTHER.format(act))
     with pytest.raises(BackendError, match=message) as error:
         build_apart(library, GRAPH, shapes(16, 32, 64), AHEAD, BuildOptions())
     assert type(error.value) is kind
 
 
-def test_a_crash_on_windows_is_told_by_its_status() -> None:
+def test_a_crash_on_windows_is_reported_with_its_status() -> None:
     assert "crashed (0xc0000005)" in str(crash(0xC0000005, "work"))

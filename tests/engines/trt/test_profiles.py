@@ -31,7 +31,7 @@ def test_one_size_rounds_to_what_the_runtime_pads_to(height: int, width: int, mu
 
 
 @given(st.tuples(*[st.integers(1, 5000)] * 3).map(sorted), st.integers(1, 128))
-def test_a_rounded_range_holds_all_that_pictures_in_it_are_padded_to(ends: list[int], multiple: int) -> None:
+def test_a_rounded_range_holds_the_padded_sizes_of_all_its_images(ends: list[int], multiple: int) -> None:
     wide = Range(*ends)
     rounded = wide.rounded(multiple)
     assert rounded.rounded(multiple) == rounded
@@ -42,7 +42,7 @@ def test_a_rounded_range_holds_all_that_pictures_in_it_are_padded_to(ends: list[
         assert 0 <= after - before < multiple
 
 
-def test_names() -> None:
+def test_profiles_are_parsed_by_name() -> None:
     assert parse_profile("512") == square(512) == Profile("512", Range(256, 512, 512), Range(256, 512, 512))
     high = parse_profile("1080p").rounded(64)
     assert (high.height.maximum, high.width.maximum) == (1088, 1920)
@@ -59,7 +59,7 @@ SINGLE = st.builds(square, st.just(MULTIPLE)).map(Profile.single)
 
 
 @given(st.lists(st.builds(Profile, st.just("p"), SIDES, SIDES) | SINGLE, min_size=1, max_size=3))
-def test_instead_of_ranges_come_others_that_hold_them_and_then_optima(asked: list[Profile]) -> None:
+def test_fallbacks_are_ranges_that_hold_the_asked_ones_and_then_their_optima(asked: list[Profile]) -> None:
     ranges = [side for profile in asked for side in (profile.height, profile.width) if side.minimum < side.maximum]
     if not ranges:
         assert fallbacks(asked) == []
@@ -106,7 +106,7 @@ def test_shapes_follow_from_the_symbols() -> None:
         TensorSpec("blur_image", FLOAT, (1, 3, "blur_height", "blur_width")),
         TensorSpec("timestep", FLOAT, (1,)),
     ]
-    profile = Profile("p", Range(64, 128, 256), Range(192, 192, 320), blur=Range(10, 20, 30))
+    profile = Profile("p", Range(64, 128, 256), Range(192, 192, 320), extra=Range(10, 20, 30))
     assert profile_shapes(inputs, profile) == {
         "latent": ((1, 4, 8, 24), (1, 4, 16, 24), (1, 4, 32, 40)),
         "skip": ((1, 16, 64, 96), (1, 16, 128, 96), (1, 16, 256, 160)),
@@ -114,7 +114,15 @@ def test_shapes_follow_from_the_symbols() -> None:
     }
 
 
-def test_what_is_no_multiple_is_refused_with_what_would_be_one() -> None:
+def test_a_profile_is_recorded_under_keys_that_never_change() -> None:
+    profile = Profile("p", Range(64, 128, 256), Range(192, 192, 320), extra=Range(10, 20, 30), batch=Range(1, 1, 4))
+    record = profile.record()
+    assert set(record) == {"name", "height", "width", "blur", "batch"}
+    assert record["blur"] == {"minimum": 10, "optimum": 20, "maximum": 30}
+    assert Profile.from_record(record) == profile
+
+
+def test_a_size_that_is_no_multiple_is_refused_with_the_rounded_size() -> None:
     message = "profile '1080p' has height 540 to 1080, best at 1080; expected multiples of 64, such as 576 to 1088"
     with pytest.raises(BackendError, match=message):
         NAMED["1080p"].check_multiple(64)
@@ -152,7 +160,7 @@ def test_targets_admit_the_gpus_they_were_built_for() -> None:
             Target.ahead([text])
 
 
-def test_a_profile_takes_as_many_pictures_as_have_room_in_a_full_tile() -> None:
+def test_the_batch_of_a_profile_is_what_has_room_in_a_full_tile() -> None:
     for profile, most in [(square(1024), 1), (square(512), 4), (square(64), 8), (NAMED["720p"], 1)]:
         assert profile.with_batch(1024).batch == Range(1, 1, most)
     shapes = profile_shapes([TensorSpec("image", FLOAT, ("batch", 3, "height", 8))], square(512).with_batch(1024))
