@@ -51,18 +51,18 @@ SIZES = click.option(
     multiple=True,
     callback=size_type,
     metavar="HxW",
-    help="Of the picture; repeat for more.  Default: 512x512, or the bundle's tile.",
+    help="Of the image; repeat for more.  Default: 512x512, or the bundle's tile.",
 )
 
 OUTPUT_ROWS = click.option(
-    "-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per picture, written as it is made."
+    "-o", "--output", type=OUTPUT, metavar="FILE.jsonl", help="One JSON object per image, written as it is made."
 )
 
 CHECKPOINT = click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
-    help="What the bundle was exported from: PyTorch runs too, and every picture is held against its.",
+    help="What the bundle was exported from: PyTorch runs too, and every image is held against its.",
 )
 
 THREADS = click.option(
@@ -93,12 +93,12 @@ STEPS = click.option(
 )
 
 REPEATS = options(
-    click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Pictures that count."),
-    click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Pictures before them."),
+    click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Images that count."),
+    click.option("--warm-up", type=click.IntRange(min=0), default=2, show_default=True, help="Images before them."),
 )
 
 TILE = click.option(
-    "--tile", type=click.IntRange(min=1), help="Run pictures in tiles of this side, as `uid-run` does.  Default: whole."
+    "--tile", type=click.IntRange(min=1), help="Run images in tiles of this side, as `uid-run` does.  Default: whole."
 )
 
-PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="Times as a picture.")
+PLOT = click.option("--plot", "plotted", type=OUTPUT, metavar="FILE.png", help="Times as an image.")

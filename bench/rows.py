@@ -29,23 +29,23 @@ VERSIONS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One picture by one runner, with all that a reader needs to judge the time."""
+    """One image by one runner, with all that a reader needs to judge the time."""
 
     runner: str  # a backend, or the PyTorch reference
     height: int  # pixels
     width: int
     steps: int
     repeat: int
-    seconds: float  # of the whole picture inside the runner's process, by the wall clock
+    seconds: float  # of the whole image inside the runner's process, by the wall clock
     prepare: float  # seconds of each stage; step is all of the steps
     step: float
     finish: float
-    load_seconds: float  # from the start of the process to the first picture, less what that picture takes afterwards
+    load_seconds: float  # from the start of the process to the first image, less what that image takes afterwards
     peak_bytes: int  # the largest resident set of the process so far
-    flops: int  # of the picture run whole, counted from the bundle's graphs
+    flops: int  # of the image run whole, counted from the bundle's graphs
     flop_ceiling: float  # FLOP/s of a large matrix product by the same library with the same threads; 0: not measured
     copy_ceiling: float  # bytes read and written a second by a large copy of the same kind
-    psnr: float  # dB against the picture of ``against``, at most 100
+    psnr: float  # dB against the image of ``against``, at most 100
     max_difference: float  # from it, of 1.0
     against: str
     threads: int
@@ -58,7 +58,7 @@ class LatencyRow:
     versions: dict[str, str]
     tile: int | None = None  # side of the tiles that it was run in, pixels; None: whole
     gpu_bytes: int = 0  # of the GPUs' memory that the runner's process took: its context, weights, buffers and graph
-    captured: bool = False  # whether the backend ran the picture in one piece, as one CUDA graph
+    captured: bool = False  # whether the backend ran the image in one piece, as one CUDA graph
 
 
 # -- what a row states ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 set -eu
 checkpoint=$1
 
-uid-train vae "$checkpoint" --preset edge --steps 2000 --learning-rate 1e-3
+uid-train vae "$checkpoint" --config edge --steps 2000 --learning-rate 1e-3
 uid-train refiner "$checkpoint" --steps 25000 --learning-rate 6e-4 --mixed-precision bf16
 uid-train base "$checkpoint" --steps 3000 --learning-rate 5e-4
 uid-train deblur "$checkpoint" --backbone --steps 2500 --learning-rate 5e-4         # T_1, warm-up

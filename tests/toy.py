@@ -50,7 +50,7 @@ def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str
 
 @pytest.fixture
 def make_toy(tmp_path: Path) -> MakeToy:
-    """Make a toy bundle: z is the picture's 4 x 4 means, a step goes half way from the latent to z (+ shift).
+    """Make a toy bundle: z is the image's 4 x 4 means, a step goes half way from the latent to z (+ shift).
 
     ``nan_below``: steps whose timestep is below this write NaN. ``scale``: what the decoder multiplies its output by.
     ``guided``: a second component of each step shifts by guidance * (alpha_bar_prev - alpha_bar).

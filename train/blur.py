@@ -18,7 +18,7 @@ Kernel = NDArray[Any]  # (k, k) float32, k odd, sum 1
 Random = np.random.Generator
 
 LARGEST = 31  # side of the largest kernel, in pixels
-UNBLURRED = 1 / 12  # of the training pictures: what is sharp must come back as it is
+UNBLURRED = 1 / 12  # of the training images: what is sharp must come back as it is
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def defocus(rng: Random) -> Kernel:
 
 
 def gaussian(rng: Random) -> Kernel:
-    """A soft lens or a resampled picture: an isotropic Gaussian."""
+    """A soft lens or a resampled image: an isotropic Gaussian."""
     return normalised(np.exp(-((distance() / rng.uniform(0.5, 3.0)) ** 2) / 2.0))
 
 
@@ -92,7 +92,7 @@ UNKNOWN_KERNELS: Mapping[str, Callable[[Random], Kernel]] = {
 def trace(path: NDArray[np.float64], extent: float) -> Kernel:
     """The light that a point leaves along ``path`` (n, 2), even in time, scaled so that its longer side is ``extent``.
 
-    Centred by its mean, so that the blurred picture does not move.
+    Centred by its mean, so that the blurred image does not move.
     """
     path = path - path.mean(axis=0)
     path = path / max(np.ptp(path, axis=0).max(), 1e-9) * min(extent, LARGEST - 4)
@@ -162,12 +162,12 @@ def degrade(
     tone: float = 1.0,
     jpeg: int | None = None,
 ) -> RgbImage:
-    """What a camera makes of a sharp picture (H, W, 3) sRGB in [0, 1] while its light is spread by ``kernel``.
+    """What a camera makes of a sharp image (H, W, 3) sRGB in [0, 1] while its light is spread by ``kernel``.
 
     In this order: highlights brighter than white (a factor at white, so that lights draw streaks when the sensor clips
     after the blur), blur, shot and read noise (``noise``: standard deviation at white, in linear light), clipping, the
     camera's curve (sRGB's, then the exponent ``tone``), JPEG (quality, 4:4:4; None for none). float32 in [0, 1]. The
-    sharp picture is taken to have come through the same curve: without blur it comes back as it is.
+    sharp image is taken to have come through the same curve: without blur it comes back as it is.
     """
     linear = to_linear(sharp ** np.float32(1.0 / tone))
     if highlights > 1.0:
@@ -176,13 +176,13 @@ def degrade(
     if noise > 0.0:
         deviation = noise * np.sqrt(0.9 * np.minimum(light, 1.0) + 0.1)
         light = light + deviation * rng.standard_normal(light.shape, dtype=np.float32)
-    picture = to_srgb(light.astype(np.float32)) ** np.float32(tone)
-    return picture if jpeg is None else through_jpeg(picture, jpeg)
+    image = to_srgb(light.astype(np.float32)) ** np.float32(tone)
+    return image if jpeg is None else through_jpeg(image, jpeg)
 
 
-def through_jpeg(picture: RgbImage, quality: int) -> RgbImage:
-    """A picture in [0, 1] after 8-bit JPEG at a quality from 1 to 100."""
-    pixels = np.rint(255.0 * picture[:, :, ::-1]).astype(np.uint8)
+def through_jpeg(image: RgbImage, quality: int) -> RgbImage:
+    """An image in [0, 1] after 8-bit JPEG at a quality from 1 to 100."""
+    pixels = np.rint(255.0 * image[:, :, ::-1]).astype(np.uint8)
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -196,9 +196,9 @@ def through_jpeg(picture: RgbImage, quality: int) -> RgbImage:
 
 
 def random_exposure(rng: Random) -> Callable[[RgbImage], RgbImage]:
-    """What blurs the training pictures: any training kernel, and any mix of what follows the blur.
+    """What blurs the training images: any training kernel, and any mix of what follows the blur.
 
-    A few are not blurred. The same exposure may blur several pictures, which then share a blur pattern; only the noise
+    A few are not blurred. The same exposure may blur several images, which then share a blur pattern; only the noise
     differs.
     """
     names = list(KERNELS)

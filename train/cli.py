@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uid import __version__
-from uid.command import plain_errors, quieten_libraries
+from uid.command import RenamedOptions, plain_errors, quieten_libraries
 
 if TYPE_CHECKING:
     from uid.families.uid_diff.model import UIDDiff
@@ -25,26 +25,30 @@ STAGES = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=RenamedOptions, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("checkpoint", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--preset", metavar="NAME", help="Start a new checkpoint of this size: edge, tiny or sd15.")
-@click.option("--steps", required=True, type=click.IntRange(1), help="Steps in all, those of earlier runs included.")
-@click.option("--sharp", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Sharp pictures.")
+@click.option("--config", metavar="NAME", help="Start a new checkpoint of this model size: edge, tiny or sd15.")
+@click.option("--steps", required=True, type=click.IntRange(1), help="Steps in all, including those of earlier runs.")
+@click.option(
+    "--sharp",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of sharp images.  [default: procedural ones]",
+)
 @click.option(
     "--blurry",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Blurry pictures of your own domain, for T_2 and T_3; they need no sharp ones.",
+    help="Blurry images of your own domain, for T_2 and T_3; they need no sharp ones.",
 )
-@click.option("--pictures", default=6000, type=click.IntRange(1), help="Procedural pictures to make where no --sharp.")
-@click.option("--size", default=128, type=click.IntRange(16), help="Side of the training pictures, in pixels.")
-@click.option("--batch", default=8, type=click.IntRange(1), help="Pictures in a step.")
+@click.option("--images", default=6000, type=click.IntRange(1), help="Procedural images to make without --sharp.")
+@click.option("--size", default=128, type=click.IntRange(16), help="Side of the training images, in pixels.")
+@click.option("--batch", default=8, type=click.IntRange(1), help="Images per step.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0.0, min_open=True),
-    help="Highest, of AdamW.  [default: 5e-5, the paper's; 3e-4 for edge and tiny]",
+    help="Highest learning rate of AdamW.  [default: 5e-5, the paper's; 3e-4 for edge and tiny]",
 )
-@click.option("--seed", default=0, type=click.IntRange(0), help="Of examples and noise.")
+@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of examples and noise.")
 @click.option("--save-every", default=250, type=click.IntRange(1), help="Steps between checkpoints.")
 @click.option("--sheet-every", default=1000, type=click.IntRange(1), help="Steps between sample sheets.")
 @click.option(
@@ -54,15 +58,17 @@ STAGES = (
     "--without", multiple=True, type=click.Choice(["Q_s", "T_2", "T_3"]), help="Stage joint: leave this out (ablation)."
 )
 @click.option("--workers", default=1, type=click.IntRange(0), help="Processes that make examples.")
-@click.option("--mixed-precision", default="no", type=click.Choice(["no", "bf16", "fp16"]))
+@click.option(
+    "--mixed-precision", default="no", type=click.Choice(["no", "bf16", "fp16"]), help="Autocast to this dtype."
+)
 @click.version_option(__version__, prog_name="uid-train")
 def main(
     stage: str,
     checkpoint: Path,
-    preset: str | None,
+    config: str | None,
     sharp: Path | None,
     blurry: Path | None,
-    pictures: int,
+    images: int,
     size: int,
     backbone: bool,
     without: tuple[str, ...],
@@ -71,26 +77,26 @@ def main(
 ) -> None:
     """Train STAGE of CHECKPOINT, a folder in the diffusers layout, and write what it trained back into it.
 
-    Without --sharp, procedural pictures are used. A run that was stopped goes on from CHECKPOINT/training/STAGE when it
+    Without --sharp, procedural images are used. A run that was stopped goes on from CHECKPOINT/training/STAGE when it
     is started again.
     """
     quieten_libraries()
     with plain_errors("train"):
         from uid.families.registry import read_index
         from uid.families.uid_diff import checkpoint as checkpoints
-        from uid.train.data import Domains, MadePictures, Pairs, PictureFolder
+        from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
         from uid.train.loop import Settings, train
 
-        if preset and not checkpoint.exists():
-            checkpoints.write_untrained(checkpoint, preset, seed=settings["seed"])
+        if config and not checkpoint.exists():
+            checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
         index = read_index(checkpoint)
         settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
-        made_file = checkpoint / "training" / f"pictures-{settings['seed']}-{pictures}.npy"
-        source = PictureFolder(sharp) if sharp else MadePictures(made_file, pictures, settings["seed"], click.echo)
+        made_file = checkpoint / "training" / f"pictures-{settings['seed']}-{images}.npy"
+        source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
         module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
         examples = Pairs(source, size, settings["seed"])
         if stage in ("blur-transfer", "joint"):
-            examples = Domains(source, size, settings["seed"], PictureFolder(blurry) if blurry else None)
+            examples = Domains(source, size, settings["seed"], ImageFolder(blurry) if blurry else None)
         train(module, examples, Settings(**settings), checkpoint / "training" / stage, report=click.echo)
         if stage == "vae":
             module.set_scaling_factor(examples[i] for i in range(64))
@@ -102,7 +108,7 @@ def main(
 
 
 def default_learning_rate(name: str) -> float:
-    """What a checkpoint of this name is trained at: its preset's rate, or the paper's."""
+    """What a checkpoint of this name is trained at: its configuration's rate, or the paper's."""
     from uid.families.uid_diff.configs import CONFIGS, SD15
 
     return CONFIGS.get(name, SD15).learning_rate

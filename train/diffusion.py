@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, Conditions, UIDDiff
 from uid.train.loop import Batch, Stage
-from uid.train.vae import LATENT_WEIGHT, base_latents, base_pictures, exchanged, psnr, restoration_loss
+from uid.train.vae import LATENT_WEIGHT, base_images, base_latents, exchanged, psnr, restoration_loss
 
 PROMPT_DROPOUT = 0.1  # share of examples that see the empty prompt
 VISITED = 0.5  # share of examples at a timestep that the checkpoint's own number of steps visits; the rest at any
@@ -75,8 +75,8 @@ class DiffusionStage(Stage):
         """What a task takes the structure of. For half of T_2's examples that is ``x_3``, ``y_3`` before its blur.
 
         z_y should be no shortcut to ``y_3``, since the refined encoder was trained to give the latent of the sharp
-        picture. But it falls short of that, and what it leaves tells the blur where f_b should. A sharp picture is what
-        transfer is used on; a domain of blurred pictures alone does not have it.
+        image. But it falls short of that, and what it leaves tells the blur where f_b should. A sharp image is what
+        transfer is used on; a domain of blurred images alone does not have it.
         """
         if task != "T_2":
             return batch[{"T_1": "blurred", "T_3": "y_2"}[task]]
@@ -88,24 +88,24 @@ class DiffusionStage(Stage):
         f_b = self.model.blur(y_2)
         return torch.cat([torch.zeros_like(f_b) if task == "T_1" else f_b for task in tasks])
 
-    def structure(self, pictures: Tensor) -> Tensor:
+    def structure(self, images: Tensor) -> Tensor:
         """f_s of (B, 3, H, W) in [0, 1]."""
-        return self.model.structure(pictures)
+        return self.model.structure(images)
 
-    def sampled(self, pictures: Tensor, blur: Tensor | None = None, *, seed: int | None = None) -> Tensor:
-        """What the model makes of pictures, unguided: sharp, or with the blur of ``blur``."""
+    def sampled(self, images: Tensor, blur: Tensor | None = None, *, seed: int | None = None) -> Tensor:
+        """What the model makes of images, unguided: sharp, or with the blur of ``blur``."""
         prompt = SHARP_PROMPT if blur is None else BLURRY_PROMPT
-        z_y, skips = self.model.encoder(pictures)
-        f_s = self.structure(pictures)
+        z_y, skips = self.model.encoder(images)
+        f_s = self.structure(images)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(z_y.shape, generator=generator).to(z_y.device)
         f_b = None if blur is None else self.model.blur(blur)
         z = self.model.denoise(noise, Conditions(z_y, f_s, self.model.prompts(prompt), f_b), self.steps, 1.0)
         return self.model.decoder(z, skips)
 
-    def latents(self, pictures: Tensor) -> Tensor:
+    def latents(self, images: Tensor) -> Tensor:
         """The base VAE's latents of (B, 3, H, W) in [0, 1], a posterior sample with unit variance."""
-        return base_latents(self.model.encoder.vae, pictures, sample=True)
+        return base_latents(self.model.encoder.vae, images, sample=True)
 
     def text(self, prompts: list[str]) -> Tensor:
         """Embeddings (B, L, D) of prompts, some of which are dropped while training."""
@@ -142,7 +142,7 @@ class DiffusionStage(Stage):
 
 
 class BaseDiffusion(DiffusionStage):
-    """Stage "base": U-Net and text encoder learn sharp and blurred pictures under the two prompts."""
+    """Stage "base": U-Net and text encoder learn sharp and blurred images under the two prompts."""
 
     name = "base"
 
@@ -157,7 +157,7 @@ class BaseDiffusion(DiffusionStage):
         return {"loss": self.noise_losses(z, text, None).mean()}
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Sharp pictures, and their latents noised to the middle and denoised in one step."""
+        """Sharp images, and their latents noised to the middle and denoised in one step."""
         z = self.latents(batch["sharp"][:8])
         return torch.stack([batch["sharp"][:8], self.denoised(z, self.text([SHARP_PROMPT] * len(z)))])
 
@@ -171,11 +171,11 @@ class BaseDiffusion(DiffusionStage):
             z_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
         else:
             z_0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        return base_pictures(self.model.encoder.vae, z_0)
+        return base_images(self.model.encoder.vae, z_0)
 
 
 class Deblurring(DiffusionStage):
-    """Stage "deblur", T_1 (eq. 4): the sharp latent's noise, given f_s and z_y of its blurred picture.
+    """Stage "deblur", T_1 (eq. 4): the sharp latent's noise, given f_s and z_y of its blurred image.
 
     Trains the structure extractor and the adapter; with ``backbone`` also U-Net and image encoder, for ``edge``, which
     has no pretrained ones. At ``sd15`` the backbone stays frozen, as in the paper.
@@ -187,11 +187,11 @@ class Deblurring(DiffusionStage):
         super().__init__(model, structure_side(model) | (pretrained_side(model) if backbone else {}), steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The noise loss of the sharp pictures under the sharp prompt."""
+        """The noise loss of the sharp images under the sharp prompt."""
         return self.task_losses(batch, ["T_1"])
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, what the model makes of them, and the sharp ones."""
+        """Blurred images, what the model makes of them, and the sharp ones."""
         blurred = batch["blurred"][:4]
         return torch.stack([blurred, self.sampled(blurred), batch["sharp"][:4]])
 
@@ -208,11 +208,11 @@ class BlurTransfer(DiffusionStage):
         super().__init__(model, blur_side(model), steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The noise loss of the blurred pictures y_3."""
+        """The noise loss of the blurred images y_3."""
         return self.task_losses(batch, ["T_2"])
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Pictures that give the blur, sharp pictures that take it, and what comes of them."""
+        """Images that give the blur, sharp images that take it, and what comes of them."""
         y_2, sharp = batch["y_2"][:4], batch["sharp"][:4]
         return torch.stack([y_2, sharp, self.sampled(sharp, y_2)])
 
@@ -236,13 +236,13 @@ class Joint(DiffusionStage):
         """Each task's noise loss, and their sum."""
         return self.task_losses(batch, [task for task in ("T_1", "T_2", "T_3") if task not in self.without])
 
-    def structure(self, pictures: Tensor) -> Tensor:
+    def structure(self, images: Tensor) -> Tensor:
         """f_s, or zeros without Q_s."""
-        f_s = super().structure(pictures)
+        f_s = super().structure(images)
         return torch.zeros_like(f_s) if "Q_s" in self.without else f_s
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred, deblurred, sharp; then the pictures that give a blur, and the sharp ones with it."""
+        """Blurred, deblurred, sharp; then the images that give a blur, and the sharp ones with it."""
         blurred, sharp, y_2 = batch["blurred"][:4], batch["sharp"][:4], batch["y_2"][:4]
         return torch.stack([blurred, self.sampled(blurred), sharp, y_2, self.sampled(sharp, y_2)])
 
@@ -250,8 +250,8 @@ class Joint(DiffusionStage):
 class Delivery(DiffusionStage):
     """Stage "delivery": the refiners, with latents as the diffusion delivers them rather than as they should be.
 
-    A quarter of each batch is blur transfer: a sharp picture's skips with the latent of its blurred picture give the
-    blurred picture. So the decoder follows the latent, where skips alone would tell it enough to deblur.
+    A quarter of each batch is blur transfer: a sharp image's skips with the latent of its blurred image give the
+    blurred image. So the decoder follows the latent, where skips alone would tell it enough to deblur.
     """
 
     name = "delivery"
@@ -260,7 +260,7 @@ class Delivery(DiffusionStage):
         super().__init__(model, {"vae_refiner": model.refiner}, steps)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Image loss of both tasks and eq. 9; how much nearer to the sharp pictures the deblurred ones came, in dB."""
+        """Image loss of both tasks and eq. 9; how much nearer to the sharp images the deblurred ones came, in dB."""
         turned = len(batch["sharp"]) // 4
         given, wanted = exchanged(batch["blurred"], batch["sharp"], turned)
         z_y, skips = self.model.encoder(given)
@@ -273,13 +273,13 @@ class Delivery(DiffusionStage):
 
     @torch.no_grad()
     def delivered(self, blurred: Tensor, z_y: Tensor) -> Tensor:
-        """The diffusion's latents of blurred pictures, unguided."""
+        """The diffusion's latents of blurred images, unguided."""
         prompts = self.model.prompts(SHARP_PROMPT)
         return self.model.denoise(
             torch.randn_like(z_y), Conditions(z_y, self.structure(blurred), prompts), self.steps, 1.0
         )
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, what the model makes of them, and the sharp ones."""
+        """Blurred images, what the model makes of them, and the sharp ones."""
         blurred = batch["blurred"][:8]
         return torch.stack([blurred, self.sampled(blurred), batch["sharp"][:8]])

@@ -55,7 +55,7 @@ class Stage(nn.Module):
 
     @abstractmethod
     def sheet(self, batch: Batch) -> Tensor:
-        """Pictures to look at, (rows, columns, 3, H, W) in [0, 1]."""
+        """Images to look at, (rows, columns, 3, H, W) in [0, 1]."""
 
 
 def train(
@@ -173,7 +173,7 @@ def resume(stage: Stage, average: Average, optimizer: torch.optim.Optimizer, fol
 
 
 def write_sheet(stage: Stage, batch: Batch, path: Path) -> None:
-    """A PNG of the stage's pictures side by side, one row per example."""
+    """A PNG of the stage's images side by side, one row per example."""
     stage.eval()
     with torch.inference_mode():
         rows = stage.sheet(batch).float().clamp(0.0, 1.0).cpu().numpy()

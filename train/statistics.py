@@ -1,4 +1,4 @@
-"""How far the made pictures are from photos: the same few statistics over both, side by side.
+"""How far the made images are from photos: the same few statistics over both, side by side.
 
 `python -m uid.train.statistics` prints the table. The photos are those inside scikit-image's wheel; they serve only
 for this comparison and are never trained on.
@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from uid.train.blur import blur, to_linear, to_srgb
-from uid.train.pictures import picture
-
-Picture = NDArray[np.float32]  # (H, W, 3) sRGB in [0, 1]
+from uid.train.blur import RgbImage, blur, to_linear, to_srgb
+from uid.train.procedural import procedural_image
 
 CROP = 256
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709
@@ -26,25 +24,25 @@ GRADIENT_FLOOR = 0.5 / 255  # differences below half a grey level are rounding
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of one statistic over a set of pictures."""
+    """Mean and standard deviation of one statistic over a set of images."""
 
     mean: float
     deviation: float
 
 
 class StatisticsRow(NamedTuple):
-    """One statistic over the photos and over the made pictures."""
+    """One statistic over the photos and over the made images."""
 
     real: Spread
     made: Spread
 
 
-def luminance(image: Picture) -> NDArray[np.float32]:
-    """(H, W) luma of an sRGB picture, in [0, 1]."""
+def luminance(image: RgbImage) -> NDArray[np.float32]:
+    """(H, W) luma of an sRGB image, in [0, 1]."""
     return image @ LUMA
 
 
-def spectrum_slope(image: Picture, low: float = 1 / 32, high: float = 1 / 4) -> float:
+def spectrum_slope(image: RgbImage, low: float = 1 / 32, high: float = 1 / 4) -> float:
     """Slope of log power against log frequency, radially averaged, between `low` and `high` cycles per pixel."""
     grey = luminance(image)
     window = np.hanning(grey.shape[0])[:, None] * np.hanning(grey.shape[1])
@@ -57,23 +55,23 @@ def spectrum_slope(image: Picture, low: float = 1 / 32, high: float = 1 / 4) -> 
     return float(np.polyfit(np.log(centres), np.log(np.maximum(means, 1e-12)), 1)[0])
 
 
-def fine_slope(image: Picture) -> float:
+def fine_slope(image: RgbImage) -> float:
     """`spectrum_slope` in the octave below the Nyquist frequency: how sharp the sharpest edges are."""
     return spectrum_slope(image, 1 / 4, 1 / 2)
 
 
-def gradients(image: Picture) -> NDArray[np.float32]:
+def gradients(image: RgbImage) -> NDArray[np.float32]:
     """Horizontal and vertical luma differences of neighbours, one flat array."""
     grey = luminance(image)
     return np.concatenate([np.diff(grey, axis=0).ravel(), np.diff(grey, axis=1).ravel()])
 
 
-def gradient_quantile(quantile: float) -> Callable[[Picture], float]:
+def gradient_quantile(quantile: float) -> Callable[[RgbImage], float]:
     """The statistic log10 of that quantile of absolute luma differences."""
     return lambda image: float(np.log10(max(float(np.quantile(np.abs(gradients(image)), quantile)), GRADIENT_FLOOR)))
 
 
-def gradient_kurtosis(image: Picture) -> float:
+def gradient_kurtosis(image: RgbImage) -> float:
     """Log10 of the kurtosis of luma differences; 0.48 for a Gaussian, above 1 where flat areas meet few edges."""
     difference = gradients(image)
     return float(np.log10(np.mean(difference**4) / max(float(np.mean(difference**2)) ** 2, 1e-12)))
@@ -88,25 +86,25 @@ def fixed_kernels() -> list[NDArray[np.float32]]:
     return [(kernel / kernel.sum()).astype(np.float32) for kernel in (line, disc, gaussian)]
 
 
-def blur_psnr(image: Picture) -> float:
+def blur_psnr(image: RgbImage) -> float:
     """PSNR in dB that the fixed kernels leave, averaged: blurred in linear light, compared in sRGB."""
     linear = to_linear(image)
     errors = [float(np.mean((to_srgb(blur(linear, kernel)) - image) ** 2)) for kernel in fixed_kernels()]
     return float(np.mean([-10 * np.log10(max(error, 1e-10)) for error in errors]))
 
 
-def saturation(image: Picture) -> float:
+def saturation(image: RgbImage) -> float:
     """Mean saturation as in HSV, in [0, 1]."""
     peak = image.max(axis=2)
     return float(np.mean((peak - image.min(axis=2)) / np.maximum(peak, 1 / 255)))
 
 
-def contrast(image: Picture) -> float:
+def contrast(image: RgbImage) -> float:
     """Standard deviation of luma."""
     return float(luminance(image).std())
 
 
-STATISTICS: Mapping[str, Callable[[Picture], float]] = {
+STATISTICS: Mapping[str, Callable[[RgbImage], float]] = {
     "power slope, 1/32 to 1/4": spectrum_slope,
     "power slope, 1/4 to 1/2": fine_slope,
     "PSNR after blur, dB": blur_psnr,
@@ -121,7 +119,7 @@ STATISTICS: Mapping[str, Callable[[Picture], float]] = {
 }
 
 
-def compare(real: list[Picture], made: list[Picture]) -> dict[str, StatisticsRow]:
+def compare(real: list[RgbImage], made: list[RgbImage]) -> dict[str, StatisticsRow]:
     """Mean and spread of each statistic over both sets, by the statistic's name."""
     return {name: StatisticsRow(_spread(map(f, real)), _spread(map(f, made))) for name, f in STATISTICS.items()}
 
@@ -131,7 +129,7 @@ def _spread(values: Iterable[float]) -> Spread:
     return Spread(float(sample.mean()), float(sample.std()))
 
 
-def photo_crops() -> list[Picture]:
+def photo_crops() -> list[RgbImage]:
     """Crops of 256 x 256, at native size, spread evenly over the five colour photos of scikit-image's wheel.
 
     Of the stereo pair only the left half is taken: the right is the same scene again.
@@ -143,26 +141,26 @@ def photo_crops() -> list[Picture]:
     return [crop for name in names for crop in _crops(_load(Path(data_dir) / name))]
 
 
-def _load(path: Path) -> Picture:
+def _load(path: Path) -> RgbImage:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
 
 
-def _crops(image: Picture) -> list[Picture]:
+def _crops(image: RgbImage) -> list[RgbImage]:
     rows, columns = (
         np.linspace(0, length - CROP, max(1, round(length / CROP))).astype(int) for length in image.shape[:2]
     )
     return [image[y : y + CROP, x : x + CROP] for y in rows for x in columns]
 
 
-def made_pictures(count: int, seed: int = 0) -> list[Picture]:
-    """`count` made pictures of the crops' size, rounded to 8 bits as the photos are."""
+def made_pictures(count: int, seed: int = 0) -> list[RgbImage]:
+    """`count` made images of the crops' size, rounded to 8 bits as the photos are."""
     rng = np.random.default_rng(seed)
-    return [np.rint(picture(rng, CROP, CROP) * np.float32(255)) / np.float32(255) for _ in range(count)]
+    return [np.rint(procedural_image(rng, CROP, CROP) * np.float32(255)) / np.float32(255) for _ in range(count)]
 
 
 def main() -> None:
-    """Print the table for the photos and 400 made pictures."""
+    """Print the table for the photos and 400 made images."""
     cv2.setNumThreads(1)
     print(f"{'mean (spread)':28}{'photos':>18}{'made':>18}")
     for name, (real, made) in compare(photo_crops(), made_pictures(400)).items():

@@ -1,6 +1,6 @@
 """Stages that train the VAE: the small base VAE of ``edge``, then the refined VAE's two phases (appendix A).
 
-The base VAE learns sharp and blurred pictures alike, as Stable Diffusion's did; for ``sd15`` it is given and frozen.
+The base VAE learns sharp and blurred images alike, as Stable Diffusion's did; for ``sd15`` it is given and frozen.
 ``edge`` trains the refiners of both halves together (``JointRefiner``): its encoder refiner serves the skips as much as
 the latent, and the skips are only as good as what the decoder makes of them.
 """
@@ -17,7 +17,7 @@ from uid.train.loop import Batch, Stage
 
 KL_WEIGHT = 1e-6  # Stable Diffusion's: just enough to keep the latents in bounds
 LATENT_WEIGHT = 0.1  # of eq. 9 beside the image loss
-ERROR_FLOOR = 1e-4  # mean squared error, 40 dB: below it a picture has nothing more to teach
+ERROR_FLOOR = 1e-4  # mean squared error, 40 dB: below it an image has nothing more to teach
 TRANSFERS = 1 / 8  # of a batch: examples that turn round, so that the decoder follows its latent
 
 
@@ -28,30 +28,30 @@ def image_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def restoration_loss(output: Tensor, target: Tensor) -> Tensor:
-    """A tenth of the log of each picture's mean squared error: as much for a dB of an easy picture as of a hard one."""
+    """A tenth of the log of each image's mean squared error: as much for a dB of an easy image as of a hard one."""
     return 0.1 * torch.log((output - target).square().mean(dim=(1, 2, 3)) + ERROR_FLOOR).mean()
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Mean over the pictures, in dB, each at most 40."""
+    """Mean over the images, in dB, each at most 40."""
     errors = (output.detach().clamp(0.0, 1.0) - target).square().mean(dim=(1, 2, 3))
     return -10.0 * torch.log10(errors.clamp_min(ERROR_FLOOR)).mean()
 
 
-def base_latents(vae: AutoencoderKL, pictures: Tensor, *, sample: bool = False) -> Tensor:
+def base_latents(vae: AutoencoderKL, images: Tensor, *, sample: bool = False) -> Tensor:
     """The base VAE's latents of (B, 3, H, W) in [0, 1], with unit variance: the posterior's mean, or a sample of it."""
     with torch.no_grad():
-        posterior = vae.encode(to_patches(pictures, vae)).latent_dist
+        posterior = vae.encode(to_patches(images, vae)).latent_dist
         return (posterior.sample() if sample else posterior.mode()) * vae.config.scaling_factor
 
 
-def base_pictures(vae: AutoencoderKL, z: Tensor) -> Tensor:
+def base_images(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """What the base VAE's decoder makes of latents with unit variance, (B, 3, H, W), not clamped."""
     return from_patches(vae.decode(z / vae.config.scaling_factor).sample, vae)
 
 
 class BaseVAE(Stage):
-    """Stage "vae": sharp and blurred pictures through encoder, posterior sample and decoder."""
+    """Stage "vae": sharp and blurred images through encoder, posterior sample and decoder."""
 
     name = "vae"
 
@@ -61,12 +61,12 @@ class BaseVAE(Stage):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and KL losses."""
-        pictures = torch.cat([batch["sharp"], batch["blurred"]])
-        posterior = self.vae.encode(to_patches(pictures, self.vae)).latent_dist
+        images = torch.cat([batch["sharp"], batch["blurred"]])
+        posterior = self.vae.encode(to_patches(images, self.vae)).latent_dist
         output = from_patches(self.vae.decode(posterior.sample()).sample, self.vae)
-        reconstruction, kl = image_loss(output, pictures), posterior.kl().mean()
+        reconstruction, kl = image_loss(output, images), posterior.kl().mean()
         loss = reconstruction + KL_WEIGHT * kl
-        return {"loss": loss, "reconstruction": reconstruction, "kl": kl, "psnr": psnr(output, pictures)}
+        return {"loss": loss, "reconstruction": reconstruction, "kl": kl, "psnr": psnr(output, images)}
 
     @torch.inference_mode()
     def set_scaling_factor(self, examples: Iterable[Batch]) -> None:
@@ -76,18 +76,18 @@ class BaseVAE(Stage):
         self.vae.register_to_config(scaling_factor=round(1.0 / float(torch.cat(latents).std()), 5))
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Pictures above their reconstructions."""
-        pictures = batch["sharp"][:8]
-        z = base_latents(self.vae, pictures)
-        return torch.stack([pictures, base_pictures(self.vae, z)])
+        """Images above their reconstructions."""
+        images = batch["sharp"][:8]
+        z = base_latents(self.vae, images)
+        return torch.stack([images, base_images(self.vae, z)])
 
 
 class JointRefiner(Stage):
-    """Stage "refiner", both phases at once: pictures through the refined VAE, without the diffusion.
+    """Stage "refiner", both phases at once: images through the refined VAE, without the diffusion.
 
-    Most examples are blurred pictures that come back sharp. In the others the skips are the sharp picture's and the
+    Most examples are blurred images that come back sharp. In the others the skips are the sharp image's and the
     latent is the blurred one's, which must come back: what blur transfer asks of the decoder. Without them it learns to
-    take everything from the skips, and nothing that the diffusion makes can change the picture.
+    take everything from the skips, and nothing that the diffusion makes can change the image.
     """
 
     name = "refiner"
@@ -99,7 +99,7 @@ class JointRefiner(Stage):
         refiner.requires_grad_(True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Image loss against the picture that is wanted, and eq. 9."""
+        """Image loss against the image that is wanted, and eq. 9."""
         turned = round(TRANSFERS * len(batch["sharp"]))
         given, wanted = exchanged(batch["blurred"], batch["sharp"], turned)
         latents = base_latents(self.vae, wanted)
@@ -111,7 +111,7 @@ class JointRefiner(Stage):
         return losses | ({"transfer_gain": gains[1]} if turned else {})
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, what comes back, and the sharp ones."""
+        """Blurred images, what comes back, and the sharp ones."""
         blurred, sharp = batch["blurred"][:8], batch["sharp"][:8]
         return torch.stack([blurred, self.decoder(*self.encoder(blurred)), sharp])
 
@@ -122,7 +122,7 @@ def exchanged(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 class EncoderRefiner(Stage):
-    """Stage "encoder-refiner", phase one (eq. 9): the blurred picture's refined latent meets the sharp one's."""
+    """Stage "encoder-refiner", phase one (eq. 9): the blurred image's refined latent meets the sharp one's."""
 
     name = "encoder-refiner"
 
@@ -137,15 +137,15 @@ class EncoderRefiner(Stage):
         return {"loss": F.mse_loss(self.encoder(batch["blurred"])[0], base_latents(self.vae, batch["sharp"]))}
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, their refined latents decoded by the base decoder, and the sharp ones."""
+        """Blurred images, their refined latents decoded by the base decoder, and the sharp ones."""
         blurred, sharp = batch["blurred"][:8], batch["sharp"][:8]
-        return torch.stack([blurred, base_pictures(self.vae, self.encoder(blurred)[0]), sharp])
+        return torch.stack([blurred, base_images(self.vae, self.encoder(blurred)[0]), sharp])
 
 
 class DecoderRefiner(Stage):
-    """Stage "decoder-refiner", phase two (eq. 10): the sharp latent, with the blurred picture's skips, gives the sharp.
+    """Stage "decoder-refiner", phase two (eq. 10): the sharp latent, with the blurred image's skips, gives the sharp.
 
-    The latent is the sharp picture's, as the diffusion should deliver it; the skips come from the blurred one, as at
+    The latent is the sharp image's, as the diffusion should deliver it; the skips come from the blurred one, as at
     run time.
     """
 
@@ -164,11 +164,11 @@ class DecoderRefiner(Stage):
         return self.decoder.unclamped(base_latents(self.vae, batch["sharp"]), skips)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Image loss against the sharp picture."""
+        """Image loss against the sharp image."""
         output = self.restored(batch)
         return {"loss": restoration_loss(output, batch["sharp"]), "psnr": psnr(output, batch["sharp"])}
 
     def sheet(self, batch: Batch) -> Tensor:
-        """Blurred pictures, what comes back, and the sharp ones."""
+        """Blurred images, what comes back, and the sharp ones."""
         first = {name: value[:8] for name, value in batch.items()}
         return torch.stack([first["blurred"], self.restored(first), first["sharp"]])

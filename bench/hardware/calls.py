@@ -1,7 +1,7 @@
 """The calls: which commands they run, what each may take, and what it cannot do without.
 
 The order is that of truth per minute. Every runner has a command, and so a process, of its own: no two hold a GPU's
-memory together. All pictures of a model and size are held against one, made once and kept.
+memory together. All images of a model and size are held against one, made once and kept.
 """
 
 import sys
@@ -49,7 +49,7 @@ class Scale:
     small: str  # of the one that is made while that is exported
     rtx: str  # backends
     ort: str
-    square: str  # sizes of pictures
+    square: str  # sizes of images
     wide: str
     steps: int  # of the model at full size
     patience: float = 1.0  # what budgets and limits, which are those of a lent GPU's host, are multiplied with
@@ -61,16 +61,16 @@ REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96"
 
 @dataclass(frozen=True)
 class Model:
-    """A bundle, what it was exported from, and whose pictures its own are held against."""
+    """A bundle, what it was exported from, and whose images its own are held against."""
 
     name: str
     bundle: Path
     checkpoint: Path | None = None  # None: held against ONNX Runtime on the CPU
     steps: int = 1
-    alike: str = ""  # the model that makes the same pictures, of which the oracle is kept
+    alike: str = ""  # the model that makes the same images, of which the oracle is kept
 
     def oracle(self, size: str) -> Path:
-        """The picture that its pictures of this size are held against."""
+        """The image that its images of this size are held against."""
         return self.bundle.with_name(f"oracle-{self.alike or self.name}-{size}.npz")
 
 
@@ -154,7 +154,7 @@ class Plan:
         ]
 
     def pytorch(self) -> list[Command]:
-        """PyTorch compiled into CUDA graphs, and a wide picture with what time is left."""
+        """PyTorch compiled into CUDA graphs, and a wide image with what time is left."""
         square, wide = self.scale.square, self.scale.wide
         return [
             oracle(self.full, square),
@@ -180,7 +180,7 @@ class Plan:
         ]
 
     def latency(self, call: str, model: Model, runner: str, size: str, *, limit: float, least: float) -> Command:
-        """One runner's pictures of a size."""
+        """One runner's images of a size."""
         rows = self.results(call) / f"{model.name}-{size}-{runner}.jsonl"
         words = ["-m", str(model.bundle), "--backend", runner, "--size", size, "--steps", str(model.steps)]
         words += ["--oracle", str(model.oracle(size))]
@@ -220,7 +220,7 @@ def proof(model: Model, backend: str, size: str) -> Command:
 
 
 def oracle(model: Model, size: str) -> Command:
-    """The picture that others are held against."""
+    """The image that others are held against."""
     source = ("-m", str(model.bundle)) if model.checkpoint is None else ("--checkpoint", str(model.checkpoint))
     needs = model.bundle / MANIFEST if model.checkpoint is None else model.checkpoint / INDEX
     path, terms = model.oracle(size), ("--size", size, "--steps", str(model.steps))

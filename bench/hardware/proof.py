@@ -1,7 +1,7 @@
 """``python -m uid.bench.hardware.proof BUNDLE BACKEND SIZE``: whether a backend computes right here.
 
-A picture as the backend runs it, captured where it can, twice; the same launch by launch; and ONNX Runtime's on the
-CPU. Prints what came of it as JSON. Exit status 1: the pictures differ.
+An image as the backend runs it, captured where it can, twice; the same launch by launch; and ONNX Runtime's on the
+CPU. Prints what came of it as JSON. Exit status 1: the images differ.
 """
 
 import json
@@ -23,7 +23,7 @@ RIGHT = 45.0  # dB, which arithmetic in float16 keeps over so few steps
 
 
 def prove(folder: Path, name: str, height: int, width: int) -> dict[str, Any]:
-    """What the pictures have in common."""
+    """What the images have in common."""
     bundle, image = read_bundle(folder), sample_picture(height, width)
     options = Options(steps=STEPS, transforms=1, tile=2 * max(height, width))
     expected = Pipeline(bundle, create("onnxruntime"))(image, options).image
@@ -52,7 +52,7 @@ def prove(folder: Path, name: str, height: int, width: int) -> dict[str, Any]:
 @click.argument("size", metavar="HEIGHTxWIDTH")
 @click.pass_context
 def main(ctx: click.Context, bundle: Path, backend: str, size: str) -> None:
-    """Print whether BACKEND computes BUNDLE's picture right, and whether its replay is what its launches give."""
+    """Print whether BACKEND computes BUNDLE's image right, and whether its replay is what its launches give."""
     with plain_errors("bench"):
         found = prove(bundle, backend, *(int(side) for side in size.split("x")))
     click.echo(json.dumps(found))

@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the camera: standard deviation at white, in linear light.",
 )
-@click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Compress the blurred pictures so.")
+@click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Compress the blurred images so.")
 @click.option(
     "--metric",
     "learned",
     type=click.Choice(list(metrics.METRICS)),
     multiple=True,
-    help="Score the pictures with this learned metric too; repeat for more.",
+    help="Score the images with this learned metric too; repeat for more.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Pictures side by side.")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Images side by side.")
 def quality(
     model: Path | None,
     backend: str,
@@ -91,7 +91,7 @@ def quality(
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Pictures side by side.")
+@click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Images side by side.")
 def transfer(model: Path | None, backend: str, names: Sequence[str], output: Path | None, sheet: Path | None) -> None:
     """Give held-out photos each other's blur, and compare them with the same blur done by convolution."""
     with plain_errors("bench"):
@@ -119,7 +119,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
         nearer = fmean(row.psnr > row.psnr_untouched for row in unknown)
         gained = fmean(row.psnr - row.psnr_untouched for row in unknown)
         click.echo(
-            f"kernels unknown to training: nearer to the wanted picture than the untouched photo in {nearer:.0%}, by "
+            f"kernels unknown to training: nearer to the wanted image than the untouched photo in {nearer:.0%}, by "
             f"{gained:+.2f} dB on average"
         )
         for kernel in (f"gaussian {deviation:g}" for deviation in transfers.STRENGTHS):
@@ -217,7 +217,7 @@ def tradeoff(
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of each variant.")
 @click.option("--learning-rate", default=2e-4, show_default=True, type=click.FloatRange(0.0, min_open=True))
-@click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Side of the training pictures.")
+@click.option("--size", default=128, show_default=True, type=click.IntRange(16), help="Side of the training images.")
 @click.option("--images", default=6000, show_default=True, type=click.IntRange(1), help="Images to train on.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
 @click.option("--mixed-precision", default="no", show_default=True, type=click.Choice(["no", "bf16", "fp16"]))
@@ -241,11 +241,11 @@ def ablation(
         from uid.bench.quality.methods import BLURRED
         from uid.bench.quality.photos import held_out
         from uid.train.ablation import ablate
-        from uid.train.data import Domains, MadePictures
+        from uid.train.data import Domains, ProceduralImages
         from uid.train.loop import Settings
 
         work = checkpoint / "training"
-        made = MadePictures(work / f"pictures-0-{images}.npy", images, 0, click.echo)
+        made = ProceduralImages(work / f"pictures-0-{images}.npy", images, 0, click.echo)
         settings = Settings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
         photos = held_out(names)
         rows = [score(BLURRED, lambda blurred: blurred, photos, 0)]
@@ -259,7 +259,7 @@ def ablation(
 
 
 def show_summary(rows: Sequence["QualityRow"], pipeline: "Pipeline") -> None:
-    """A table of the methods on standard output, and what becomes of a picture that was sharp already."""
+    """A table of the methods on standard output, and what becomes of an image that was sharp already."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

@@ -97,7 +97,7 @@ def unsharp_mask(blurred: RgbImage, sigma: float = UNSHARP_SIGMA, amount: float 
 def richardson_lucy(blurred: RgbImage, psf: Kernel, iterations: int = RICHARDSON_LUCY_ITERATIONS) -> RgbImage:
     """Richardson-Lucy deconvolution (Richardson 1972, Lucy 1974) in linear light; sRGB in [0, 1] in and out.
 
-    Unlike in scikit-image's, the picture goes on beyond its border as ``blur`` has it: no dark frame grows inwards.
+    Unlike in scikit-image's, the image goes on beyond its border as ``blur`` has it: no dark frame grows inwards.
     """
     light = to_linear(blurred)
     mirrored = psf[::-1, ::-1]

@@ -1,4 +1,4 @@
-"""Learned metrics: how alike two pictures look, and how well one looks by itself.
+"""Learned metrics: how alike two images look, and how well one looks by itself.
 
 The libraries would fetch their weights on first use. Here a file that is missing is an error, which says where it comes
 from and where it goes.
@@ -18,7 +18,7 @@ from uid.errors import InputError
 if TYPE_CHECKING:
     from uid.train.blur import RgbImage
 
-Score = Callable[["RgbImage", "RgbImage"], float]  # a picture and its sharp original, (H, W, 3) float32 sRGB in [0, 1]
+Score = Callable[["RgbImage", "RgbImage"], float]  # an image and its sharp original, (H, W, 3) float32 sRGB in [0, 1]
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "piq")  # of all metrics together
 NAMED_HASH = re.compile(r"-([0-9a-f]{8,})\.")  # torch's convention: how the file's SHA-256 begins
@@ -40,7 +40,7 @@ class Metric:
 
     module: str
     name: str
-    reference: bool  # whether it compares with the sharp picture, or looks at the picture alone
+    reference: bool  # whether it compares with the sharp image, or looks at the image alone
     higher_is_better: bool
     weights: tuple[str, ...] = ()  # URLs
     folder: Callable[[], Path] = torch_hub

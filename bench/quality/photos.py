@@ -1,7 +1,7 @@
 """How well a bundle sharpens photos that nothing was trained on, beside classical methods.
 
 Held-out photos are blurred with kernels of families that training never shows; every method gets the same blurred
-picture, and what it makes of it is compared with the sharp one.
+image, and what it makes of it is compared with the sharp one.
 """
 
 import importlib
@@ -30,7 +30,7 @@ KERNELS_A_PHOTO = 2
 SIDES = (384, 256)  # of a held-out photo, multiples of 64
 REDUCTION = 1.15  # at least: pixels as a camera interpolates them are not sharp
 BORDER = 16  # pixels that no metric looks at: what lies beyond the frame is a guess for every method
-PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
+PSNR_CAP = 100.0  # dB, for equal images: JSON has no infinity
 
 UID_ON_SHARP = "uid on sharp"
 NO_KERNEL = "none"
@@ -114,7 +114,7 @@ class QualityRow:
 
 def psnr(image: RgbImage, sharp: RgbImage) -> float:
     """Peak signal-to-noise ratio inside the border, in dB, at most ``PSNR_CAP``."""
-    with np.errstate(divide="ignore"):  # equal pictures
+    with np.errstate(divide="ignore"):  # equal images
         return min(float(peak_signal_noise_ratio(inside(sharp), inside(image), data_range=1.0)), PSNR_CAP)
 
 
@@ -132,7 +132,7 @@ def tenengrad(image: RgbImage) -> float:
 
 
 def inside(image: RgbImage) -> RgbImage:
-    """The picture without its border."""
+    """The image without its border."""
     return image[BORDER:-BORDER, BORDER:-BORDER]
 
 
@@ -141,7 +141,7 @@ def inside(image: RgbImage) -> RgbImage:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every method on one case: the figures, and the pictures by method."""
+    """Every method on one case: the figures, and the images by method."""
 
     case: Case
     rows: tuple[QualityRow, ...]
@@ -251,7 +251,7 @@ def _sheet_row(comparison: Comparison) -> NDArray[np.uint8]:
 
 
 def cell(image: RgbImage, caption: str) -> NDArray[np.uint8]:
-    """The middle of a picture under its caption."""
+    """The middle of an image under its caption."""
     top, left = ((size - CELL) // 2 for size in image.shape[:2])
     cell = np.zeros((CAPTION + CELL, CELL, 3), np.uint8)
     cell[CAPTION:] = np.rint(image[top : top + CELL, left : left + CELL] * 255.0)

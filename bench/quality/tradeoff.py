@@ -65,7 +65,7 @@ class TradeoffRow:
     cache_interval: int
     guidance_interval: tuple[float, float]
     gain: float  # dB over the blurred input
-    psnr_to_first: float  # dB against the first setting's picture, at most 100
+    psnr_to_first: float  # dB against the first setting's image, at most 100
     ssim_to_first: float
     seconds: float
     step_seconds: float  # of those, what all of the denoising steps took
@@ -117,7 +117,7 @@ def measure(
 
 
 def summarise(rows: Iterable[TradeoffRow]) -> list[TradeoffSummary]:
-    """The rows by setting, in order of appearance; speeds are of pictures of one size, then averaged over sizes."""
+    """The rows by setting, in order of appearance; speeds are of images of one size, then averaged over sizes."""
     groups: dict[Setting, list[TradeoffRow]] = {}
     for row in rows:
         groups.setdefault(setting_of(row), []).append(row)
@@ -151,7 +151,7 @@ def setting_of(row: TradeoffRow) -> Setting:
 def times_as_fast(
     rows: Sequence[TradeoffRow], first: Sequence[TradeoffRow], seconds: Callable[[TradeoffRow], float]
 ) -> float:
-    """How many times as fast as the ``first`` ones: of the median of each size of picture, averaged over sizes."""
+    """How many times as fast as the ``first`` ones: of the median of each size of image, averaged over sizes."""
     medians = []
     for group in (first, rows):
         times: dict[tuple[int, int], list[float]] = {}

@@ -41,7 +41,7 @@ class TransferRow:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A row and its pictures, each (H, W, 3) float32 in [0, 1]."""
+    """A row and its images, each (H, W, 3) float32 in [0, 1]."""
 
     row: TransferRow
     blurred: RgbImage  # gives the blur
@@ -89,7 +89,7 @@ def ever_stronger(photo: str, sharp: RgbImage) -> Iterator[Case]:
 
 
 def sheet(transfers: Iterable[Transfer], rows: int = 4) -> NDArray[np.uint8]:
-    """One row per photo: the picture that gives its blur, the sharp one, the output, and what was wanted. RGB uint8."""
+    """One row per photo: the image that gives its blur, the sharp one, the output, and what was wanted. RGB uint8."""
     shown: dict[str, Transfer] = {}
     for transfer in transfers:
         if len(shown) < rows:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     "--oracle",
     type=OUTPUT,
     metavar="FILE.npz",
-    help="Hold every picture against this one, of `uid-bench oracle`; then only what --backend names runs.",
+    help="Hold every image against this one, of `uid-bench oracle`; then only what --backend names runs.",
 )
 @click.option(
     "--no-peaks",
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     help="Time `uid-run` as a whole process instead, from start to exit; with --checkpoint, PyTorch too.",
 )
 def latency(process: bool, table: Path | None, plotted: Path | None, output: Path | None, **values: Any) -> None:
-    """Time pictures on every backend in turn, and hold each picture against the reference's.
+    """Time images on every backend in turn, and hold each image against the reference's.
 
     Each backend runs in a process of its own. Beside its time stand its peak memory, what it took to load, and the rate
-    of its arithmetic beside that of a large matrix product. A fast wrong picture is marked.
+    of its arithmetic beside that of a large matrix product. A fast wrong image is marked.
     """
     with plain_errors("bench"):
         if process:
@@ -74,9 +74,7 @@ def latency(process: bool, table: Path | None, plotted: Path | None, output: Pat
 @click.command()
 @MODEL
 @CHECKPOINT
-@click.option(
-    "--size", callback=one_size, metavar="HxW", help="Of the picture.  Default: 512x512, or the model's tile."
-)
+@click.option("--size", callback=one_size, metavar="HxW", help="Of the image.  Default: 512x512, or the model's tile.")
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps.  Default: the model's.")
 @THREADS
 @click.option("-o", "--output", required=True, type=OUTPUT, metavar="FILE.npz", help="What to write.")
@@ -88,7 +86,7 @@ def oracle(
     threads: int | None,
     output: Path,
 ) -> None:
-    """Keep the picture that others are held against, for `uid-bench latency --oracle`.
+    """Keep the image that others are held against, for `uid-bench latency --oracle`.
 
     It is that of --checkpoint by PyTorch in float32, or else that of the bundle by ONNX Runtime on the CPU.
     """
@@ -148,9 +146,9 @@ def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:
 @STEPS
 @click.pass_context
 def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
-    """Every component and the whole picture, in floats, against PyTorch; exit status 2 if one differs too much.
+    """Every component and the whole image, in floats, against PyTorch; exit status 2 if one differs too much.
 
-    Without --checkpoint, whole pictures alone, against ONNX Runtime on the CPU.
+    Without --checkpoint, whole images alone, against ONNX Runtime on the CPU.
     """
     with plain_errors("bench"):
         import numpy as np
@@ -169,7 +167,7 @@ def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
             )
         if not sound:
             click.echo(
-                f"wrong: a component beyond the export's tolerance, or a picture under {SOUND_PSNR:g} dB", err=True
+                f"wrong: a component beyond the export's tolerance, or an image under {SOUND_PSNR:g} dB", err=True
             )
     ctx.exit(0 if sound else 2)
 
@@ -181,12 +179,12 @@ def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
     "--transforms", multiple=True, type=click.IntRange(1, 8), help="Flipped copies; repeat for more.  Default: 1 and 2."
 )
 @TILE
-@click.option("--repeats", type=click.IntRange(min=1), default=15, show_default=True, help="Pictures that count.")
+@click.option("--repeats", type=click.IntRange(min=1), default=15, show_default=True, help="Images that count.")
 @OUTPUT_ROWS
 def host(
     model: Path | None, sizes: Sequence[tuple[int, int]], transforms: Sequence[int], output: Path | None, **how: Any
 ) -> None:
-    """What a picture costs the host beside a GPU: the runtime on a backend that computes nothing."""
+    """What an image costs the host beside a GPU: the runtime on a backend that computes nothing."""
     with plain_errors("bench"):
         from statistics import median
 
@@ -201,7 +199,7 @@ def host(
             seconds = median(row.seconds for row in same)
             click.echo(
                 f"{height}x{width}, {count} transforms of {same[0].tiles} tiles: {1000 * seconds:.2f} ms, "
-                f"{1 / seconds:.0f} pictures a second at most"
+                f"{1 / seconds:.0f} images a second at most"
             )
 
 
@@ -233,7 +231,7 @@ def _measured(output: Path | None, model: Path | None, **values: Any) -> "list[L
         if file is not None:
             file.add(row)
     if not rows:
-        raise BackendError("no runner made a picture; what is above says why")
+        raise BackendError("no runner made an image; what is above says why")
     return rows
 
 

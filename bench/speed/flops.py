@@ -18,7 +18,7 @@ from uid.runtime.run import sizes_of
 
 
 def picture_flops(bundle: Bundle, height: int, width: int, steps: int, mode: str = "deblur") -> dict[str, int]:
-    """Operations of one whole picture by stage: prepare, step (all of the steps), finish.
+    """Operations of one whole image by stage: prepare, step (all of the steps), finish.
 
     Raises ``BundleError`` when a graph's shapes do not follow from its inputs'.
     """

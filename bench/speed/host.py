@@ -1,7 +1,7 @@
-"""What a picture costs the host beside a GPU: the runtime as its users have it, on a backend that computes nothing.
+"""What an image costs the host beside a GPU: the runtime as its users have it, on a backend that computes nothing.
 
 Splitting, turning, padding and cutting, copies to and from memory that stands for a GPU's, adding up and converting:
-that is how many pictures a second a GPU could be given, were it infinitely fast.
+that is how many images a second a GPU could be given, were it infinitely fast.
 """
 
 import time
@@ -25,7 +25,7 @@ from uid.runtime.pixels import PIXELS_IN, PIXELS_OUT
 
 @dataclass(frozen=True)
 class HostRow:
-    """One picture."""
+    """One image."""
 
     height: int  # pixels
     width: int
@@ -89,7 +89,7 @@ class IdleBackend(Backend):
 def measure(
     bundle: Bundle, sizes: Sequence[tuple[int, int]], transforms: Sequence[int], tile: int | None, repeats: int
 ) -> Iterator[HostRow]:
-    """RGB pictures of 8 bits of every size, run with each number of transforms, after two that do not count."""
+    """RGB images of 8 bits of every size, run with each number of transforms, after two that do not count."""
     here, found = device(), versions(("numpy", "opencv-python-headless"))
     for height, width in sizes:
         image = sample_picture(height, width)

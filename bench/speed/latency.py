@@ -1,4 +1,4 @@
-"""Pictures by every runner in turn, each in its own process, and each picture held against the reference's.
+"""Images by every runner in turn, each in its own process, and each image held against the reference's.
 
 The turns are what makes times comparable: what slows the machine for a while slows every runner, and which runner goes
 first changes from repeat to repeat.
@@ -39,7 +39,7 @@ from uid.errors import BackendError
 from uid.runtime.pixels import padded
 
 NOT_MEASURED = Roofline(0.0, 0.0)
-PSNR_CAP = 100.0  # dB, for equal pictures: JSON has no infinity
+PSNR_CAP = 100.0  # dB, for equal images: JSON has no infinity
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Crew:
         self.workers.pop(name).close()
 
     def turn(self, number: int, image: Array, steps: int) -> Iterator[tuple[str, TimedImage]]:
-        """One picture by each, another one going first in each turn."""
+        """One image by each, another one going first in each turn."""
         names = list(self.workers)
         first = number % len(names) if names else 0
         for name in names[first:] + names[:first]:
@@ -104,23 +104,23 @@ def measured_peaks(runners: Sequence[Runner], report: Report) -> dict[str, Roofl
 
 
 def oracle_pictures(measurement: Measurement, image: Array, report: Report) -> dict[int, Array]:
-    """What every picture should be, by the number of steps."""
+    """What every image should be, by the number of steps."""
     if isinstance(measurement.oracle, Oracle):
         return dict.fromkeys(measurement.steps, measurement.oracle.image)
-    report(f"{measurement.against}: pictures to compare with")
+    report(f"{measurement.against}: images to compare with")
     with Worker(measurement.oracle.pictures) as worker:
         return {steps: worker.call("run", image, steps).image for steps in measurement.steps}
 
 
 def bundle_oracle(bundle: Bundle, size: Size | None, steps: int | None, threads: int | None) -> Oracle:
-    """The bundle's picture by ONNX Runtime on the CPU."""
+    """The bundle's image by ONNX Runtime on the CPU."""
     task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores())
     runner, against = backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
     return made_by(runner, task, against, size or default_size(bundle), steps or bundle.steps)
 
 
 def checkpoint_oracle(checkpoint: Path, size: Size | None, steps: int | None, threads: int | None) -> Oracle:
-    """The checkpoint's picture by PyTorch in float32."""
+    """The checkpoint's image by PyTorch in float32."""
     from uid.families.registry import read_index
 
     index = read_index(checkpoint)
@@ -130,7 +130,7 @@ def checkpoint_oracle(checkpoint: Path, size: Size | None, steps: int | None, th
 
 
 def made_by(runner: Runner, task: Task, against: str, size: Size, steps: int) -> Oracle:
-    """A runner's picture, in a process of its own."""
+    """A runner's image, in a process of its own."""
     with Worker(runner.pictures) as worker:
         image = worker.call("run", sample_picture(*size), steps).image
     return Oracle(image, against, Terms(*size, steps, task.guidance, task.seed))
@@ -146,7 +146,7 @@ class Start:
 
 @contextmanager
 def started(measurement: Measurement, image: Array, report: Report) -> Iterator[tuple[Crew, dict[str, Start]]]:
-    """The runners, each ready for pictures of this size, and what this took; one after the other."""
+    """The runners, each ready for images of this size, and what this took; one after the other."""
     with ExitStack() as stack:
         crew, starts = Crew({}, report), {}
         for runner in measurement.runners:
@@ -223,7 +223,7 @@ def sample_picture(height: int, width: int, dtype: DTypeLike = np.uint8) -> Arra
 
 
 def agreement(image: Array, expected: Array) -> tuple[float, float]:
-    """PSNR in dB, at most ``PSNR_CAP``, and the largest difference, of 1.0; a picture of another shape has none."""
+    """PSNR in dB, at most ``PSNR_CAP``, and the largest difference, of 1.0; an image of another shape has none."""
     if image.shape != expected.shape or image.dtype != expected.dtype:
         return 0.0, 1.0
     white = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1

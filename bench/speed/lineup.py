@@ -1,4 +1,4 @@
-"""Who runs in a measurement: backends, the PyTorch reference in its kinds, and whose picture is the right one."""
+"""Who runs in a measurement: backends, the PyTorch reference in its kinds, and whose image is the right one."""
 
 import importlib.util
 import os
@@ -48,13 +48,13 @@ class Measurement:
     bundle: Bundle
     task: Task
     runners: tuple[Runner, ...]
-    oracle: Runner | Oracle  # whose picture all others are held against
+    oracle: Runner | Oracle  # whose image all others are held against
     against: str  # what it is, in words
     sizes: tuple[Size, ...]
     steps: tuple[int, ...]
     repeats: int = 7
     warm_up: int = 2
-    dtype: DTypeLike = np.uint8  # of the pictures, as most come
+    dtype: DTypeLike = np.uint8  # of the images, as most come
     peaks: bool = True  # whether to measure the peak rates of the libraries
 
 
@@ -74,12 +74,12 @@ def plan(
     """Which runners there are, and which of them is the oracle: PyTorch if it can be, or else ONNX Runtime on the CPU.
 
     ``backends`` may name some of ``REFERENCES`` too, which need ``checkpoint``; none: all backends that work here.
-    ``oracle`` is a picture that was kept: with it PyTorch runs only where it is named. ``tile`` is the side of the
-    tiles that pictures run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
+    ``oracle`` is an image that was kept: with it PyTorch runs only where it is named. ``tile`` is the side of the
+    tiles that images run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
     ``InputError`` for what does not go together.
     """
     if tile is not None and checkpoint is not None:
-        raise InputError("PyTorch runs pictures whole: leave --tile or --checkpoint out")
+        raise InputError("PyTorch runs images whole: leave --tile or --checkpoint out")
     task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores(), tile)
     named = [name for name in dict.fromkeys(backends) if name in REFERENCES]
     others = [name for name in backends if name not in REFERENCES]
@@ -113,9 +113,9 @@ def reference_runners(
 
 
 def kept_oracle(path: Path, task: Task, sizes: Sequence[Size], steps: Sequence[int]) -> Oracle:
-    """A picture that was kept, if it is of the one size and number of steps that are to be run."""
+    """An image that was kept, if it is of the one size and number of steps that are to be run."""
     if len(sizes) > 1 or len(steps) > 1:
-        raise InputError("the oracle is one picture: give one --size and one --steps with it")
+        raise InputError("the oracle is one image: give one --size and one --steps with it")
     kept = read_oracle(path)
     kept.check(Terms(*sizes[0], steps[0], task.guidance, task.seed))
     return kept

@@ -1,4 +1,4 @@
-"""A picture that others are held against, kept on disk: so runs that follow each other share one, made once."""
+"""An image that others are held against, kept on disk: so runs that follow each other share one, made once."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from uid.errors import InputError
 
 @dataclass(frozen=True)
 class Terms:
-    """How a picture was made, which another must have in common with it to be compared."""
+    """How an image was made, which another must have in common with it to be compared."""
 
     height: int  # pixels
     width: int
@@ -27,7 +27,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The picture, (H, W, 3) uint8, what made it in words, and its terms."""
+    """The image, (H, W, 3) uint8, what made it in words, and its terms."""
 
     image: Array
     against: str
@@ -42,7 +42,7 @@ class Oracle:
     def check(self, wanted: Terms) -> None:
         """Raise ``InputError`` unless it was made on these terms."""
         if self.terms != wanted:
-            raise InputError(f"the oracle is a picture of {self.terms}; this run makes {wanted}: make one for it")
+            raise InputError(f"the oracle is an image of {self.terms}; this run makes {wanted}: make one for it")
 
 
 def read_oracle(path: Path) -> Oracle:

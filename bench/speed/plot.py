@@ -1,4 +1,4 @@
-"""Times as a picture: a bar per runner, time against steps and against size, and the published figure as a line."""
+"""Times as an image: a bar per runner, time against steps and against size, and the published figure as a line."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def plot(path: Path, lines: Sequence[LatencySummary], title: str) -> None:
     for axes in (bars, steps, sizes):
         axes.axhline(PAPER_SECONDS, color="black", linestyle="--", linewidth=1, label=f"{PAPER_SECONDS:g} s: {PAPER}")
         axes.set_yscale("log")
-        axes.set_ylabel("seconds a picture")
+        axes.set_ylabel("seconds an image")
     handles, labels = sizes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(title)
@@ -33,7 +33,7 @@ def plot(path: Path, lines: Sequence[LatencySummary], title: str) -> None:
 
 
 def draw_bars(axes: Any, lines: Sequence[LatencySummary]) -> None:
-    """The largest size at the most steps; a runner whose picture is wrong is hatched."""
+    """The largest size at the most steps; a runner whose image is wrong is hatched."""
     largest = max(lines, key=lambda line: (line.height * line.width, line.steps))
     shown = [
         one for one in lines if (one.height, one.width, one.steps) == (largest.height, largest.width, largest.steps)
@@ -59,5 +59,5 @@ def draw_lines(axes: Any, lines: Sequence[LatencySummary], x: Callable[[LatencyS
 
 
 def label(line: LatencySummary) -> str:
-    """A runner's name, and whether its picture is another one than the reference's."""
-    return line.runner if line.sound else f"{line.runner} (wrong picture)"
+    """A runner's name, and whether its image is another one than the reference's."""
+    return line.runner if line.sound else f"{line.runner} (wrong image)"

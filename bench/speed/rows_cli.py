@@ -36,7 +36,7 @@ def compare(a: Path, b: Path) -> None:
                     click.echo(f"only in {path}: {words}", err=True)
                 elif not line.sound:
                     click.echo(
-                        f"{path}: {words}: {line.psnr:.1f} dB is another picture, its time means nothing", err=True
+                        f"{path}: {words}: {line.psnr:.1f} dB is another image, its time means nothing", err=True
                     )
         for what in ("device", "threads", "bundle", "precision", "versions"):
             if (before := _all(rows_a, what)) != (after := _all(rows_b, what)):

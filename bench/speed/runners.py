@@ -20,18 +20,18 @@ STAGES = ("prepare", "step", "finish")
 
 @dataclass(frozen=True)
 class Task:
-    """How pictures are made; the same for every runner."""
+    """How images are made; the same for every runner."""
 
     bundle: Path
     guidance: float
     seed: int
     threads: int
-    tile: int | None = None  # side in pixels; None: pictures run whole
+    tile: int | None = None  # side in pixels; None: images run whole
 
 
 @dataclass(frozen=True)
 class TimedImage:
-    """One picture, and what it took."""
+    """One image, and what it took."""
 
     image: Array  # shape and dtype of the input
     seconds: float  # all of it, by the wall clock

@@ -1,6 +1,6 @@
-"""``uid-run`` as a whole process on a small picture: where the seconds go before the first pixel comes out.
+"""``uid-run`` as a whole process on a small image: where the seconds go before the first pixel comes out.
 
-And the same picture by the PyTorch reference, which is what the process would be without an export.
+And the same image by the PyTorch reference, which is what the process would be without an export.
 """
 
 import json
@@ -39,7 +39,7 @@ class StartRow:
     seconds: float  # the whole process, by the wall clock
     interpreter: float  # a Python that does nothing
     imports: float  # of uid-run, and of the backend's library
-    load: float  # bundle with its hashes, sessions, reading and writing the picture
+    load: float  # bundle with its hashes, sessions, reading and writing the image
     compute: float  # prepare, step and finish
     threads: int
     bundle: str
@@ -120,7 +120,7 @@ def timed(words: Sequence[str]) -> tuple[float, str]:
 def reference(
     checkpoint: str, source: str, made: str, steps: int, transforms: int, guidance: float, threads: int
 ) -> dict[str, float]:
-    """Sharpen the picture ``source`` into ``made`` with PyTorch; returns the seconds of its stages."""
+    """Sharpen the image ``source`` into ``made`` with PyTorch; returns the seconds of its stages."""
     from uid.bench.speed.runners import STAGES, Task, TorchRunner
     from uid.runtime.media.decode import read_image
     from uid.runtime.media.encode import write_image

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from uid.bench.rows import LatencyRow
 
-# A picture that is less than this near the reference's is not the same picture: at 40 dB the typical difference is
+# An image that is less than this near the reference's is not the same image: at 40 dB the typical difference is
 # 1 % of the range, which an eye finds when it flips between the two. fp16 and reordered sums stay well above.
 SOUND_PSNR = 40.0
 
@@ -56,7 +56,7 @@ class LatencySummary:
 
     @property
     def sound(self) -> bool:
-        """Whether every picture was the reference's."""
+        """Whether every image was the reference's."""
         return self.psnr >= SOUND_PSNR
 
 

@@ -54,7 +54,7 @@ def notes(lines: Sequence[LatencySummary]) -> list[str]:
     return [
         f"Medians of {_span([line.repeats for line in lines])} interleaved repeats, interquartile range in brackets; "
         "peak: resident memory of the runner's own process; load: start of the process to ready.",
-        f"PSNR: the worst picture of the repeats against {against}; below {SOUND_PSNR:g} dB it is another picture "
+        f"PSNR: the worst image of the repeats against {against}; below {SOUND_PSNR:g} dB it is another image "
         f"({WRONG}), and its time means nothing.",
         *([f"Matrix product and copy by the same library: {rates}."] if rates else []),
     ]

@@ -35,6 +35,7 @@ class RenamedOptions(click.Command):
     renamed: Mapping[str, str] = {
         "--views": "--transforms",
         "--quality": "--preset",
+        "--preset": "--config",
         "--reuse": "--cache-interval",
         "--pictures": "--images",
         "--no-ceilings": "--no-peaks",

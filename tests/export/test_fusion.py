@@ -50,7 +50,7 @@ def test_what_is_fused_and_what_is_not(half_bundle: Path) -> None:
         plain, fused = (ir.load(half_bundle / file) for file in (part.file, part.variants["onnxruntime-cuda"]))
         norms, left = (len(nodes(graph, "InstanceNormalization")) for graph in (plain, fused))
         assert len(nodes(fused, "GroupNorm", "SkipGroupNorm")) == norms - left
-        # The attention of the VAE's halves is no picture then, and a refiner's groups have one channel each.
+        # The attention of the VAE's halves is no image then, and a refiner's groups have one channel each.
         assert left == (0 if name.startswith("step") else 3)
         assert len(nodes(fused, "NhwcConv")) == len(nodes(plain, "Conv"))
         assert nodes(fused, "SkipGroupNorm", "SkipLayerNormalization")

@@ -33,7 +33,7 @@ def test_resizing_is_antialiased_bicubic(height: int, width: int) -> None:
     torch.testing.assert_close(rows @ image @ columns.T, expected, atol=2e-5, rtol=0)
 
 
-def test_a_window_is_the_middle_of_the_picture() -> None:
+def test_a_window_is_the_middle_of_the_image() -> None:
     image = torch.rand(1, 3, 300, 40)
     rows, columns = (resize_matrix(n, 32, image.device, window=64) for n in (300, 40))
     seen = rows @ image @ columns.T
@@ -232,8 +232,8 @@ def test_an_int8_checkpoint_holds_whole_multiples_near_the_weights(tiny_checkpoi
 
 
 @torch.inference_mode()
-def test_the_edge_vae_starts_from_the_picture_that_came_in() -> None:
-    """Fresh refiners add nothing: the latent is the base VAE's, and the pixel skip brings the picture back."""
+def test_the_edge_vae_starts_from_the_image_that_came_in() -> None:
+    """Fresh refiners add nothing: the latent is the base VAE's, and the pixel skip brings the image back."""
     torch.manual_seed(0)
     modules = checkpoint.build(EDGE)
     vae, refiner = modules["vae"], modules["vae_refiner"]

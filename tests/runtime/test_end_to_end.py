@@ -102,7 +102,7 @@ def test_one_bad_file_among_good_ones(tmp_path: Path, make_toy: MakeToy) -> None
     (tmp_path / "in").mkdir()
     for name in ("a", "c"):
         photo(tmp_path / "in" / f"{name}.png")
-    (tmp_path / "in" / "b.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "b.png").write_bytes(b"not an image")
     result = uid_run(tmp_path / "in", "-o", tmp_path / "out", "-m", bundle, "--keep-going")
     assert result.exit_code == 1
     assert "b.png" in result.stderr

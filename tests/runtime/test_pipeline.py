@@ -75,7 +75,7 @@ def test_two_sizes_in_turn_do_not_mix(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=OPENVINO)])
-def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path, name: str) -> None:
+def test_threads_that_share_a_pipeline_get_their_own_images(tiny_bundle: Path, name: str) -> None:
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (16 + 8 * (i % 2), 24, 3), dtype=np.uint8) for i in range(8)]
     shared = load(tiny_bundle, backend=name, threads=1)
@@ -102,7 +102,7 @@ def test_threads_that_share_a_pipeline_get_their_own_pictures(tiny_bundle: Path,
         ((64, 64), Options(transforms=2), 1),  # each as large as a full tile
     ],
 )
-def test_pictures_that_run_together_are_those_that_run_alone(
+def test_images_that_run_together_are_those_that_run_alone(
     tiny_bundle: Path, name: str, size: tuple[int, int], options: Options, batch: int
 ) -> None:
     generator = np.random.default_rng(0)
@@ -203,7 +203,7 @@ def transposed(image: Array) -> Array:
     return image.swapaxes(0, 1)
 
 
-# Each view of a picture, and the way back.
+# Each view of an image, and the way back.
 WAYS: list[tuple[Callable[[Array], Array], Callable[[Array], Array]]] = [
     (lambda x: x, lambda y: y),
     (lambda x: np.rot90(x, 2), lambda y: np.rot90(y, 2)),
@@ -228,7 +228,7 @@ def test_views_are_turned_run_and_turned_back(make_toy: MakeToy, views: int) -> 
     assert (grey.shape, grey.dtype) == ((13, 30), np.uint8)
 
 
-def test_the_picture_that_gives_the_blur_is_turned_too(tiny_bundle: Path) -> None:
+def test_the_image_that_gives_the_blur_is_turned_too(tiny_bundle: Path) -> None:
     generator, pipeline = np.random.default_rng(0), load(tiny_bundle)
     image, blur = (generator.random(shape, dtype=np.float32) for shape in ((20, 36, 3), (45, 31, 3)))
     options = Options(mode="blur-transfer", steps=2)

@@ -166,7 +166,7 @@ def test_what_is_not_uint8_is_converted_on_the_host(make_toy: MakeToy, recorder:
     np.testing.assert_array_equal(output, load(bundle)(image, options).image, strict=True)
 
 
-def test_pictures_with_and_without_views_share_a_plan(make_toy: MakeToy, recorder: Any) -> None:
+def test_images_with_and_without_views_share_a_plan(make_toy: MakeToy, recorder: Any) -> None:
     recorder.largest_batch = 1
     pipeline, image = Pipeline(read_bundle(make_toy()), recorder), picture(dtype=np.uint8)
     for views in (1, 2, 1):
@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_named_from_a_graph_too(make_toy: MakeToy, recorde
 def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) -> None:
     bundle, image = make_toy(tile=64), picture(64, 64)
     pipeline = Pipeline(read_bundle(bundle), recorder)
-    recorder.room = 2 * 3 * 4 * 32 * 32 * 1.5  # the pictures of a tile of 32, and some more
+    recorder.room = 2 * 3 * 4 * 32 * 32 * 1.5  # the images of a tile of 32, and some more
     for attempt in range(2):
         before = recorder.count
         result = pipeline(image, Options(steps=3, tile="auto"))
@@ -207,7 +207,7 @@ def test_auto_tiles_are_halved_until_they_fit(make_toy: MakeToy, recorder: Any) 
     np.testing.assert_array_equal(result.image, reference(image, Options(steps=3, tile=32)).image)
 
 
-def test_pictures_run_one_at_a_time_where_memory_holds_no_batch(make_toy: MakeToy, recorder: Any) -> None:
+def test_images_run_one_at_a_time_where_memory_holds_no_batch(make_toy: MakeToy, recorder: Any) -> None:
     bundle, image, options = make_toy(tile=64), picture(32, 32), Options(steps=3, transforms=4)
     expected = load(bundle)(image, options).image
     pipeline = Pipeline(read_bundle(bundle), recorder)

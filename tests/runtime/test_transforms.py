@@ -8,7 +8,7 @@ from uid.runtime.transforms import TRANSFORMS, add, transformed, transformed_bac
 
 @pytest.mark.parametrize("number", range(TRANSFORMS))
 @pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 4), (33, 2)])
-def test_what_is_added_to_a_view_is_added_to_the_picture(number: int, size: tuple[int, int]) -> None:
+def test_what_is_added_to_a_view_is_added_to_the_image(number: int, size: tuple[int, int]) -> None:
     generator = np.random.default_rng(0)
     total, values = (generator.random((3, *size), dtype=np.float32) for _ in range(2))
     view = np.ascontiguousarray(transformed(values, number))

@@ -13,9 +13,9 @@ from uid.bench.quality.photos import held_out
 from uid.bundles.hashes import sha256
 from uid.families.uid_diff import checkpoint
 from uid.train.ablation import VARIANTS, Variant, ablate, without_refiners
-from uid.train.data import Domains, MadePictures
+from uid.train.data import Domains, ProceduralImages
 from uid.train.loop import Settings
-from uid.train.vae import base_latents, base_pictures
+from uid.train.vae import base_images, base_latents
 
 
 @torch.inference_mode()
@@ -27,13 +27,13 @@ def test_without_refiners_the_vae_is_the_base_vae(tiny_checkpoint: Path) -> None
     z, skips = model.encoder(picture)
     vae = model.encoder.vae
     torch.testing.assert_close(z, base_latents(vae, picture))
-    torch.testing.assert_close(model.decoder(z, skips), base_pictures(vae, z).clamp(0, 1))
+    torch.testing.assert_close(model.decoder(z, skips), base_images(vae, z).clamp(0, 1))
     assert not torch.allclose(z, refined)
 
 
 def test_every_variant_is_trained_and_measured(tmp_path: Path, tiny_checkpoint: Path) -> None:
     before = {path: sha256(path) for path in tiny_checkpoint.rglob("*") if path.is_file()}
-    examples = Domains(MadePictures(tmp_path / "pictures.npy", 4, 0, print), 16, 0)
+    examples = Domains(ProceduralImages(tmp_path / "images.npy", 4, 0, print), 16, 0)
     settings = Settings(steps=2, batch=2, workers=0)
     photos = {name: photo[:64, :64] for name, photo in held_out(["rocket", "coffee"]).items()}
 

@@ -20,7 +20,7 @@ from uid.runtime.media.encode import write_image
 from uid.runtime.media.formats import DecodedImage
 from uid.train.blur import Random, RgbImage
 from uid.train.cli import default_learning_rate, main
-from uid.train.data import Domains, MadePictures, Pairs, PictureFolder
+from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
 from uid.train.diffusion import BaseDiffusion, BlurTransfer, Deblurring, Delivery, DiffusionStage, Joint
 from uid.train.loop import Settings, Stage, train
 from uid.train.vae import BaseVAE, DecoderRefiner, EncoderRefiner, JointRefiner
@@ -191,7 +191,7 @@ def test_the_papers_rate_is_the_default_but_for_the_small_presets() -> None:
 def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     before = checkpoint.load(folder).encoder.vae.state_dict()
-    words = ["vae", str(folder), "--steps", "3", "--size", "16", "--batch", "2", "--workers", "0", "--pictures", "8"]
+    words = ["vae", str(folder), "--steps", "3", "--size", "16", "--batch", "2", "--workers", "0", "--images", "8"]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     loaded = checkpoint.load(folder)
@@ -202,12 +202,12 @@ def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: 
     assert {path.name for path in folder.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"training"}
 
 
-def test_made_pictures_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path) -> None:
+def test_made_images_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path) -> None:
     told: list[str] = []
-    path = tmp_path / "pictures.npy"
-    first, again = (MadePictures(path, 3, seed=5, report=told.append) for _ in range(2))
+    path = tmp_path / "images.npy"
+    first, again = (ProceduralImages(path, 3, seed=5, report=told.append) for _ in range(2))
     assert len(told) == 1
-    np.testing.assert_array_equal(first.pictures, again.pictures)
+    np.testing.assert_array_equal(first.images, again.images)
     assert first(np.random.default_rng(0), 32, 48).shape == (32, 48, 3)
 
     def points(rng: Random, height: int, width: int) -> RgbImage:
@@ -223,11 +223,11 @@ def test_made_pictures_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path
         assert max(spread) - min(spread) <= 0.25 * max(spread) + 6
 
 
-def test_a_folder_of_pictures(tmp_path: Path) -> None:
+def test_a_folder_of_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 65536, (40, 50, 3)).astype(np.uint16)
     write_image(DecodedImage(pixels, None, False, None, None, "png"), tmp_path / "deep" / "a.png")
-    crop = PictureFolder(tmp_path)(rng, 8, 16)
+    crop = ImageFolder(tmp_path)(rng, 8, 16)
     assert crop.shape == (8, 16, 3)
     assert crop.dtype == np.float32
     whole = pixels / 65535
@@ -237,10 +237,10 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         for y in range(both.shape[0] - 7)
         for x in range(50 - 15)
     )
-    y_2, y_3 = (Domains(smooth, 16, seed=0, blurry=PictureFolder(tmp_path))[0][name] for name in ("y_2", "y_3"))
+    y_2, y_3 = (Domains(smooth, 16, seed=0, blurry=ImageFolder(tmp_path))[0][name] for name in ("y_2", "y_3"))
     assert y_2.shape == y_3.shape == (3, 16, 16)
     with pytest.raises(InputError, match="expected at least 64 x 64"):
-        PictureFolder(tmp_path)(rng, 64, 64)
+        ImageFolder(tmp_path)(rng, 64, 64)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
-        PictureFolder(tmp_path / "empty")
+    with pytest.raises(InputError, match="holds no images"):
+        ImageFolder(tmp_path / "empty")

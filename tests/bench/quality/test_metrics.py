@@ -1,4 +1,4 @@
-"""Learned metrics: the libraries' own on the same pictures as our PSNR; what is said where something is missing."""
+"""Learned metrics: the libraries' own on the same images as our PSNR; what is said where something is missing."""
 
 import hashlib
 import importlib
@@ -48,7 +48,7 @@ def psnr(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("libraries", "psnr")
-def test_each_picture_is_scored_by_itself_inside_the_border() -> None:
+def test_each_image_is_scored_by_itself_inside_the_border() -> None:
     sharp, weak, strong = noise(0), noise(1), noise(2)
     case = Case("photo", "kernel", sharp, np.ones((1, 1), np.float32), weak)
     near = (0.9 * sharp + 0.1 * strong).astype(np.float32)
@@ -78,7 +78,7 @@ def test_the_command_writes_and_shows_them(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("libraries")
-def test_lpips_is_nought_for_equal_pictures_and_rises(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_nought_for_equal_images_and_rises(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch, models = (importlib.import_module(name) for name in ("torch", "torchvision.models"))
     torch.manual_seed(0)
     torch.save(models.alexnet().state_dict(), hub / Path(METRICS["lpips"].weights[0]).name)

@@ -20,7 +20,7 @@ def test_each_photo_is_held_against_itself_under_the_same_kernel() -> None:
     blurs = 2 + len(STRENGTHS)
     names = blurs * [("rocket", "coffee")] + blurs * [("coffee", "rocket")]
     assert [(m.row.photo, m.row.blur_from) for m in made] == names
-    for same in (made[2:blurs], made[blurs + 2 :]):  # ever stronger, of the picture that gives it and of the one wanted
+    for same in (made[2:blurs], made[blurs + 2 :]):  # ever stronger, of the image that gives it and of the one wanted
         assert sorted(same, key=lambda m: -tenengrad(m.blurred)) == same
         assert sorted(same, key=lambda m: -m.row.sharpness_wanted) == same
     for transfer in (*made[:2], *made[blurs : blurs + 2]):
@@ -40,7 +40,7 @@ def test_command_line_writes_rows_and_sheet(tiny_bundle: Path, tmp_path: Path, m
     words = ["transfer", "--photo", "motorcycle_left", "-o", str(rows), "--sheet", str(picture)]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "nearer to the wanted picture" in result.output
+    assert "nearer to the wanted image" in result.output
     assert "gaussian 3 px: sharpness" in result.output
     assert all(json.loads(line)["trained"] is True for line in rows.read_text().splitlines())
     assert cv2.imread(str(picture)) is not None

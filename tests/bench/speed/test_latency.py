@@ -59,7 +59,7 @@ class Crashing(EngineRunner):
 
 class Refusing:
     def run(self, image, steps):
-        raise ValueError("no such picture")
+        raise ValueError("no such image")
 
 class Echo:
     def run(self, image, steps):
@@ -119,7 +119,7 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
     extra = (other("wrong", "Wrong"), other("crashing", "Crashing"), other("unable", "unable"))
     rows = list(measure(replace(measurement, runners=(engine, *extra, reference)), said.append))
 
-    # Two pictures to load, one to warm up; the next one crashes. Who goes first changes.
+    # Two images to load, one to warm up; the next one crashes. Who goes first changes.
     order = ["onnxruntime", "wrong", "pytorch", "wrong", "pytorch", "onnxruntime"]
     assert [row.runner for row in rows] == order
     assert [row.repeat for row in rows] == [0, 0, 0, 1, 1, 1]
@@ -172,7 +172,7 @@ def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_chec
     runner = TorchRunner(Task(tiny_bundle, 7.5, 0, 1), tiny_checkpoint, half=half)
     runner.device = torch.device("meta")
     runner.model.to(runner.device)
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the picture, at the end
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the image, at the end
         runner.run(sample_picture(16, 24), 3)
     scheduler = runner.model.network.scheduler
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.new_ones((), device="cpu")[None]
@@ -234,7 +234,7 @@ def test_who_goes_first_changes_and_who_fails_leaves(served: str) -> None:
         crew = Crew({"a": a, "b": b}, said.append)
         image = np.zeros((4, 4, 3), np.uint8)
         assert [name for name, _ in crew.turn(0, image, 1)] == ["a"]
-        assert said == ["b: ValueError: no such picture; the others go on"]
+        assert said == ["b: ValueError: no such image; the others go on"]
         assert [(name, got) for name, got in crew.turn(1, image, 1)] == [("a", a.process.pid)]
     assert not children()
 
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused(tiny_bundle: Path) -> None:
     more = {"checkpoint": None, "steps": [1], "threads": 1, "report": print}
     with pytest.raises(BackendError, match="unknown backend 'abacus'"):
         plan(bundle, backends=["abacus"], sizes=[], **more)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="PyTorch runs pictures whole: leave --tile or --checkpoint out"):
+    with pytest.raises(InputError, match="PyTorch runs images whole: leave --tile or --checkpoint out"):
         plan(bundle, backends=[], sizes=[], tile=16, **more | {"checkpoint": tiny_bundle})  # type: ignore[arg-type]
 
 
@@ -308,7 +308,7 @@ def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Pa
     assert {row.flop_ceiling for row in found} == {0.0}
 
 
-def test_a_kept_oracle_is_what_pictures_are_held_against(
+def test_a_kept_oracle_is_what_images_are_held_against(
     tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     oracle, rows = tmp_path / "oracle.npz", tmp_path / "rows.jsonl"

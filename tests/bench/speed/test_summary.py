@@ -144,7 +144,7 @@ def test_compare_says_what_can_be_said(tmp_path: Path) -> None:
     assert "| 8 | 1.010 |" in lines[3]
     assert lines[3].endswith("no difference shown: the interval contains 1 |")
     assert lines[4].endswith("B is slower |")
-    assert "openvino, 64x96, 4 steps: 20.0 dB is another picture" in result.output
+    assert "openvino, 64x96, 4 steps: 20.0 dB is another image" in result.output
     assert f"only in {tmp_path / 'a.jsonl'}: onnxruntime, 64x96, 9 steps" in result.output
     assert "device differs: a machine in" in result.output
 

@@ -112,7 +112,7 @@ def pixels(seed: int = 0, height: int = 32, width: int = 48) -> np.ndarray:
 
 
 def draw(path: Path | str, seed: int = 0) -> np.ndarray:
-    """Write a picture and return its pixels."""
+    """Write an image and return its pixels."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(seed)).save(path)
@@ -159,7 +159,7 @@ def test_a_file_becomes_a_file(uid_run, tmp_path):
 def test_a_folder_is_searched_and_its_subfolders_kept(uid_run, tmp_path):
     for name in ("in/a.png", "in/deep/er/b.tif", "in/.hidden.png", "in/.cache/c.png"):
         draw(tmp_path / name)
-    (tmp_path / "in/notes.txt").write_text("not a picture")
+    (tmp_path / "in/notes.txt").write_text("not an image")
     uid_run("in", "-o", "out")
     assert tree("out") == ["a.png", "deep/er/b.tif"]
     uid_run("in", "-o", "flat", "--no-recursive")
@@ -178,7 +178,7 @@ def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run(uid_run)
 def test_globs_are_expanded_and_names_follow_suffix_and_format(uid_run):
     draw("a.bmp")
     draw("b[1].png")
-    Path("c.txt").write_text("not a picture")
+    Path("c.txt").write_text("not an image")
     uid_run("*", "-o", "out", "--suffix", "_s", "--format", "jpeg")
     assert tree("out") == ["a_s.jpg", "b[1]_s.jpg"]
     assert Image.open("out/a_s.jpg").format == "JPEG"
@@ -306,7 +306,7 @@ def test_an_existing_output_is_an_error_unless_told(uid_run, loads):
 
 def test_a_failure_stops_the_run_unless_told_to_keep_going(uid_run, loads):
     draw("in/a.png")
-    Path("in/b.png").write_bytes(b"no picture at all")
+    Path("in/b.png").write_bytes(b"no image at all")
     draw("in/c.png")
     result = uid_run("in", "-o", "out", code=1)
     assert tree("out") == ["a.png"]
@@ -396,7 +396,7 @@ def spawn(*args: str, cwd: Path, **streams: Any) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, __file__, *args], cwd=cwd, stderr=subprocess.PIPE, **streams)
 
 
-def test_a_picture_goes_through_standard_input_and_output(tmp_path):
+def test_an_image_goes_through_standard_input_and_output(tmp_path):
     image = draw(tmp_path / "in.png")
     process = spawn("-", "-o", "-", "--format", "bmp", cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     out, err = process.communicate((tmp_path / "in.png").read_bytes(), timeout=300)

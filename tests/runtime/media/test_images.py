@@ -93,7 +93,7 @@ def tiff(samples: np.ndarray, order: str = "<", pixels: bytes | None = None, **t
 @pytest.mark.parametrize("size", [(HEIGHT, WIDTH), (1, 1)])
 def test_lossless_formats_return_every_sample(tmp_path, format, size, dtype, grey, alpha):
     original = picture(dtype, grey, alpha, size=size)
-    path = tmp_path / f"picture.{format}"
+    path = tmp_path / f"image.{format}"
     write_image(original, path)
     result = read_image(path)
 
@@ -147,7 +147,7 @@ def test_sixteen_bit_png_with_one_transparent_colour():
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
-def test_palette_and_one_bit_pictures_are_expanded(format):
+def test_palette_and_one_bit_images_are_expanded(format):
     indexed = Image.fromarray(picture().pixels).quantize(8)
     result = read_image(saved(indexed, format))
     np.testing.assert_array_equal(result.pixels, np.asarray(indexed.convert("RGB")))
@@ -164,7 +164,7 @@ def test_transparent_palette_entry_becomes_alpha():
     np.testing.assert_array_equal(result.alpha, np.where(np.asarray(indexed) == 3, 0, 255))
 
 
-def test_grey_picture_whose_channels_were_changed_is_written_grey():
+def test_grey_image_whose_channels_were_changed_is_written_grey():
     colour = Image.fromarray(picture().pixels)
     data = encode_image(DecodedImage(np.asarray(colour), None, True, None, None, "png"), "png")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(colour.convert("L")))
@@ -176,7 +176,7 @@ def test_content_decides_whatever_the_suffix(tmp_path):
     assert read_image(path).format == "jpeg"
 
 
-def test_phone_jpeg_with_a_second_picture_is_read_as_its_first():
+def test_phone_jpeg_with_a_second_image_is_read_as_its_first():
     first, second = (Image.fromarray(picture().pixels) for _ in range(2))
     data = saved(first, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(data)).n_frames == 2
@@ -224,7 +224,7 @@ def test_exif_and_icc_survive_from_any_format_to_any(source, target, dtype):
     assert 273 not in exif, "the file's layout is no metadata"
 
 
-def test_thumbnail_of_the_old_picture_is_unlinked_and_garbled_exif_dropped():
+def test_thumbnail_of_the_old_image_is_unlinked_and_garbled_exif_dropped():
     exif = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 274, 3, 1, 3) + struct.pack("<I", 26) + b"\0\0\0\0\0\0"
     result = read_image(saved(Image.new("RGB", (4, 4)), "JPEG", exif=b"Exif\0\0" + exif))
     assert result.exif == b"Exif\0\0" + exif[:18] + b"\x01" + exif[19:22] + b"\0\0\0\0" + exif[26:]

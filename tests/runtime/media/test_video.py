@@ -34,7 +34,7 @@ def inverted(pixels: Pixels) -> Pixels:
 
 
 def gradient(index: int, width: int = WIDTH, height: int = HEIGHT) -> Pixels:
-    """A smooth picture whose four corners differ, moving with ``index``."""
+    """A smooth image whose four corners differ, moving with ``index``."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([x * 3 + index * 3, y * 4, np.full_like(x, 60 + index * 5)], axis=-1).astype(np.uint8)
 
@@ -212,7 +212,7 @@ def test_rotation_is_applied_to_the_pixels(
     assert np.abs(rgb(tmp_path / "out.mp4")[0] - expected(rgb(source)[0])).mean() < 3
 
 
-def test_pixel_aspect_ratio_is_kept_and_turned_with_the_picture(tmp_path: Path) -> None:
+def test_pixel_aspect_ratio_is_kept_and_turned_with_the_image(tmp_path: Path) -> None:
     def wide(stream: Any) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
 

@@ -1,17 +1,17 @@
-"""Made pictures: reproducible, in range, and like photos in what a deblurring network learns from."""
+"""Made images: reproducible, in range, and like photos in what a deblurring network learns from."""
 
 import numpy as np
 import pytest
 
 from uid.train import statistics
 from uid.train.blur import blur
-from uid.train.pictures import picture
+from uid.train.procedural import procedural_image
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (16, 16), (47, 130)])
 def test_shape_type_and_range(height: int, width: int) -> None:
     for seed in range(8):
-        made = picture(np.random.default_rng(seed), height, width)
+        made = procedural_image(np.random.default_rng(seed), height, width)
         assert made.shape == (height, width, 3)
         assert made.dtype == np.float32
         assert np.isfinite(made).all()
@@ -19,12 +19,12 @@ def test_shape_type_and_range(height: int, width: int) -> None:
         assert made.max() <= 1
 
 
-def test_generator_state_decides_the_picture() -> None:
+def test_generator_state_decides_the_image() -> None:
     rng = np.random.default_rng(3)
-    first, second = picture(rng, 64, 64), picture(rng, 64, 64)
-    np.testing.assert_array_equal(first, picture(np.random.default_rng(3), 64, 64))
+    first, second = procedural_image(rng, 64, 64), procedural_image(rng, 64, 64)
+    np.testing.assert_array_equal(first, procedural_image(np.random.default_rng(3), 64, 64))
     assert np.abs(first - second).mean() > 0.01
-    assert np.abs(first - picture(np.random.default_rng(4), 64, 64)).mean() > 0.01
+    assert np.abs(first - procedural_image(np.random.default_rng(4), 64, 64)).mean() > 0.01
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
@@ -44,7 +44,7 @@ def test_gradient_statistics_of_a_ramp_and_of_noise() -> None:
     assert statistics.gradient_kurtosis(noise) == pytest.approx(np.log10(3), abs=0.02)
 
 
-def test_made_pictures_are_statistically_like_photos() -> None:
+def test_made_images_are_statistically_like_photos() -> None:
     table = statistics.compare(statistics.photo_crops(), statistics.made_pictures(48))
     tolerance = dict.fromkeys(table, 0.15) | {"PSNR after blur, dB": 1.5, "power slope, 1/4 to 1/2": 0.5}
     tolerance |= {"saturation": 0.1, "luminance deviation": 0.04, "luminance mean": 0.08}
@@ -52,7 +52,7 @@ def test_made_pictures_are_statistically_like_photos() -> None:
     assert not far
 
 
-def test_softened_pictures_are_told_from_photos() -> None:
+def test_softened_images_are_told_from_photos() -> None:
     kernel = statistics.fixed_kernels()[2]
     soft = [blur(image, kernel) for image in statistics.made_pictures(8)]
     row = statistics.compare(statistics.photo_crops()[:4], soft)["PSNR after blur, dB"]

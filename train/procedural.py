@@ -1,9 +1,9 @@
-"""Made pictures to train on where no photos may be used: dead leaves, as seen through a camera.
+"""Made images to train on where no photos may be used: dead leaves, as seen through a camera.
 
-Opaque shapes with radii of density r^-3 cover one another, which gives pictures the occlusions and the scale invariance
+Opaque shapes with radii of density r^-3 cover one another, which gives images the occlusions and the scale invariance
 of photos (Lee, Mumford and Huang, 2001). Each leaf has its own colour, taken after the leaf it lies upon, its own
 shading and its own texture. The scene is painted at twice the size as a map of leaf numbers, coloured in linear light,
-reduced by area, and brought through a lens that is sharp at one depth only. `uid.train.statistics` holds the pictures
+reduced by area, and brought through a lens that is sharp at one depth only. `uid.train.statistics` holds the images
 against photos.
 """
 
@@ -25,7 +25,7 @@ Random = np.random.Generator
 SCALE = 2  # pixels are painted at this multiple, so that edges are antialiased as a sensor's
 CORNERS = 48  # of a leaf's outline; divisible by 3, 4 and 6, so that regular polygons keep their corners
 SUBPIXEL = 4  # fractional bits of the coordinates handed to OpenCV
-LEAVES_PER_PIXEL = 1 / 75  # at most; the smallest leaves of a picture that needs more are left out
+LEAVES_PER_PIXEL = 1 / 75  # at most; the smallest leaves of an image that needs more are left out
 NOISE_SIDE = 256  # of the periodic tile that textures are cut from
 GLYPHS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789&%?!+-"))
 
@@ -45,10 +45,10 @@ class Scene:
     parent: Labels  # (n,) the leaf that each was laid upon, an earlier one
 
 
-def picture(rng: Random, height: int, width: int) -> Floats:
-    """One picture, (height, width, 3) float32 sRGB in [0, 1]; the generator's state decides every pixel.
+def procedural_image(rng: Random, height: int, width: int) -> Floats:
+    """One image, (height, width, 3) float32 sRGB in [0, 1]; the generator's state decides every pixel.
 
-    Both sides should be at least 16; leaves keep their size in pixels, so that a larger picture shows more of them.
+    Both sides should be at least 16; leaves keep their size in pixels, so that a larger image shows more of them.
     """
     scene = paint(rng, SCALE * height, SCALE * width)
     tone = np.exp(shading(rng, scene) + texture(rng, scene))
@@ -61,7 +61,7 @@ def picture(rng: Random, height: int, width: int) -> Floats:
 
 
 def one_of(rng: Random, *values: float) -> float:
-    """One of a few values, so that pictures differ from one another in kind and not only in detail."""
+    """One of a few values, so that images differ from one another in kind and not only in detail."""
     return values[rng.integers(len(values))]
 
 
@@ -88,7 +88,7 @@ def paint(rng: Random, height: int, width: int) -> Scene:
 
 
 def radii(rng: Random, height: int, width: int) -> Floats:
-    """Radii of density r^-3 between the picture's own smallest and its size, as many as cover it about once."""
+    """Radii of density r^-3 between the image's own smallest and its size, as many as cover it about once."""
     most = 0.5 * max(height, width)
     least = np.exp(rng.uniform(np.log(2.5), np.log(min(14, most / 2))))
     mean_area = 2 * np.pi * least**2 * np.log(most / least)
@@ -101,7 +101,7 @@ def radii(rng: Random, height: int, width: int) -> Floats:
 
 
 def centres(rng: Random, count: int, height: int, width: int) -> Floats:
-    """(count, 2) positions that gather in parts of the picture and leave others empty, as detail does in photos."""
+    """(count, 2) positions that gather in parts of the image and leave others empty, as detail does in photos."""
     cells = np.exp(rng.uniform(0, 2.2) * cv2.resize(rng.normal(size=(4, 4)), (16, 16), interpolation=cv2.INTER_CUBIC))
     cell = rng.choice(cells.size, count, p=(cells / cells.sum()).ravel())
     corner = np.stack([cell % 16, cell // 16], axis=1)
@@ -125,7 +125,7 @@ def outlines(rng: Random, radius: Floats, centre: Floats) -> Labels:
 
 
 def regular_polygons(rng: Random, n: int, angle: Doubles) -> Doubles:
-    """(n, CORNERS) polar radii of discs, triangles, squares and hexagons, in shares of the picture's own."""
+    """(n, CORNERS) polar radii of discs, triangles, squares and hexagons, in shares of the image's own."""
     sides = rng.choice([CORNERS, 3, 4, 6], n, p=rng.dirichlet([0.8, 0.8, 1.6, 0.8])).astype(np.float64)[:, None]
     sector = np.pi / sides
     return np.cos(sector) / np.cos(angle % (2 * sector) - sector)
@@ -234,7 +234,7 @@ def illumination(rng: Random, depth: Floats) -> Floats:
 
 
 def lamps(rng: Random, height: int, width: int) -> Floats:
-    """(height, width, 3) light of a few small spots brighter than white; in most pictures none."""
+    """(height, width, 3) light of a few small spots brighter than white; in most images none."""
     light = np.zeros((height, width, 3), np.float32)
     for _ in range(int(one_of(rng, 0, 0, 0, rng.uniform(1, 30)))):
         at = (int(rng.integers(width)), int(rng.integers(height)))
