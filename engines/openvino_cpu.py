@@ -116,7 +116,10 @@ class OpenvinoBackend(Backend):
 
         def make() -> tuple[ov.CompiledModel, Array | None]:
             compiled = self.compiled(bundle, component)
-            self.store(compiled, path)
+            try:
+                self.store(compiled, path)
+            except OutputError as error:
+                self.report(f"the next process will compile again: {error}")
             return compiled, None
 
         try:

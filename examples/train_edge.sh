@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train the edge bundle from nothing, on procedural pictures: uid-train's stages in order, each of which resumes.
+# Train the edge bundle from nothing, on procedural images: uid-train's stages in order, each of which resumes.
 # On a CPU without bfloat16 leave --mixed-precision out.
 # usage: examples/train_edge.sh CHECKPOINT
 set -eu

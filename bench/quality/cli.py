@@ -14,6 +14,7 @@ from uid.command import RenamedOptions, interval, plain_errors
 
 if TYPE_CHECKING:
     from uid.bench.quality.photos import QualityRow
+    from uid.bench.quality.transfer import TransferRow
     from uid.runtime.pipeline import Pipeline
 
 
@@ -99,7 +100,6 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
         from uid.bench.quality.photos import CASE_SEED, held_out
         from uid.runtime.options import Options
         from uid.runtime.pipeline import load
-        from uid.train.blur import UNKNOWN_KERNELS
 
         photos = held_out(names)
         pipeline = load(model, backend=backend)
@@ -110,22 +110,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
             write_rows(output, rows, {**setting(pipeline, options), "case_seed": CASE_SEED})
         if sheet is not None:
             write_png(sheet, transfers.sheet(made))
-        for row in rows:
-            click.echo(
-                f"{row.photo} with the {row.kernel} of {row.blur_from}: {row.psnr:.2f} dB from it (untouched "
-                f"{row.psnr_untouched:.2f}), sharpness {row.sharpness:.2f} (wanted {row.sharpness_wanted:.2f})"
-            )
-        unknown = [row for row in rows if row.kernel in UNKNOWN_KERNELS]
-        nearer = fmean(row.psnr > row.psnr_untouched for row in unknown)
-        gained = fmean(row.psnr - row.psnr_untouched for row in unknown)
-        click.echo(
-            f"kernels unknown to training: nearer to the wanted image than the untouched photo in {nearer:.0%}, by "
-            f"{gained:+.2f} dB on average"
-        )
-        for kernel in (f"gaussian {deviation:g}" for deviation in transfers.STRENGTHS):
-            same = [row for row in rows if row.kernel == kernel]
-            figures = (fmean(row.sharpness for row in same), fmean(row.sharpness_wanted for row in same))
-            click.echo(f"{kernel} px: sharpness {figures[0]:.2f} on average (wanted {figures[1]:.2f})")
+        show_transfers(rows)
 
 
 @click.command(cls=RenamedOptions)
@@ -256,6 +241,29 @@ def ablation(
         click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
         for row in rows:
             click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
+
+
+def show_transfers(rows: "Sequence[TransferRow]") -> None:
+    """A line for each case, and what they add up to."""
+    from uid.bench.quality.transfer import STRENGTHS
+    from uid.train.blur import UNKNOWN_KERNELS
+
+    for row in rows:
+        click.echo(
+            f"{row.photo} with the {row.kernel} of {row.blur_from}: {row.psnr:.2f} dB from it (untouched "
+            f"{row.psnr_untouched:.2f}), sharpness {row.sharpness:.2f} (wanted {row.sharpness_wanted:.2f})"
+        )
+    unknown = [row for row in rows if row.kernel in UNKNOWN_KERNELS]
+    nearer = fmean(row.psnr > row.psnr_untouched for row in unknown)
+    gained = fmean(row.psnr - row.psnr_untouched for row in unknown)
+    click.echo(
+        f"kernels unknown to training: nearer to the wanted image than the untouched photo in {nearer:.0%}, by "
+        f"{gained:+.2f} dB on average"
+    )
+    for kernel in (f"gaussian {deviation:g}" for deviation in STRENGTHS):
+        same = [row for row in rows if row.kernel == kernel]
+        figures = (fmean(row.sharpness for row in same), fmean(row.sharpness_wanted for row in same))
+        click.echo(f"{kernel} px: sharpness {figures[0]:.2f} on average (wanted {figures[1]:.2f})")
 
 
 def show_summary(rows: Sequence["QualityRow"], pipeline: "Pipeline") -> None:

@@ -1,6 +1,7 @@
 """The commands of ``uid-bench`` that measure how fast, how large and how exact."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,7 +218,7 @@ def _measured(output: Path | None, model: Path | None, **values: Any) -> "list[L
     """
     from uid.bench.rows import RowFile
     from uid.bench.speed.latency import measure
-    from uid.bench.speed.lineup import plan
+    from uid.bench.speed.lineup import Choice, plan
     from uid.errors import BackendError
 
     quieten_libraries()
@@ -225,8 +226,9 @@ def _measured(output: Path | None, model: Path | None, **values: Any) -> "list[L
     def tell(line: str) -> None:
         click.echo(line, err=True)
 
+    choice = Choice(**{field.name: values.pop(field.name) for field in fields(Choice) if field.name in values})
     file, rows = RowFile(output) if output else None, []
-    for row in measure(plan(_bundle(model), report=tell, **values), tell):
+    for row in measure(plan(_bundle(model), choice, tell, **values), tell):
         rows.append(row)
         if file is not None:
             file.add(row)
@@ -240,17 +242,17 @@ def _starts(values: dict[str, Any]) -> list[Any]:
     from statistics import median
 
     from uid.bench.speed.lineup import PYTORCH, default_size, usable_cores, working
-    from uid.bench.speed.startup import starts
+    from uid.bench.speed.startup import Repeats, starts
 
     bundle, checkpoint = _bundle(values["model"]), values["checkpoint"]
     runners = [*working(values["backends"]), *([PYTORCH] if checkpoint else [])]
-    settings = {"warm_up": values["warm_up"], "repeats": values["repeats"], "checkpoint": checkpoint}
-    settings["threads"] = values["threads"] or usable_cores()
+    repeats = Repeats(values["threads"] or usable_cores(), values["warm_up"], values["repeats"])
     rows: list[Any] = []
     for size in values["sizes"] or [default_size(bundle)]:
         for steps in values["steps"] or [bundle.steps]:
             # One start of each in turn, so that what slows the machine slows them all.
-            turns = list(zip(*(starts(bundle, runner, size, steps, **settings) for runner in runners), strict=True))
+            each = [starts(bundle, runner, size, steps, repeats, checkpoint) for runner in runners]
+            turns = list(zip(*each, strict=True))
             rows += [row for turn in turns for row in turn]
             for made in zip(*turns, strict=True):
                 stages = ("seconds", "interpreter", "imports", "load", "compute")

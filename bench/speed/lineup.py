@@ -58,43 +58,54 @@ class Measurement:
     peaks: bool = True  # whether to measure the peak rates of the libraries
 
 
-def plan(
-    bundle: Bundle,
-    *,
-    checkpoint: Path | None,
-    backends: Sequence[str],
-    sizes: Sequence[Size],
-    steps: Sequence[int],
-    threads: int | None,
-    report: Report,
-    oracle: Path | None = None,
-    tile: int | None = None,
-    **more: Any,
-) -> Measurement:
+@dataclass(frozen=True)
+class Choice:
+    """What a user chose to measure; what is left out has a default that fits the bundle."""
+
+    checkpoint: Path | None = None  # what the bundle was exported from, for PyTorch
+    backends: Sequence[str] = ()  # or kinds of the reference; none: all backends that work here
+    sizes: Sequence[Size] = ()  # none: ``default_size``
+    steps: Sequence[int] = ()  # none: the bundle's
+    threads: int | None = None  # None: every core that this process may use
+    oracle: Path | None = None  # a stored image; None: one that is made now
+    tile: int | None = None  # side of the tiles that images run in; None: whole
+
+
+def plan(bundle: Bundle, choice: Choice, report: Report, **more: Any) -> Measurement:
     """Which runners there are, and which of them is the oracle: PyTorch if it can be, or else ONNX Runtime on the CPU.
 
-    ``backends`` may name some of ``REFERENCES`` too, which need ``checkpoint``; none: all backends that work here.
-    ``oracle`` is an image that was kept: with it PyTorch runs only where it is named. ``tile`` is the side of the
-    tiles that images run in; None: whole. Raises ``BackendError`` for a backend that was named and does not work,
-    ``InputError`` for what does not go together.
+    With a stored oracle PyTorch runs only where it is named. ``more`` are further fields of ``Measurement``. Raises
+    ``BackendError`` for a backend that was named and does not work, ``InputError`` for choices that contradict.
     """
-    if tile is not None and checkpoint is not None:
-        raise InputError("PyTorch runs images whole: leave --tile or --checkpoint out")
-    task = Task(bundle.folder, bundle.guidance, 0, threads or usable_cores(), tile)
-    named = [name for name in dict.fromkeys(backends) if name in REFERENCES]
-    others = [name for name in backends if name not in REFERENCES]
+    if choice.tile is not None and choice.checkpoint is not None:
+        raise InputError("PyTorch runs images whole: leave the tile or the checkpoint out", option="tile")
+    task = Task(bundle.folder, bundle.guidance, 0, choice.threads or usable_cores(), choice.tile)
+    runners = chosen_runners(bundle, task, choice.checkpoint, choice.backends, choice.oracle is None, report)
+    sizes, steps = tuple(choice.sizes or [default_size(bundle)]), tuple(choice.steps or [bundle.steps])
+    judge, against = chosen_oracle(bundle, task, runners)
+    if choice.oracle is not None:
+        judge = stored_oracle(choice.oracle, task, sizes, steps)
+        against = judge.against
+    return Measurement(bundle, task, tuple(runners), judge, against, sizes, steps, **more)
+
+
+def chosen_runners(
+    bundle: Bundle, task: Task, checkpoint: Path | None, names: Sequence[str], judges: bool, report: Report
+) -> list[Runner]:
+    """The runners that are named, or all that work here; PyTorch too where it ``judges`` the others."""
+    named = [name for name in dict.fromkeys(names) if name in REFERENCES]
+    others = [name for name in names if name not in REFERENCES]
     engines = working(others) if others or not named else []
     runners = [backend_runner(name, task, bundle.precision) for name in engines]
-    runners += reference_runners(named, task, checkpoint, oracle is None, report)
-    sizes, steps = tuple(sizes or [default_size(bundle)]), tuple(steps or [bundle.steps])
-    judge: Runner | Oracle
-    judge, against = backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
-    if oracle is not None:
-        judge = kept_oracle(oracle, task, sizes, steps)
-        against = judge.against
-    elif any(runner.name == PYTORCH for runner in runners):
-        judge, against = next(runner for runner in runners if runner.name == PYTORCH), ORACLE_WORDS
-    return Measurement(bundle, task, tuple(runners), judge, against, sizes, steps, **more)
+    return runners + reference_runners(named, task, checkpoint, judges, report)
+
+
+def chosen_oracle(bundle: Bundle, task: Task, runners: Sequence[Runner]) -> tuple[Runner | Oracle, str]:
+    """Whose image is the right one, and its name in words: PyTorch where it runs, or else ONNX Runtime on the CPU."""
+    for runner in runners:
+        if runner.name == PYTORCH:
+            return runner, ORACLE_WORDS
+    return backend_runner(ONNXRUNTIME, task, bundle.precision), f"{ONNXRUNTIME}, {bundle.precision} bundle"
 
 
 def reference_runners(
@@ -103,7 +114,9 @@ def reference_runners(
     """The reference as it is named; in float32 too where it ``judges`` the others."""
     if checkpoint is None:
         if named:
-            raise InputError(f"{named[0]} needs the PyTorch model: give --checkpoint, or leave it out")
+            raise InputError(
+                f"{named[0]} needs the PyTorch model: give its checkpoint, or leave it out", option="checkpoint"
+            )
         return []
     wanted = dict.fromkeys([PYTORCH, *named] if judges else named)
     if wanted and importlib.util.find_spec("torch") is None:
@@ -112,13 +125,13 @@ def reference_runners(
     return [torch_runner(name, task, checkpoint) for name in wanted]
 
 
-def kept_oracle(path: Path, task: Task, sizes: Sequence[Size], steps: Sequence[int]) -> Oracle:
-    """An image that was kept, if it is of the one size and number of steps that are to be run."""
+def stored_oracle(path: Path, task: Task, sizes: Sequence[Size], steps: Sequence[int]) -> Oracle:
+    """An image that was stored, if it is of the one size and number of steps that are to be run."""
     if len(sizes) > 1 or len(steps) > 1:
-        raise InputError("the oracle is one image: give one --size and one --steps with it")
-    kept = read_oracle(path)
-    kept.check(Terms(*sizes[0], steps[0], task.guidance, task.seed))
-    return kept
+        raise InputError("the oracle is one image: give one size and one number of steps with it", option="oracle")
+    stored = read_oracle(path)
+    stored.check(Terms(*sizes[0], steps[0], task.guidance, task.seed))
+    return stored
 
 
 def working(names: Sequence[str]) -> list[str]:

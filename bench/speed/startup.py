@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -49,41 +48,42 @@ class StartRow:
     versions: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """How often a process is started, and with how many threads."""
+
+    threads: int
+    warm_up: int  # starts that do not count
+    counted: int
+
+
 def starts(
-    bundle: Bundle,
-    backend: str,
-    size: Size,
-    steps: int,
-    *,
-    threads: int,
-    warm_up: int,
-    repeats: int,
-    checkpoint: Path | None = None,
+    bundle: Bundle, backend: str, size: Size, steps: int, repeats: Repeats, checkpoint: Path | None = None
 ) -> Iterator[StartRow]:
-    """``repeats`` starts after ``warm_up`` that do not count, with the bundle's default preset.
+    """Start a process again and again, with the bundle's default preset.
 
     Backend "pytorch" is the reference on ``checkpoint``. Raises ``BackendError`` when a start fails.
     """
-    here, found = device(), versions()
+    common: dict[str, Any] = {
+        "threads": repeats.threads,
+        "bundle": bundle.name,
+        "trained": bundle.trained,
+        "precision": bundle.precision,
+        "device": device(),
+        "versions": versions(),
+    }
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "blurred.png", Path(folder) / "sharp.png"
         write_png(source, sample_picture(*size))
         if backend == PYTORCH:
-            transforms = bundle.presets[bundle.preset].transforms if bundle.preset else 1
-            settings: dict[str, Any] = {
-                "steps": steps,
-                "transforms": transforms,
-                "guidance": bundle.guidance,
-                "threads": threads,
-            }
-            settings |= {"checkpoint": str(checkpoint), "source": str(source), "made": str(made)}
-            imports, run = TORCH_IMPORTS, ["-m", __name__, json.dumps(settings)]
+            imports = TORCH_IMPORTS
+            run = reference_words(bundle, checkpoint, source, made, steps, repeats.threads)
         else:
             imports = IMPORTS.format(backend=backend)
             run = ["-m", "uid.runtime.app.cli", str(source), "-o", str(made), "-m", str(bundle.folder)]
-            run += ["--backend", backend, "--steps", str(steps), "--threads", str(threads)]
+            run += ["--backend", backend, "--steps", str(steps), "--threads", str(repeats.threads)]
             run += ["--tile", str(2 * max(size)), "--json", "--quiet"]
-        for repeat in range(-warm_up, repeats):
+        for repeat in range(-repeats.warm_up, repeats.counted):
             made.unlink(missing_ok=True)
             interpreter, _ = timed(["-c", "pass"])
             imported, _ = timed(["-c", imports])
@@ -91,20 +91,24 @@ def starts(
             compute = sum(json.loads(printed)["seconds"].values())
             stages = (interpreter, imported - interpreter, seconds - imported - compute, compute)
             if repeat >= 0:
-                yield StartRow(
-                    backend,
-                    *size,
-                    steps,
-                    repeat,
-                    seconds,
-                    *stages,
-                    threads=threads,
-                    bundle=bundle.name,
-                    trained=bundle.trained,
-                    precision=bundle.precision,
-                    device=here,
-                    versions=found,
-                )
+                yield StartRow(backend, *size, steps, repeat, seconds, *stages, **common)
+
+
+def reference_words(
+    bundle: Bundle, checkpoint: Path | None, source: Path, made: Path, steps: int, threads: int
+) -> list[str]:
+    """The words after "python" that run the PyTorch reference on an image file."""
+    transforms = bundle.presets[bundle.preset].transforms if bundle.preset else 1
+    settings = {
+        "checkpoint": str(checkpoint),
+        "source": str(source),
+        "made": str(made),
+        "steps": steps,
+        "transforms": transforms,
+        "guidance": bundle.guidance,
+        "threads": threads,
+    }
+    return ["-m", __name__, json.dumps(settings)]
 
 
 def timed(words: Sequence[str]) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""Summaries as tables: on the terminal, in Markdown, and between two markers of the README."""
+"""Summaries as tables: on the terminal, in Markdown, and between two markers of a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +95,7 @@ def ratio_lines(ratios: Sequence[Ratio]) -> list[str]:
     return made
 
 
-# -- the README -------------------------------------------------------------------------------------------------------
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def performance(rows: Sequence[LatencyRow]) -> str:

@@ -1,11 +1,14 @@
 """UID runtime: diffusion deblurring on the edge and on servers.
 
-Data flows through the subpackages in this order:
+The subpackages, from the ground up; each imports only those before it:
 
-``uid.families.uid_diff``  PyTorch modules: the oracle, and what is exported
-``uid.export``     PyTorch components -> a bundle (ONNX + manifest); ``uid-export``
-``uid.engines``    the engine contract and one file per backend
-``uid.runtime``    bundle + engine -> sharp pixels, without torch; ``uid-run``
+``uid.bundles``    what a model is on disk: manifest, hashes, cache; the built-in model
+``uid.engines``    the engine contract, and one file or folder per backend
+``uid.runtime``    bundle + engine -> sharp images and video, without torch; ``uid-run``
+``uid.families``   model families in PyTorch: the oracle, and what is exported
+``uid.export``     PyTorch components -> a bundle; ``uid-export``
+``uid.train``      training stages; ``uid-train``
+``uid.bench``      speed, memory, parity and quality; ``uid-bench``
 """
 
 from uid.telemetry import switch_off

@@ -25,7 +25,7 @@ from uid.bench.cli import main
 from uid.bench.rows import gpu_memory, gpus, read_rows, write_png
 from uid.bench.speed.flops import component_flops, picture_flops
 from uid.bench.speed.latency import Crew, agreement, measure, sample_picture
-from uid.bench.speed.lineup import Measurement, Runner, plan
+from uid.bench.speed.lineup import Choice, Measurement, Runner, plan
 from uid.bench.speed.oracle import Oracle, Terms
 from uid.bench.speed.runners import EngineRunner, Task, TorchRunner
 from uid.bench.speed.startup import reference
@@ -99,17 +99,8 @@ def test_flops_are_those_that_torch_counts(tiny_model: UIDDiff, tiny_bundle: Pat
 
 def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoint: Path, served: str) -> None:
     said: list[str] = []
-    measurement = plan(
-        read_bundle(tiny_bundle),
-        checkpoint=tiny_checkpoint,
-        backends=["onnxruntime"],
-        sizes=[(16, 22)],
-        steps=[2],
-        threads=1,
-        report=said.append,
-        repeats=2,
-        warm_up=1,
-    )
+    choice = Choice(tiny_checkpoint, ["onnxruntime"], sizes=[(16, 22)], steps=[2], threads=1)
+    measurement = plan(read_bundle(tiny_bundle), choice, said.append, repeats=2, warm_up=1)
     engine, reference = measurement.runners
     arguments = engine.pictures.arguments
 
@@ -196,8 +187,8 @@ def test_runners_are_those_that_are_named(tiny_bundle: Path, tiny_checkpoint: Pa
     Oracle(sample_picture(16, 24), "someone", made_on).write(tmp_path / "oracle.npz")
 
     def planned(*backends: str, **more: Any) -> Measurement:
-        settings = {"checkpoint": tiny_checkpoint, "sizes": [(16, 24)], "steps": [2], "threads": 1, "report": print}
-        return plan(read_bundle(tiny_bundle), backends=backends, **{**settings, **more})
+        choice = Choice(tiny_checkpoint, backends, sizes=[(16, 24)], steps=[2], threads=1)
+        return plan(read_bundle(tiny_bundle), replace(choice, **more), print)
 
     def names(*backends: str, **more: Any) -> list[str]:
         return [runner.name for runner in planned(*backends, **more).runners]
@@ -207,7 +198,7 @@ def test_runners_are_those_that_are_named(tiny_bundle: Path, tiny_checkpoint: Pa
     assert names("onnxruntime", "pytorch-fp16") == ["onnxruntime", "pytorch", "pytorch-fp16"]
     assert names("pytorch-fp16-channels-last", **kept) == ["pytorch-fp16-channels-last"]
     assert planned("onnxruntime", **kept).against == "someone"
-    with pytest.raises(InputError, match="pytorch-fp16 needs the PyTorch model: give --checkpoint"):
+    with pytest.raises(InputError, match="pytorch-fp16 needs the PyTorch model: give its checkpoint"):
         names("pytorch-fp16", checkpoint=None)
     with pytest.raises(InputError, match=r"of 16x24, 2 steps, guidance 7\.5, seed 0; this run makes 16x24, 3 steps"):
         names("onnxruntime", steps=[3], **kept)
@@ -258,11 +249,10 @@ def test_agreement_against_a_slow_reference() -> None:
 
 def test_what_does_not_fit_is_refused(tiny_bundle: Path) -> None:
     bundle = read_bundle(tiny_bundle)
-    more = {"checkpoint": None, "steps": [1], "threads": 1, "report": print}
     with pytest.raises(BackendError, match="unknown backend 'abacus'"):
-        plan(bundle, backends=["abacus"], sizes=[], **more)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="PyTorch runs images whole: leave --tile or --checkpoint out"):
-        plan(bundle, backends=[], sizes=[], tile=16, **more | {"checkpoint": tiny_bundle})  # type: ignore[arg-type]
+        plan(bundle, Choice(backends=["abacus"]), print)
+    with pytest.raises(InputError, match="PyTorch runs images whole: leave the tile or the checkpoint out"):
+        plan(bundle, Choice(tiny_bundle, tile=16), print)
 
 
 def test_tiles_are_those_of_the_pipeline(tiny_bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures from rows against slow references; comparisons and the README's table on made rows."""
+"""Figures from rows against slow references; comparisons and a page's table on made rows."""
 
 import itertools
 from dataclasses import replace
@@ -158,7 +158,7 @@ def test_few_repeats_are_no_comparison() -> None:
 
 
 def test_report_writes_the_table_and_holds_the_page_to_it(tmp_path: Path) -> None:
-    page, rows = tmp_path / "README.md", tmp_path / "rows.jsonl"
+    page, rows = tmp_path / "page.md", tmp_path / "rows.jsonl"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_rows(rows, repeats(2.0, 1.0, 4.0) + repeats(0.001, runner="fast", psnr=12.0))
     words = ["report", str(page), str(rows)]
