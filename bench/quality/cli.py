@@ -14,6 +14,7 @@ from uid.command import RenamedOptions, interval, plain_errors
 
 if TYPE_CHECKING:
     from uid.bench.quality.photos import QualityRow
+    from uid.bench.quality.tradeoff import TradeoffSummary
     from uid.bench.quality.transfer import TransferRow
     from uid.runtime.pipeline import Pipeline
 
@@ -182,17 +183,7 @@ def tradeoff(
                 del common[key]
             write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
         lines = tradeoffs.summarise(rows)
-        columns = "bundle, steps, transforms, cache interval, guidance, gain dB, worst dB, dB to first, SSIM to first"
-        columns += ", times as fast, its steps, on the front"
-        click.echo(f"| {columns.replace(', ', ' | ')} |")
-        click.echo("|---" * 12 + "|")
-        for line in lines:
-            figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
-            front = "yes" if line.front else "no"
-            one = line.setting
-            ends = ":".join(f"{end:g}" for end in one.guidance_interval)
-            what = f"{one.bundle} | {one.steps} | {one.transforms} | {one.cache_interval} | {ends}"
-            click.echo(f"| {what} | {figures} | {line.speed:.2f} | {line.step_speed:.2f} | {front} |")
+        show_tradeoff(lines)
         if record:
             named = tradeoffs.record(pipeline.bundle.folder, lines)
             click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")
@@ -264,6 +255,21 @@ def show_transfers(rows: "Sequence[TransferRow]") -> None:
         same = [row for row in rows if row.kernel == kernel]
         figures = (fmean(row.sharpness for row in same), fmean(row.sharpness_wanted for row in same))
         click.echo(f"{kernel} px: sharpness {figures[0]:.2f} on average (wanted {figures[1]:.2f})")
+
+
+def show_tradeoff(lines: "Sequence[TradeoffSummary]") -> None:
+    """A Markdown table, a line for each setting."""
+    columns = "bundle, steps, transforms, cache interval, guidance, gain dB, worst dB, dB to first, SSIM to first"
+    columns += ", times as fast, its steps, on the front"
+    click.echo(f"| {columns.replace(', ', ' | ')} |")
+    click.echo("|---" * 12 + "|")
+    for line in lines:
+        figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
+        front = "yes" if line.front else "no"
+        one = line.setting
+        ends = ":".join(f"{end:g}" for end in one.guidance_interval)
+        what = f"{one.bundle} | {one.steps} | {one.transforms} | {one.cache_interval} | {ends}"
+        click.echo(f"| {what} | {figures} | {line.speed:.2f} | {line.step_speed:.2f} | {front} |")
 
 
 def show_summary(rows: Sequence["QualityRow"], pipeline: "Pipeline") -> None:
