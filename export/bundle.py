@@ -62,7 +62,7 @@ def export_bundle(
         return compare(folder, cases, image, report)
 
 
-def case_of(component: ExportComponent, multiple: int) -> validate.Case:
+def case_of(component: ExportComponent, multiple: int) -> validate.ParityCase:
     """A component's inputs to compare at, and PyTorch's outputs."""
     return validate.component_case(component, check_sizes(component.declaration.symbols, multiple))
 
@@ -171,7 +171,7 @@ def checkable_graphs(folder: Path, component: Component) -> Iterator[tuple[str, 
 
 def compare(
     folder: Path,
-    cases: dict[str, validate.Case],
+    cases: dict[str, validate.ParityCase],
     image: validate.ImageCase,
     report: Report,
 ) -> list[validate.Parity]:

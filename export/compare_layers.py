@@ -51,7 +51,8 @@ class Pair:
         if set(dtypes) != set(inputs):
             raise InputError(
                 f"component {name!r} reads {', '.join(dtypes)}, and the reference's {', '.join(inputs)}; "
-                "give a --reference of the same model"
+                "give a reference of the same model",
+                option="reference",
             )
         # Rounded as the bundle's own inputs are, so that the comparison is of what is computed from them.
         self.inputs = {key: value.astype(dtypes[key]).astype(np.float32) for key, value in inputs.items()}

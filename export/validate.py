@@ -22,7 +22,7 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 5e-2}
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """A component's inputs at some size, and what PyTorch made of them in float32."""
 
     inputs: Mapping[str, Array]
@@ -48,13 +48,13 @@ class ImageCase:
 
 
 @torch.inference_mode()
-def component_case(component: ExportComponent, sizes: Mapping[str, int]) -> Case:
+def component_case(component: ExportComponent, sizes: Mapping[str, int]) -> ParityCase:
     """Run the PyTorch module, in float32, on dummy inputs of a size other than the one it is traced at."""
     inputs = {name: tensor.float() for name, tensor in dummy_inputs(component.declaration, dict(sizes), seed=1).items()}
     outputs = component.module(*inputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     names = [spec.name for spec in component.declaration.outputs]
-    return Case(
+    return ParityCase(
         {name: tensor.numpy() for name, tensor in inputs.items()},
         {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)},
     )
@@ -78,7 +78,9 @@ def image_case(model: Model, components: Sequence[ExportComponent], steps: int, 
     return ImageCase(images, {name: run(name, mode) for name, mode in modes.items()}, steps)
 
 
-def check_component(backend: Backend, engine: Engine, component: Component, case: Case, tolerance: float) -> Parity:
+def check_component(
+    backend: Backend, engine: Engine, component: Component, case: ParityCase, tolerance: float
+) -> Parity:
     """Compare an engine with PyTorch; raises ``ParityError`` that says what differs."""
     name = component.name
     for what, declared, actual in (
@@ -102,7 +104,7 @@ def check_component(backend: Backend, engine: Engine, component: Component, case
     return Parity(name, errors[worst], tolerance)
 
 
-def run_engine(backend: Backend, engine: Engine, case: Case) -> dict[str, Array]:
+def run_engine(backend: Backend, engine: Engine, case: ParityCase) -> dict[str, Array]:
     """Run an engine once on a case's inputs, cast to the dtypes that it takes."""
     buffers = {}
     for spec in engine.inputs.values():

@@ -21,7 +21,7 @@ from uid.families.uid_diff.model import UIDDiff
 from uid.families.uid_diff.vae import RefinedDecoder, RefinedEncoder, VAERefiner
 from uid.train.blur import RgbImage
 from uid.train.diffusion import Joint
-from uid.train.loop import Settings, train
+from uid.train.loop import TrainingSettings, train
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def ablate(
     source: Path,
     folder: Path,
     examples: Dataset[Any],
-    settings: Settings,
+    settings: TrainingSettings,
     variants: Sequence[Variant] = VARIANTS,
     report: Callable[[str], None] = print,
 ) -> Iterator[tuple[Variant, Callable[[RgbImage], RgbImage]]]:

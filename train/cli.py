@@ -85,7 +85,7 @@ def main(
         from uid.families.registry import read_index
         from uid.families.uid_diff import checkpoint as checkpoints
         from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
-        from uid.train.loop import Settings, train
+        from uid.train.loop import TrainingSettings, train
 
         if config and not checkpoint.exists():
             checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
@@ -97,7 +97,7 @@ def main(
         examples = Pairs(source, size, settings["seed"])
         if stage in ("blur-transfer", "joint"):
             examples = Domains(source, size, settings["seed"], ImageFolder(blurry) if blurry else None)
-        train(module, examples, Settings(**settings), checkpoint / "training" / stage, report=click.echo)
+        train(module, examples, TrainingSettings(**settings), checkpoint / "training" / stage, report=click.echo)
         if stage == "vae":
             module.set_scaling_factor(examples[i] for i in range(64))
         for name, component in module.trained.items():

@@ -28,7 +28,7 @@ STATE = "state.pt"
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """How one stage is trained."""
 
     steps: int
@@ -59,7 +59,11 @@ class Stage(nn.Module):
 
 
 def train(
-    stage: Stage, examples: Dataset[Any], settings: Settings, folder: Path, report: Callable[[str], None] = print
+    stage: Stage,
+    examples: Dataset[Any],
+    settings: TrainingSettings,
+    folder: Path,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Train ``stage`` to ``settings.steps`` in ``folder``, going on from the checkpoint there if there is one.
 
@@ -98,7 +102,7 @@ def train(
 
 
 def batches(
-    examples: Dataset[Any], settings: Settings, start: int, accelerator: Accelerator
+    examples: Dataset[Any], settings: TrainingSettings, start: int, accelerator: Accelerator
 ) -> Iterator[tuple[int, Batch]]:
     """Every remaining step's number and batch, on the training device."""
     order = range(start * settings.batch, settings.steps * settings.batch)
@@ -108,7 +112,7 @@ def batches(
     yield from enumerate(accelerator.prepare(loader), start)
 
 
-def learning_rate(settings: Settings, step: int) -> float:
+def learning_rate(settings: TrainingSettings, step: int) -> float:
     """Linear warm-up, constant, and over the last quarter of the steps down to a hundredth.
 
     It does not depend on the number of steps before that quarter, so that a run may still be made longer there.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Plan
+from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, CallPlan
 from uid.bench.hardware.run import Supervisor, held, in_background, pack
 from uid.bundles.manifest import MANIFEST
 
-NAMES = tuple(Plan(Path(), GPU).calls())
+NAMES = tuple(CallPlan(Path(), GPU).calls())
 
 
 @click.command()
@@ -33,7 +33,7 @@ def main(ctx: click.Context, out: Path, name: str, seconds: float | None, work: 
     Exit status 1: a command failed or took too long. What no time was left for is told.
     """
     work = (work or Path(tempfile.gettempdir()) / "uid-hardware").resolve()
-    plan, lock = Plan(work, REHEARSAL if rehearse else GPU), work / "export.lock"
+    plan, lock = CallPlan(work, REHEARSAL if rehearse else GPU), work / "export.lock"
     if name != EXPORT and not (plan.full.bundle / MANIFEST).exists():
         words = [sys.executable, "-m", "uid.bench.hardware", str(work), EXPORT, "--work", str(work)]
         in_background([*words, *(["--rehearse"] if rehearse else [])], lock)

@@ -60,7 +60,7 @@ REHEARSAL = Scale("tiny", "tiny", "onnxruntime", "onnxruntime", "64x64", "64x96"
 
 
 @dataclass(frozen=True)
-class Model:
+class CallModel:
     """A bundle, what it was exported from, and whose images its own are held against."""
 
     name: str
@@ -74,15 +74,15 @@ class Model:
         return self.bundle.with_name(f"oracle-{self.alike or self.name}-{size}.npz")
 
 
-class Plan:
+class CallPlan:
     """All calls. ``work`` is a folder for what is large; logs and rows are in ``work/results/CALL``."""
 
     def __init__(self, work: Path, scale: Scale) -> None:
         self.work, self.scale = work, scale
-        self.made = Model("made", work / "made")
-        self.edge = Model("edge", work / "edge")
-        self.full = Model(scale.preset, work / "full", work / "checkpoint", scale.steps)
-        self.plain = Model("edge-plain", work / "edge-plain", alike="edge")
+        self.made = CallModel("made", work / "made")
+        self.edge = CallModel("edge", work / "edge")
+        self.full = CallModel(scale.preset, work / "full", work / "checkpoint", scale.steps)
+        self.plain = CallModel("edge-plain", work / "edge-plain", alike="edge")
         self.full_plain = replace(
             self.full, name=f"{scale.preset}-plain", bundle=work / "full-plain", alike=scale.preset
         )
@@ -179,7 +179,7 @@ class Plan:
             oracle(self.edge, self.scale.square),
         ]
 
-    def latency(self, call: str, model: Model, runner: str, size: str, *, limit: float, least: float) -> Command:
+    def latency(self, call: str, model: CallModel, runner: str, size: str, *, limit: float, least: float) -> Command:
         """One runner's images of a size."""
         rows = self.results(call) / f"{model.name}-{size}-{runner}.jsonl"
         words = ["-m", str(model.bundle), "--backend", runner, "--size", size, "--steps", str(model.steps)]
@@ -202,7 +202,9 @@ def tests(file: str, *words: str, limit: float, least: float) -> Command:
     return Command(pytest, limit, least, shows=2)  # how many there were, and why the last one was skipped
 
 
-def exported(preset: str, checkpoint: Path, model: Model, *, half: bool, limits: tuple[float, float]) -> list[Command]:
+def exported(
+    preset: str, checkpoint: Path, model: CallModel, *, half: bool, limits: tuple[float, float]
+) -> list[Command]:
     """A random checkpoint and its bundle, in float32 or float16; ``limits`` in seconds of the two."""
     random = ("uid-export", "random", preset, str(checkpoint), *(["--half"] if half else []))
     bundle = ("uid-export", "bundle", str(checkpoint), "-o", str(model.bundle), "--image-steps", "1")
@@ -213,13 +215,13 @@ def exported(preset: str, checkpoint: Path, model: Model, *, half: bool, limits:
     ]
 
 
-def proof(model: Model, backend: str, size: str) -> Command:
+def proof(model: CallModel, backend: str, size: str) -> Command:
     """Whether a backend computes right: no library's own word is taken for it."""
     words = (sys.executable, "-m", "uid.bench.hardware.proof", str(model.bundle), backend, size)
     return Command(words, 90, 15, (model.bundle / MANIFEST,), shows=1)
 
 
-def oracle(model: Model, size: str) -> Command:
+def oracle(model: CallModel, size: str) -> Command:
     """The image that others are held against."""
     source = ("-m", str(model.bundle)) if model.checkpoint is None else ("--checkpoint", str(model.checkpoint))
     needs = model.bundle / MANIFEST if model.checkpoint is None else model.checkpoint / INDEX
@@ -227,7 +229,7 @@ def oracle(model: Model, size: str) -> Command:
     return Command(("uid-bench", "oracle", *source, *terms, "-o", str(path)), 90, 10, (needs,), path)
 
 
-def portable(model: Model, copy: Model) -> Command:
+def portable(model: CallModel, copy: CallModel) -> Command:
     """The same bundle without what was made of its graphs for one library."""
     words = (sys.executable, "-m", "uid.bench.hardware.portable", str(model.bundle), str(copy.bundle))
     return Command(words, 30, 5, (model.bundle / MANIFEST,), copy.bundle / MANIFEST, shows=4)

@@ -26,7 +26,7 @@ LARGEST = 62  # MiB
 
 
 @dataclass(frozen=True)
-class Transfer:
+class UploadSize:
     """One call: what it carries beside the working tree, and what to type."""
 
     name: str
@@ -34,7 +34,7 @@ class Transfer:
     line: str
 
 
-def transfers(kits: dict[str, str], model: str, seconds: float) -> list[Transfer]:
+def transfers(kits: dict[str, str], model: str, seconds: float) -> list[UploadSize]:
     """All calls. The built-in ``model`` goes along with the second, beside whose predecessor's kit it has no room."""
     made = []
     for name in NAMES:
@@ -45,7 +45,7 @@ def transfers(kits: dict[str, str], model: str, seconds: float) -> list[Transfer
         if name == "pytorch":
             line += f" --seconds {seconds:g}"  # what is left
         if name != EXPORT:
-            made.append(Transfer(name, tuple(carried), line))
+            made.append(UploadSize(name, tuple(carried), line))
     return made
 
 
@@ -62,7 +62,7 @@ def travels(root: Path, carried: Sequence[str]) -> list[Path]:
     return [name for name in dict.fromkeys(names) if os.path.lexists(root / name)]
 
 
-def check(transfer: Transfer, root: Path) -> str:
+def check(transfer: UploadSize, root: Path) -> str:
     """What travels, in words. Raises ``InputError`` where it is too much."""
     size = sum((root / name).lstat().st_size for name in travels(root, transfer.carried)) / (1 << 20)
     words = f"{transfer.name}: {size:.1f} MiB travel, a line of {len(transfer.line)} characters"
@@ -71,7 +71,7 @@ def check(transfer: Transfer, root: Path) -> str:
     return words
 
 
-def send(transfer: Transfer, root: Path, tree: Path) -> None:
+def send(transfer: UploadSize, root: Path, tree: Path) -> None:
     """Put what travels into a folder. What an earlier call carried is gone then."""
     shutil.rmtree(tree, ignore_errors=True)
     for name in travels(root, transfer.carried):
@@ -79,7 +79,7 @@ def send(transfer: Transfer, root: Path, tree: Path) -> None:
         shutil.copy2(root / name, tree / name, follow_symlinks=False)
 
 
-def rehearse(transfer: Transfer, tree: Path, out: Path, python: Path, work: Path) -> int:
+def rehearse(transfer: UploadSize, tree: Path, out: Path, python: Path, work: Path) -> int:
     """Run a call's line in the folder, where ``python3`` is the given one; its exit status."""
     home = out / "home"
     home.mkdir(parents=True, exist_ok=True)

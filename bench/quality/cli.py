@@ -218,11 +218,11 @@ def ablation(
         from uid.bench.quality.photos import held_out
         from uid.train.ablation import ablate
         from uid.train.data import Domains, ProceduralImages
-        from uid.train.loop import Settings
+        from uid.train.loop import TrainingSettings
 
         work = checkpoint / "training"
         made = ProceduralImages(work / f"pictures-0-{images}.npy", images, 0, click.echo)
-        settings = Settings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
+        settings = TrainingSettings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
         photos = held_out(names)
         rows = [score(BLURRED, lambda blurred: blurred, photos, 0)]
         for variant, method in ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings):

@@ -23,7 +23,7 @@ REFINED_VAE, UID = "refined VAE", "uid"
 
 
 @dataclass(frozen=True)
-class Case:
+class BlurCase:
     """A photo and what blur made of it; both (H, W, 3) float32 sRGB in [0, 1]."""
 
     photo: str
@@ -33,7 +33,7 @@ class Case:
     blurred: RgbImage
 
 
-Method = Callable[[Case], RgbImage]
+Method = Callable[[BlurCase], RgbImage]
 
 
 def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from uid.bench.quality.methods import BLURRED, UID, UNSHARP, Case, Method, methods
+from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods
 from uid.bench.quality.metrics import Score
 from uid.errors import InputError
 from uid.runtime.options import Options
@@ -82,7 +82,7 @@ def reduced(photo: NDArray[Any]) -> RgbImage:
     return np.asarray(cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)).clip(0.0, 1.0)
 
 
-def cases(photo: str, sharp: RgbImage, *, noise: float, jpeg: int | None) -> Iterator[Case]:
+def cases(photo: str, sharp: RgbImage, *, noise: float, jpeg: int | None) -> Iterator[BlurCase]:
     """A photo under ``KERNELS_A_PHOTO`` kernels of unknown families; ``noise`` and ``jpeg`` as in ``degrade``."""
     families = list(UNKNOWN_KERNELS)
     first = KERNELS_A_PHOTO * list(PHOTOS).index(photo)
@@ -90,7 +90,7 @@ def cases(photo: str, sharp: RgbImage, *, noise: float, jpeg: int | None) -> Ite
         family = families[number % len(families)]
         rng = np.random.default_rng([CASE_SEED, number])
         psf = UNKNOWN_KERNELS[family](rng)
-        yield Case(photo, family, sharp, psf, degrade(rng, sharp, psf, noise=noise, jpeg=jpeg))
+        yield BlurCase(photo, family, sharp, psf, degrade(rng, sharp, psf, noise=noise, jpeg=jpeg))
 
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def inside(image: RgbImage) -> RgbImage:
 class Comparison:
     """Every method on one case: the figures, and the images by method."""
 
-    case: Case
+    case: BlurCase
     rows: tuple[QualityRow, ...]
     images: Mapping[str, RgbImage]
 
 
-def compare(case: Case, tried: Mapping[str, Method], metrics: Mapping[str, Score] = {}) -> Comparison:
+def compare(case: BlurCase, tried: Mapping[str, Method], metrics: Mapping[str, Score] = {}) -> Comparison:
     """Run and score the methods; ``metrics`` as ``metrics.load`` gives them."""
     sharp = inside(case.sharp)
     rows, images = [], {}
@@ -180,7 +180,7 @@ def measure(
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
             yield compare(case, tried, metrics)
-        unblurred = Case(photo, NO_KERNEL, sharp, np.ones((1, 1), np.float32), sharp)
+        unblurred = BlurCase(photo, NO_KERNEL, sharp, np.ones((1, 1), np.float32), sharp)
         yield compare(unblurred, {UID_ON_SHARP: tried[UID]}, metrics)
 
 

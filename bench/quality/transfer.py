@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uid.bench.quality.methods import Case
+from uid.bench.quality.methods import BlurCase
 from uid.bench.quality.photos import CASE_SEED, cases, cell, psnr, ssim, tenengrad
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
@@ -40,7 +40,7 @@ class TransferRow:
 
 
 @dataclass(frozen=True)
-class Transfer:
+class BlurTransferCase:
     """A row and its images, each (H, W, 3) float32 in [0, 1]."""
 
     row: TransferRow
@@ -50,10 +50,10 @@ class Transfer:
     wanted: RgbImage  # the sharp photo under the same kernel
 
 
-def measure(pipeline: Pipeline, options: Options, photos: Mapping[str, RgbImage]) -> Iterator[Transfer]:
+def measure(pipeline: Pipeline, options: Options, photos: Mapping[str, RgbImage]) -> Iterator[BlurTransferCase]:
     """Every photo with each blur of the next photo. ``options.mode`` is "blur-transfer"."""
 
-    def blurs(photo: str) -> Iterator[Case]:
+    def blurs(photo: str) -> Iterator[BlurCase]:
         yield from cases(photo, photos[photo], noise=0.0, jpeg=None)
         yield from ever_stronger(photo, photos[photo])
 
@@ -78,26 +78,28 @@ def measure(pipeline: Pipeline, options: Options, photos: Mapping[str, RgbImage]
                 height=sharp.shape[0],
                 width=sharp.shape[1],
             )
-            yield Transfer(row, case.blurred, sharp, output, wanted)
+            yield BlurTransferCase(row, case.blurred, sharp, output, wanted)
 
 
-def ever_stronger(photo: str, sharp: RgbImage) -> Iterator[Case]:
+def ever_stronger(photo: str, sharp: RgbImage) -> Iterator[BlurCase]:
     """A photo under Gaussians of ``STRENGTHS``."""
     for deviation in STRENGTHS:
         psf = normalised(np.exp(-((distance() / deviation) ** 2) / 2.0))
-        yield Case(photo, f"gaussian {deviation:g}", sharp, psf, degrade(np.random.default_rng(CASE_SEED), sharp, psf))
+        yield BlurCase(
+            photo, f"gaussian {deviation:g}", sharp, psf, degrade(np.random.default_rng(CASE_SEED), sharp, psf)
+        )
 
 
-def sheet(transfers: Iterable[Transfer], rows: int = 4) -> NDArray[np.uint8]:
+def sheet(transfers: Iterable[BlurTransferCase], rows: int = 4) -> NDArray[np.uint8]:
     """One row per photo: the image that gives its blur, the sharp one, the output, and what was wanted. RGB uint8."""
-    shown: dict[str, Transfer] = {}
+    shown: dict[str, BlurTransferCase] = {}
     for transfer in transfers:
         if len(shown) < rows:
             shown.setdefault(transfer.row.photo, transfer)
     return np.concatenate([_row(transfer) for transfer in shown.values()])
 
 
-def _row(transfer: Transfer) -> NDArray[np.uint8]:
+def _row(transfer: BlurTransferCase) -> NDArray[np.uint8]:
     row = transfer.row
     cells = [
         cell(transfer.blurred, f"{row.blur_from}, {row.kernel}"),

@@ -11,7 +11,7 @@ from uid.bundles.manifest import SHALLOW, Bundle
 from uid.bundles.tensors import Array
 from uid.engines import create
 from uid.export.bundle import case_of, check_sizes
-from uid.export.validate import TOLERANCES, Case, run_engine
+from uid.export.validate import TOLERANCES, ParityCase, run_engine
 from uid.families import registry
 
 
@@ -46,7 +46,7 @@ def component_parities(
             yield worst(name, component, run_engine(backend, engine, case), case, TOLERANCES[bundle.precision])
 
 
-def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, Case]:
+def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, ParityCase]:
     """Inputs and PyTorch's outputs, in float32, of the bundle's components."""
     shortcuts = any(component.stage == SHALLOW for component in bundle.components.values())
     parts = registry.load(checkpoint).components("fp32", shortcuts=shortcuts)
@@ -57,7 +57,9 @@ def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, Case]:
     }
 
 
-def worst(backend: str, component: str, outputs: dict[str, Array], case: Case, tolerance: float) -> ComponentParity:
+def worst(
+    backend: str, component: str, outputs: dict[str, Array], case: ParityCase, tolerance: float
+) -> ComponentParity:
     """The output that is furthest from what it should be, relative to its largest value."""
     parities = []
     for name, expected in case.outputs.items():

@@ -41,7 +41,7 @@ DEVICE_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 Result = TypeVar("Result")
 
 
-class Worker:
+class SessionThread:
     """One thread that does what others ask of it, while they wait."""
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class OrtCudaEngine(Engine):
 class Queue(Replay):
     """Puts all launches on the stream, with events between the stages, and waits once, at the end."""
 
-    def __init__(self, work: Work, worker: Worker, stream: Stream, captured: bool) -> None:
+    def __init__(self, work: Work, worker: SessionThread, stream: Stream, captured: bool) -> None:
         """``captured``: whether every launch is a CUDA graph."""
         self.work, self.worker, self.stream, self.captured = work, worker, stream, captured
         self.marks = [stream.event() for _ in range(1 + len(work.stages()))]
@@ -189,7 +189,7 @@ class OrtCudaBackend(CudaBackend):
     def __init__(self, device: Device, threads: int | None) -> None:
         """``threads`` are for what little runs on the CPU."""
         super().__init__(NAME, device)
-        self.threads, self.worker = threads, Worker()
+        self.threads, self.worker = threads, SessionThread()
         self.ran: weakref.WeakSet[OrtCudaEngine] = weakref.WeakSet()  # since that was last asked
 
     def load(self, path: Path) -> OrtCudaEngine:

@@ -24,14 +24,14 @@ from uid.bundles.tensors import (
     TensorSpec,
 )
 from uid.families.contract import ExportComponent
-from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, CachedFeatures, Coefficients, UIDDiff
+from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, CachedFeatures, StepCoefficients, UIDDiff
 from uid.families.uid_diff.unet import level_size
 
 PROMPTS = {"deblur": SHARP_PROMPT, "blur-transfer": BLURRY_PROMPT}
 DEEP, RESIDUAL = "deep", "residual_"  # the cached features
 
 
-class Encode(nn.Module):
+class EncoderGraph(nn.Module):
     """Refined VAE encoder with float32 pixels in."""
 
     def __init__(self, model: UIDDiff) -> None:
@@ -44,7 +44,7 @@ class Encode(nn.Module):
         return z, *skips
 
 
-class Step(nn.Module):
+class StepGraph(nn.Module):
     """The step with float32 latents and coefficients; with guidance or without, full or from cached features."""
 
     def __init__(self, model: UIDDiff, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -57,7 +57,7 @@ class Step(nn.Module):
         given = dict(zip(self.names, values, strict=True))
         # An unguided step of a guided model is given both branches' prompts.
         prompt = given["prompt"] if GUIDANCE in given else given["prompt"][-1:]
-        coefficients, scale = Coefficients(*(given[name] for name in COEFFICIENTS)), given.get(GUIDANCE)
+        coefficients, scale = StepCoefficients(*(given[name] for name in COEFFICIENTS)), given.get(GUIDANCE)
         if DEEP in given:
             residuals = [given[name] for name in self.names if name.startswith(RESIDUAL)]
             cached = CachedFeatures(given[DEEP].flatten(0, 1), residuals)
@@ -67,7 +67,7 @@ class Step(nn.Module):
         return (x, cached.deep.unflatten(0, (len(prompt), -1)), *cached.residuals) if self.leaves_features else (x,)
 
 
-class Decode(nn.Module):
+class DecoderGraph(nn.Module):
     """Refined VAE decoder with the float32 latent in."""
 
     def __init__(self, model: UIDDiff) -> None:
@@ -156,7 +156,7 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
 
     def step(name: str, stage: str, inputs: Sequence[TensorSpec], left: Sequence[TensorSpec] = ()) -> ExportComponent:
         outputs = [t.latent_next, *left]
-        return component(name, stage, Step(model, inputs, outputs), inputs, outputs)
+        return component(name, stage, StepGraph(model, inputs, outputs), inputs, outputs)
 
     def steps(suffix: str, blur: Sequence[TensorSpec]) -> list[ExportComponent]:
         conditions = [t.latent, t.z_y, t.f_s, t.prompt, *t.coefficients]
@@ -169,10 +169,10 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
     return [
         component("structure", PREPARE, model.structure, [t.image], [t.f_s]),
         component("blur", PREPARE, model.blur, [t.blur_image], [t.f_b]),
-        component("encoder", PREPARE, Encode(model), [t.image], [t.z_y, *t.skips]),
+        component("encoder", PREPARE, EncoderGraph(model), [t.image], [t.z_y, *t.skips]),
         *steps("", []),
         *steps("_blur", [t.f_b]),
-        component("decoder", FINISH, Decode(model), [t.latent, *t.skips], [t.output]),
+        component("decoder", FINISH, DecoderGraph(model), [t.latent, *t.skips], [t.output]),
     ]
 
 

@@ -17,7 +17,7 @@ SHARP_PROMPT = "sharp and clean image"  # deblurring
 BLURRY_PROMPT = "blurry image"  # blur transfer and reconstruction
 
 
-class Coefficients(NamedTuple):
+class StepCoefficients(NamedTuple):
     """What the schedule gives a step, (1,) float32 each."""
 
     timestep: Tensor
@@ -58,7 +58,7 @@ class DenoisingStep(nn.Module):
         z_y: Tensor,
         f_s: Tensor,
         prompt: Tensor,
-        coefficients: Coefficients,
+        coefficients: StepCoefficients,
         guidance_scale: Tensor | None = None,
         f_b: Tensor | None = None,
     ) -> tuple[Tensor, CachedFeatures]:
@@ -79,7 +79,7 @@ class DenoisingStep(nn.Module):
         self,
         x_t: Tensor,
         prompt: Tensor,
-        coefficients: Coefficients,
+        coefficients: StepCoefficients,
         guidance_scale: Tensor | None,
         cached: CachedFeatures,
         f_b: Tensor | None = None,
@@ -90,7 +90,9 @@ class DenoisingStep(nn.Module):
         output = unet.shallow(self.unet, x, coefficients.timestep, text, cached.residuals, cached.deep, f_b)
         return self.update(x_t, output, coefficients, guidance_scale)
 
-    def update(self, x_t: Tensor, output: Tensor, coefficients: Coefficients, guidance_scale: Tensor | None) -> Tensor:
+    def update(
+        self, x_t: Tensor, output: Tensor, coefficients: StepCoefficients, guidance_scale: Tensor | None
+    ) -> Tensor:
         """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
         output = output.float()
         if guidance_scale is not None:
@@ -213,7 +215,7 @@ class UIDDiff(nn.Module):
         x, cached, left = noise, None, 0  # so many steps may still use the cached features
         for i, t in enumerate(self.scheduler.timesteps.tolist()):
             previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
-            coefficients = Coefficients(torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
+            coefficients = StepCoefficients(torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
             inside = interval[0] <= i / steps < interval[1]
             guided = inside and guidance != 1.0
             prompt, scale = (prompts, torch.tensor([guidance])) if guided else (prompts[1:], None)

@@ -16,8 +16,8 @@ from uid.command import RenamedOptions, interval, with_flag
 from uid.errors import UIDError
 from uid.runtime.app.jobs import Job, plan
 from uid.runtime.app.progress import reporter
-from uid.runtime.app.runner import FLAGS, Runner
-from uid.runtime.app.settings import Settings
+from uid.runtime.app.runner import FLAGS, JobRunner
+from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.formats import FORMATS, MAX_PIXELS
 from uid.runtime.options import AUTO, Options
 from uid.runtime.transforms import TRANSFORMS
@@ -147,7 +147,7 @@ def run(ctx: click.Context, /, blur_from: Path | None, **values: Any) -> None:
     try:
         options = Options(**{option.name: values.pop(option.name) for option in fields(Options)})
         extra = {} if blur_from is None else {"blur_image": blur_from}
-        settings = Settings(options=options, extra_images=extra, **values)
+        settings = RunSettings(options=options, extra_images=extra, **values)
         jobs = plan(settings.inputs, settings.output, settings.naming, keep=list(settings.extra_images.values()))
         _refuse_unused_options(settings, jobs)
         ctx.exit(_done(settings, jobs))
@@ -158,7 +158,7 @@ def run(ctx: click.Context, /, blur_from: Path | None, **values: Any) -> None:
         ctx.exit(INTERRUPTED)
 
 
-def _refuse_unused_options(settings: Settings, jobs: Sequence[Job]) -> None:
+def _refuse_unused_options(settings: RunSettings, jobs: Sequence[Job]) -> None:
     """Raise ``UsageError`` for options that have no effect on these inputs."""
     if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in jobs):
         raise click.UsageError("--frame-rate is for a folder of frames that becomes a video; leave it out here")
@@ -166,12 +166,12 @@ def _refuse_unused_options(settings: Settings, jobs: Sequence[Job]) -> None:
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
 
 
-def _done(settings: Settings, jobs: Sequence[Job]) -> int:
+def _done(settings: RunSettings, jobs: Sequence[Job]) -> int:
     """The exit status after doing ``jobs``."""
     # JSON lines and bars on one terminal would garble each other.
     bars = sys.stderr.isatty() and not (settings.json and sys.stdout.isatty())
     shown = reporter(len(jobs), quiet=settings.quiet, bars=bars)
-    runner = Runner(settings, shown)
+    runner = JobRunner(settings, shown)
     try:
         with shown:
             runner.run(jobs)

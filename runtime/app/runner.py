@@ -19,7 +19,7 @@ from uid.command import with_flag
 from uid.errors import OutputError, UIDError
 from uid.runtime.app.jobs import Job
 from uid.runtime.app.progress import Quiet
-from uid.runtime.app.settings import Settings
+from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import encode_image, write_image
 from uid.runtime.media.video import process_video
@@ -36,10 +36,10 @@ OLD_KEYS = {"preset": "quality", "transforms": "views", "cache_interval": "reuse
 
 
 @dataclass
-class Runner:
+class JobRunner:
     """Does jobs one after another with one pipeline, which is loaded when the first job needs it."""
 
-    settings: Settings
+    settings: RunSettings
     reporter: Quiet
     done: int = 0  # jobs written or skipped
     failures: list[str] = field(default_factory=list)  # one line for each job that failed

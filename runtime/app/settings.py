@@ -12,7 +12,7 @@ from uid.runtime.options import AUTO, Options
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """Everything but the inputs' and outputs' names has a default.
 
     Raises ``InputError`` when two settings contradict each other.

@@ -119,8 +119,8 @@ def _refuse(image: ImageFile.ImageFile, label: str, max_pixels: int) -> None:
     """Refuse by the header, before any pixel is decoded."""
     width, height = image.size
     if width * height > max_pixels:
-        limit = f"more than {max_pixels} pixels; shrink it or raise --max-pixels"
-        raise InputError(f"{label} is {width} x {height}, {limit}")
+        limit = f"more than {max_pixels} pixels; shrink it or raise the limit"
+        raise InputError(f"{label} is {width} x {height}, {limit}", option="max_pixels")
     if getattr(image, "is_animated", False):
         raise InputError(f"{label} holds several frames or pages; extract the one you want as an image of its own")
     if image.mode in ("CMYK", "LAB", "I", "F"):

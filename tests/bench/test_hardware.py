@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench.hardware import proof, rehearsal
-from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Call, Command, Plan, Scale
+from uid.bench.hardware.calls import EXPORT, GPU, REHEARSAL, Call, CallPlan, Command, Scale
 from uid.bench.hardware.portable import write_portable
 from uid.bench.hardware.run import MODULES, Supervisor, held, pack
 from uid.bench.speed.flops import picture_flops
@@ -57,7 +57,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_every_command_exists_and_no_runner_shares_a_process(tmp_path: Path, scale: Scale) -> None:
     (tmp_path / "checkpoint").mkdir()
     runners = set()
-    for call in Plan(tmp_path, scale).calls().values():
+    for call in CallPlan(tmp_path, scale).calls().values():
         for name, *words in (command.words for command in call.commands):
             if name in ("uid-export", "uid-bench"):
                 group: click.Group = importlib.import_module(MODULES[name]).main
@@ -73,7 +73,7 @@ def test_every_command_exists_and_no_runner_shares_a_process(tmp_path: Path, sca
 
 
 def test_the_default_calls_fit_into_a_quarter_of_an_hour(tmp_path: Path) -> None:
-    calls = Plan(tmp_path, GPU).calls()
+    calls = CallPlan(tmp_path, GPU).calls()
     sure = [call for name, call in calls.items() if name not in ("pytorch", EXPORT)]
     assert sum(call.seconds for call in sure) <= 11 * 60
     for call in calls.values():

@@ -106,7 +106,7 @@ def test_weights_that_float16_holds_are_stored_so_and_come_back(tmp_path: Path) 
     assert (tmp_path / "weights.bin").stat().st_size == exact.nbytes // 2 + inexact.nbytes
     backend = create("onnxruntime")
     value = generator.random((1, 64), dtype=np.float32)
-    case = validate.Case({"x": value}, {"y": np.zeros((1, 64), np.float32)})
+    case = validate.ParityCase({"x": value}, {"y": np.zeros((1, 64), np.float32)})
     for name in ("first", "second"):
         result = validate.run_engine(backend, backend.load(tmp_path / f"{name}.onnx"), case)["y"]
         np.testing.assert_allclose(result, value @ exact @ inexact, rtol=1e-5)
@@ -151,7 +151,7 @@ def test_weights_in_whole_multiples_are_stored_in_eight_bits_and_come_back(tmp_p
     stored = {str(value.name): value.dtype for value in model.graph.initializers.values()}
     assert {name for name, dtype in stored.items() if dtype == ir.DataType.INT8} == {"whole.int8", "kernel.int8"}
     value = generator.random((64, 64), dtype=np.float32)
-    backend, case = create("onnxruntime"), validate.Case({"x": value}, {"y": np.zeros((64, 64), np.float32)})
+    backend, case = create("onnxruntime"), validate.ParityCase({"x": value}, {"y": np.zeros((64, 64), np.float32)})
     result = validate.run_engine(backend, backend.load(tmp_path / "g.onnx"), case)["y"]
     both = whole * scale[:, ::-1]
     product = both @ (value @ (whole * scale) @ near @ kernel[:, :, 0, 0].T) @ both

@@ -18,7 +18,7 @@ from uid.families.uid_diff import checkpoint
 from uid.families.uid_diff.conditioning import resize_matrix
 from uid.families.uid_diff.configs import CONFIGS, EDGE, SCHEDULER
 from uid.families.uid_diff.ddim import ddim_update
-from uid.families.uid_diff.model import Coefficients, UIDDiff
+from uid.families.uid_diff.model import StepCoefficients, UIDDiff
 from uid.families.uid_diff.unet import predict
 from uid.families.uid_diff.vae import RefinedDecoder, RefinedEncoder, from_patches, to_patches
 from uid.families.weights import halved, rounded_to_int8
@@ -256,7 +256,7 @@ def test_the_unguided_and_the_shallow_step_are_the_whole_one_where_they_can_be(t
         torch.randn(1, 16, 32),
     )
     prompts = tiny_model.prompts("sharp and clean image")
-    row = Coefficients(torch.tensor([501.0]), torch.tensor([0.28]), torch.tensor([0.31]))
+    row = StepCoefficients(torch.tensor([501.0]), torch.tensor([0.28]), torch.tensor([0.31]))
     for blur in (None, f_b):
         guided, cached = tiny_model.step(x_t, z_y, f_s, prompts, row, torch.tensor([1.0]), f_b=blur)
         torch.testing.assert_close(tiny_model.step(x_t, z_y, f_s, prompts[1:], row, f_b=blur)[0], guided)

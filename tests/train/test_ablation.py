@@ -14,7 +14,7 @@ from uid.bundles.hashes import sha256
 from uid.families.uid_diff import checkpoint
 from uid.train.ablation import VARIANTS, Variant, ablate, without_refiners
 from uid.train.data import Domains, ProceduralImages
-from uid.train.loop import Settings
+from uid.train.loop import TrainingSettings
 from uid.train.vae import base_images, base_latents
 
 
@@ -34,7 +34,7 @@ def test_without_refiners_the_vae_is_the_base_vae(tiny_checkpoint: Path) -> None
 def test_every_variant_is_trained_and_measured(tmp_path: Path, tiny_checkpoint: Path) -> None:
     before = {path: sha256(path) for path in tiny_checkpoint.rglob("*") if path.is_file()}
     examples = Domains(ProceduralImages(tmp_path / "images.npy", 4, 0, print), 16, 0)
-    settings = Settings(steps=2, batch=2, workers=0)
+    settings = TrainingSettings(steps=2, batch=2, workers=0)
     photos = {name: photo[:64, :64] for name, photo in held_out(["rocket", "coffee"]).items()}
 
     def measured(variants: Sequence[Variant]) -> list[AblationRow]:

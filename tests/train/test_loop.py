@@ -22,7 +22,7 @@ from uid.train.blur import Random, RgbImage
 from uid.train.cli import default_learning_rate, main
 from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
 from uid.train.diffusion import BaseDiffusion, BlurTransfer, Deblurring, Delivery, DiffusionStage, Joint
-from uid.train.loop import Settings, Stage, train
+from uid.train.loop import Stage, TrainingSettings, train
 from uid.train.vae import BaseVAE, DecoderRefiner, EncoderRefiner, JointRefiner
 
 
@@ -49,8 +49,8 @@ def losses(folder: Path) -> list[str]:
         return [row["loss"] for row in csv.DictReader(file)]
 
 
-def settings(steps: int) -> Settings:
-    return Settings(steps=steps, batch=4, save_every=4, warm_up=5, workers=0, learning_rate=1e-3)
+def settings(steps: int) -> TrainingSettings:
+    return TrainingSettings(steps=steps, batch=4, save_every=4, warm_up=5, workers=0, learning_rate=1e-3)
 
 
 def test_same_seed_same_losses_and_a_resumed_run_goes_on_as_it_would_have(tmp_path: Path) -> None:

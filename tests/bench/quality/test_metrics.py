@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from uid.bench.cli import main
 from uid.bench.quality import metrics
 from uid.bench.quality import photos as quality
-from uid.bench.quality.methods import Case
+from uid.bench.quality.methods import BlurCase
 from uid.bench.quality.metrics import METRICS, Metric, load
 from uid.errors import InputError
 from uid.train.blur import RgbImage
@@ -50,7 +50,7 @@ def psnr(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("libraries", "psnr")
 def test_each_image_is_scored_by_itself_inside_the_border() -> None:
     sharp, weak, strong = noise(0), noise(1), noise(2)
-    case = Case("photo", "kernel", sharp, np.ones((1, 1), np.float32), weak)
+    case = BlurCase("photo", "kernel", sharp, np.ones((1, 1), np.float32), weak)
     near = (0.9 * sharp + 0.1 * strong).astype(np.float32)
     near[:8] = 0.0  # within the border
     rows = quality.compare(case, {"blurred": lambda case: case.blurred, "near": lambda case: near}, load(["psnr"])).rows

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from uid.bench.cli import main
 from uid.bench.quality import photos as quality
-from uid.bench.quality.methods import Case, richardson_lucy, unsharp_mask
+from uid.bench.quality.methods import BlurCase, richardson_lucy, unsharp_mask
 from uid.bench.quality.photos import BORDER, QualityRow, cases, compare, held_out, summarise
 from uid.errors import InputError
 from uid.runtime import Options, load
@@ -134,7 +134,7 @@ def test_a_perfect_method_scores_full_marks_whatever_it_does_at_the_border() -> 
     sharp = noise(2)
     framed = noise(3)
     framed[BORDER:-BORDER, BORDER:-BORDER] = sharp[BORDER:-BORDER, BORDER:-BORDER]
-    case = Case("photo", "kernel", sharp, np.ones((1, 1), np.float32), noise(4))
+    case = BlurCase("photo", "kernel", sharp, np.ones((1, 1), np.float32), noise(4))
     comparison = compare(case, {"oracle": lambda case: case.sharp, "framed": lambda case: framed})
     for row in comparison.rows:
         assert row.psnr == 100.0
