@@ -1,16 +1,14 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from uid.errors import InputError, OutputError
 from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import encode_image, write_image
-from uid.runtime.media.formats import FORMATS, DecodedImage, format_of, is_image_path
+from uid.runtime.media.formats import FORMATS, DecodedImage
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 6, 9
@@ -245,122 +243,3 @@ def test_exif_value_of_the_wrong_type_does_not_cost_the_tiff():
     profile = tiff(np.zeros((1, 1, 3), np.uint8), t34675=7)
     as_number = profile.replace(struct.pack("<HHI", 34675, 7, 1), struct.pack("<HHI", 34675, 4, 1))
     assert read_image(as_number).icc is None
-
-
-# Refusals
-
-
-def animation(format: str) -> bytes:
-    frames = [Image.fromarray(picture().pixels) for _ in range(2)]
-    return saved(frames[0], format, save_all=True, append_images=frames[1:])
-
-
-def jpeg_of(mode: str) -> bytes:
-    return saved(Image.new(mode, (8, 8)), "JPEG")
-
-
-WHOLE = {name: encode_image(picture(size=(64, 64)), name) for name in FORMATS}
-DEFLATED = saved(Image.fromarray(picture(size=(64, 64)).pixels), "TIFF", compression="tiff_adobe_deflate")
-DEEP = {name: encode_image(picture(np.uint16, size=(64, 64)), name) for name in ("png", "tiff")}
-BAD = {
-    "empty": (b"", "is empty"),
-    "text": (b"hello, world", "is not a PNG, JPEG, WebP, TIFF or BMP image"),
-    "gif": (animation("GIF"), "GIF; convert"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC or AVIF; convert"),
-    **{f"truncated {name}": (data[: len(data) // 2], "cut short") for name, data in WHOLE.items()},
-    **{f"truncated deep {name}": (data[: len(data) // 2], "cut short") for name, data in DEEP.items()},
-    **{f"only a signature {name}": (data[:16], "cut short") for name, data in WHOLE.items()},
-    "damaged deflated tiff": (DEFLATED[:1000] + bytes(500) + DEFLATED[1500:], "damaged"),
-    **{f"animated {name}": (animation(name), "several frames or pages") for name in ("PNG", "WEBP", "TIFF")},
-    "cmyk jpeg": (jpeg_of("CMYK"), "CMYK, not RGB; convert"),
-    "cmyk tiff": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "CMYK, not RGB; convert"),
-    "lab": (saved(Image.new("LAB", (8, 8)), "TIFF"), "LAB, not RGB; convert"),
-    "float": (saved(Image.new("F", (8, 8)), "TIFF"), "floating point, not RGB; convert"),
-    "int32": (saved(Image.new("I", (8, 8)), "TIFF"), "32-bit or signed integers, not RGB; convert"),
-    "12 bit": (tiff(np.zeros((2, 2, 1), np.uint16), t258=12), "12 bit a channel, expected 8 or 16"),
-    "planes": (tiff(np.zeros((2, 2, 3), np.uint16), t284=2, t273=(0, 8, 16), t279=(8, 8, 8)), "separate planes"),
-    "five channels": (tiff(np.zeros((2, 2, 5), np.uint8), t338=(0, 0)), "5 channels"),
-    "grey with alpha": (tiff(np.zeros((2, 2, 2), np.uint16), t338=2), "of an unusual kind"),
-    "white is zero": (tiff(np.zeros((2, 2, 1), np.uint16), t262=0), "16 bit with white as zero; convert it"),
-    "multiplied": (tiff(np.zeros((2, 2, 4), np.uint16), t338=1), "16 bit with colours multiplied by alpha; convert it"),
-    "huge png": (png(20_000, 20_000, b""), "20000 x 20000, more than 200000000 pixels.*raise the limit"),
-    "huge bmp": (
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0),
-        "20000 x 20000, more than",
-    ),
-    "huge tiff": (tiff(np.zeros((1, 1, 3), np.uint8), t256=20_000, t257=20_000), "20000 x 20000, more than"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_file_is_refused_by_name_without_a_word_on_stderr(kind, tmp_path, capfd, recwarn):
-    data, message = BAD[kind]
-    path = tmp_path / "bad.png"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=f"bad.png .*{message}"):
-        read_image(path)
-    assert capfd.readouterr() == ("", "")
-    assert not recwarn.list
-
-
-def test_missing_file_and_folder_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.png does not exist"):
-        read_image(tmp_path / "absent.png")
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(InputError, match=r"folder\.png is a folder"):
-        read_image(tmp_path / "folder.png")
-    with pytest.raises(InputError, match=r"^standard input is empty"):
-        read_image(b"", name="standard input")
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_our_limit_on_pixels_counts_and_not_that_of_pillow(format, monkeypatch, recwarn):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    data = encode_image(picture(np.uint16), format)
-    assert read_image(data, max_pixels=HEIGHT * WIDTH).pixels.shape == (HEIGHT, WIDTH, 3)
-    with pytest.raises(InputError, match=f"more than {HEIGHT * WIDTH - 1} pixels; shrink it or raise the limit"):
-        read_image(data, max_pixels=HEIGHT * WIDTH - 1)
-    assert Image.MAX_IMAGE_PIXELS == 10
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize("format", ["jpeg", "bmp"])
-def test_alpha_is_not_dropped_silently(format):
-    with pytest.raises(OutputError, match="choose png, webp or tiff"):
-        encode_image(picture(alpha=True), format)
-
-
-def test_what_a_format_cannot_hold_is_refused(capfd):
-    for format in ("webp", "jpeg"):
-        long = DecodedImage(np.zeros((65_501, 1, 3), np.uint8), None, False, None, None, "png")
-        with pytest.raises(OutputError, match=f"{format} holds at most .* got 1 x 65501"):
-            encode_image(long, format)
-    with pytest.raises(OutputError, match="cannot be encoded as jpeg"):
-        encode_image(picture(exif=b"Exif\0\0" + bytes(70_000)), "jpeg")
-    with pytest.raises(OutputError, match="gif is not an image format that can be written"):
-        encode_image(picture(), "gif")
-    assert capfd.readouterr() == ("", "")
-
-
-def test_disk_that_refuses_leaves_nothing(tmp_path):
-    (tmp_path / "out.png").mkdir()
-    with pytest.raises(OutputError, match="cannot write"):
-        write_image(picture(), tmp_path / "out.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
-
-
-def test_suffixes():
-    assert [format_of(Path(name)) for name in ("a.JPG", "a.jpeg", "a.tif", "a.Webp")] == [
-        "jpeg",
-        "jpeg",
-        "tiff",
-        "webp",
-    ]
-    assert not is_image_path(Path("png"))
-    with pytest.raises(InputError, match=r"a\.gif has no image suffix.*\.png"):
-        format_of(Path("a.gif"))
-
-
-def test_given_format_overrules_the_suffix(tmp_path):
-    write_image(picture(), tmp_path / "out.png", "bmp")
-    assert (tmp_path / "out.png").read_bytes().startswith(b"BM")
