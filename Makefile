@@ -23,7 +23,7 @@ lean: .venv-lean/done
 
 .venv-lean/done: pyproject.toml
 	$(PYTHON) -m venv .venv-lean
-	.venv-lean/bin/pip install --quiet --constraint constraints.txt . hypothesis onnx pytest
+	.venv-lean/bin/pip install --quiet --constraint constraints.txt --editable . hypothesis onnx pytest
 	@touch $@
 
 docs: .venv/docs
@@ -35,6 +35,7 @@ docs: .venv/docs
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "install the venv module first: apt install python3-venv"; exit 1; }
 
 .venv/lean: .venv/bin/pip pyproject.toml
+	rm -rf build  # files of an earlier layout would go into the wheel
 	$(BIN)/pip install --quiet .
 	@touch $@
 
