@@ -44,7 +44,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
-        folder = root / "shared" / name / "made"
+        folder = root / "shared" / name / name
         with writing(folder.parent, lambda line: None):
             if not folder.exists():
                 make(folder)

@@ -124,7 +124,7 @@ class CallPlan:
             proof(self.made, self.scale.rtx, size),
             oracle(self.made, size),
             self.latency("first", self.made, self.scale.rtx, size, limit=60, least=15),
-            tests("tests/engines/trt/test_backend.py", "-k", "tensorrt-rtx", limit=120, least=45),
+            tests("tests/engines/trt/test_on_gpu.py", "-k", "tensorrt-rtx", limit=120, least=45),
         ]
 
     def rtx(self) -> list[Command]:

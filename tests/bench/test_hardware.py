@@ -67,7 +67,8 @@ def test_every_command_exists_and_no_runner_shares_a_process(tmp_path: Path, sca
             elif name == sys.executable:
                 assert words[0] == "-m"
                 assert importlib.util.find_spec(words[1])
-                assert all((ROOT / word).exists() for word in words if word.startswith("tests/"))
+                files = [ROOT / word for word in words if word.startswith("tests/")]
+                assert all("@pytest.mark.gpu" in file.read_text() for file in files)
     assert runners <= {*BACKENDS, *REFERENCES} - {PYTORCH}
     assert {scale.rtx, scale.ort, "pytorch-fp16-channels-last"} <= runners
 

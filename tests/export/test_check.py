@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from uid.bundles.hashes import sha256
 from uid.bundles.manifest import built_in, read_bundle
 from uid.errors import InputError
-from uid.export import check as checks
+from uid.export import compare_layers
 from uid.export.check import check, example_image
 from uid.export.cli import main
 from uid.export.findings import LayerRow, worst_first
@@ -80,7 +80,7 @@ def test_what_ships_holds_in_half_precision() -> None:
 
 def test_chunks_of_any_size_see_the_same(half_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [row.record() for row in rows_of(half_bundle)]
-    monkeypatch.setattr(checks, "CHUNK_BYTES", 1 << 19)
+    monkeypatch.setattr(compare_layers, "CHUNK_BYTES", 1 << 19)
     parts = [row.record() for row in rows_of(half_bundle)]
     for one, other in zip(whole, parts, strict=True):
         assert one["tensor"] == other["tensor"]

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench.cli import main
+from uid.bench.quality import photos
 from uid.bench.quality.tradeoff import Setting, TradeoffRow, record, settings, summarise
 from uid.bundles.manifest import read_bundle
 from uid.runtime.options import Options
@@ -53,6 +54,16 @@ def test_speeds_are_of_equal_sizes_and_the_front_is_what_nothing_beats() -> None
     assert [line.worst for line in lines] == [0.5, 0.4, 0.30000000000000004, 0.0]
 
 
+@pytest.fixture
+def small_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sees a corner of each held-out photo, one tile of the tiny bundle."""
+    whole = photos.held_out
+    monkeypatch.setattr(
+        photos, "held_out", lambda names: {name: photo[:64, :64] for name, photo in whole(names).items()}
+    )
+
+
+@pytest.mark.usefixtures("small_photos")
 def test_command_on_a_bundle_and_its_record(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle, output = tmp_path / "tiny", tmp_path / "rows.jsonl"
     shutil.copytree(tiny_bundle, bundle)
@@ -85,6 +96,7 @@ def test_the_fullest_setting_comes_first() -> None:
     )
 
 
+@pytest.mark.usefixtures("small_photos")
 def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     words = ["tradeoff", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
@@ -96,7 +108,7 @@ def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     got = [(row["cache_interval"], row["guidance_interval"]) for row in rows]
     assert got == 2 * 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
-    assert [row["bundle"] for row in rows] == 2 * ["tiny", "tiny", "tiny", "tiny", "other", "other", "other", "other"]
+    assert [row["bundle"] for row in rows] == 2 * (4 * [tiny_bundle.name] + 4 * ["other"])
     assert rows[4]["psnr_to_first"] == 100.0
     assert rows[0]["psnr_to_first"] == 100.0 > max(row["psnr_to_first"] for row in rows[1:4])
     assert "| other | 4 | 1 | 2 | 0.5:1 |" in result.output
