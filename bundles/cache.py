@@ -1,4 +1,4 @@
-"""Where engines are kept on disk, and that one process at a time writes there."""
+"""Where engines are stored on disk, and that one process at a time writes there."""
 
 import contextlib
 import hashlib

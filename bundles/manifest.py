@@ -38,6 +38,9 @@ FULL, SHALLOW, UNGUIDED = "step", "step-shallow", "step-unguided"
 STEPS = (FULL, SHALLOW, UNGUIDED)  # ways to compute a denoising step; a bundle always has the first
 STAGES = (PREPARE, *STEPS, FINISH)
 
+TRANSFORMS = 8  # flips and transpositions of an image
+ARGUMENTS = ("self", "options", "on_step")  # of a pipeline's call, which takes a mode's images by name
+
 # Names become parts of file names here, and words in a terminal.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEY = re.compile(NAME_PART)  # of a constant
@@ -216,20 +219,25 @@ def specs_from(entries: Iterable[Mapping[str, Any]]) -> Iterator[TensorSpec]:
 
 
 def mode_from(name: str, entry: Mapping[str, Any], components: Mapping[str, Component]) -> Mode:
-    """One task's declaration; a manifest that declares no inputs, as older ones, has those that its components read."""
+    """One task's declaration. Its inputs are those that its components read; older manifests do not list them."""
     for unknown in set(entry["components"]) - set(components):
         raise BundleError(f"{MANIFEST} names component {unknown!r} in mode {name!r} but does not declare it")
     constants = {checked(tensor, "tensor"): checked(key, "constant", KEY) for tensor, key in entry["constants"].items()}
-    parts = [components[part] for part in entry["components"]]
-    inputs = tuple(specs_from(entry["inputs"])) if "inputs" in entry else images_read(parts, constants)
-    mode = Mode(entry["prompt"], tuple(entry["components"]), constants, inputs)
-    for spec in mode.extra_inputs:
-        if not is_extra_image(spec):
-            raise BundleError(
-                f"mode {name!r} has input {spec.name!r} of shape {list(spec.shape)}; expected an image with sizes of "
-                "its own, such as ['batch', 3, 'blur_height', 'blur_width']"
-            )
-    return mode
+    inputs = images_read([components[part] for part in entry["components"]], constants)
+    if "inputs" in entry and set(declared := tuple(specs_from(entry["inputs"]))) != set(inputs):
+        raise BundleError(
+            f"mode {name!r} declares the inputs {shown(declared)}, and its components read {shown(inputs)}; "
+            "export the bundle again"
+        )
+    for spec in inputs:
+        if spec.name in ARGUMENTS:
+            raise BundleError(f"mode {name!r} has an input called {spec.name!r}, which cannot be given; rename it")
+    return Mode(entry["prompt"], tuple(entry["components"]), constants, inputs)
+
+
+def shown(specs: Iterable[TensorSpec]) -> str:
+    """Tensors in words."""
+    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs) or "none"
 
 
 def images_read(parts: Sequence[Component], constants: Iterable[str]) -> tuple[TensorSpec, ...]:
@@ -248,7 +256,13 @@ def is_extra_image(spec: TensorSpec) -> bool:
 def preset_from(entry: Mapping[str, Any]) -> Preset:
     """One preset's declaration."""
     figures = {checked(name, "figure"): float(value) for name, value in entry.get("figures", {}).items()}
-    return Preset(int(entry["steps"]), int(entry["views"]), figures)
+    preset = Preset(int(entry["steps"]), int(entry["views"]), figures)
+    if preset.steps < 1 or not 1 <= preset.transforms <= TRANSFORMS:
+        raise BundleError(
+            f"the manifest has a preset of {preset.steps} steps and {preset.transforms} views; expected 1 step or more "
+            f"and 1 to {TRANSFORMS} views: export the bundle again"
+        )
+    return preset
 
 
 def default_preset(manifest: Mapping[str, Any]) -> str | None:

@@ -60,6 +60,6 @@ def read_index(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{folder / INDEX} is not JSON: {error}") from error
     family = index.get("family") if isinstance(index, dict) else None
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise CheckpointError(f"{folder / INDEX} says family {family!r}; expected one of {', '.join(FAMILIES)}")
     return dict(index)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Literal
 
 from uid.bundles.manifest import SHALLOW, UNGUIDED, Bundle, Preset
 from uid.bundles.tensors import GUIDANCE, Array
 from uid.errors import InputError
+from uid.runtime.schedule import timesteps
 from uid.runtime.transforms import TRANSFORMS
 
 AUTO = "auto"
@@ -39,29 +41,19 @@ class Options:
     tile: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
-        start, end = self.guidance_interval
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps is {self.steps}; expected 1 or more", option="steps")
-        if self.transforms is not None and not 1 <= self.transforms <= TRANSFORMS:
-            raise InputError(f"transforms is {self.transforms}; expected 1 to {TRANSFORMS}", option="transforms")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise InputError(f"guidance is {self.guidance}; expected a finite number", option="guidance")
-        if not 0.0 <= start < end <= 1.0:
+        check_integer("steps", self.steps, 1)
+        check_integer("transforms", self.transforms, 1, TRANSFORMS)
+        check_integer("cache_interval", self.cache_interval, 1)
+        check_integer("seed", self.seed, 0)
+        if self.tile != AUTO:
+            check_integer("tile", self.tile, 1)
+        if self.guidance is not None and not (isinstance(self.guidance, Real) and math.isfinite(self.guidance)):
+            raise InputError(f"guidance is {self.guidance!r}; expected a finite number", option="guidance")
+        if not is_interval(self.guidance_interval):
             raise InputError(
-                f"guidance interval is {start:g}:{end:g}; expected a part of 0:1 such as 0.2:0.8",
+                f"guidance interval is {self.guidance_interval!r}; expected a part of (0, 1) such as (0.2, 0.8)",
                 option="guidance_interval",
             )
-        if self.cache_interval < 1:
-            raise InputError(
-                f"cache interval is {self.cache_interval}; expected 1 (every step in full) or more",
-                option="cache_interval",
-            )
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected 0 or more", option="seed")
-        if isinstance(self.tile, str) and self.tile != AUTO:
-            raise InputError(f"tile is {self.tile!r}; expected a number of pixels, 'auto' or None", option="tile")
-        if isinstance(self.tile, int) and self.tile < 1:
-            raise InputError(f"tile is {self.tile}; expected a number of pixels above 0", option="tile")
 
     def resolved(self, bundle: Bundle) -> "Options":
         """The options with the bundle's defaults in place of None, but for ``tile``.
@@ -71,18 +63,38 @@ class Options:
         check_against(self, bundle)
         name = self.preset or bundle.preset
         preset = Preset(bundle.steps, 1) if name is None else bundle.presets[name]
+        steps = preset.steps if self.steps is None else self.steps
+        timesteps(bundle.schedule, steps)  # which refuses more steps than there are
         return replace(
             self,
             preset=name,
-            steps=preset.steps if self.steps is None else self.steps,
+            steps=steps,
             transforms=preset.transforms if self.transforms is None else self.transforms,
             guidance=bundle.guidance if self.guidance is None else self.guidance,
         )
 
 
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise ``InputError`` unless a value is None or a whole number from ``least`` to ``most``."""
+    if value is None or (isinstance(value, Integral) and int(value) >= least and (most is None or int(value) <= most)):
+        return
+    what = "a whole number of " if not isinstance(value, Integral) else ""
+    limits = f"{least} or more" if most is None else f"{least} to {most}"
+    limits += f", or {AUTO!r}" if name == "tile" else ""
+    raise InputError(f"{name.replace('_', ' ')} is {value!r}; expected {what}{limits}", option=name)
+
+
+def is_interval(value: object) -> bool:
+    """Whether a value is a pair of numbers, 0 <= start < end <= 1."""
+    if not (isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, Real) for end in value)):
+        return False
+    start, end = value
+    return bool(0.0 <= start < end <= 1.0)
+
+
 def check_against(options: Options, bundle: Bundle) -> None:
     """Raise ``InputError`` for options that are sound in themselves, and that the bundle cannot do."""
-    if options.mode not in bundle.modes:
+    if not isinstance(options.mode, str) or options.mode not in bundle.modes:
         known = ", ".join(bundle.modes)
         raise InputError(f"bundle {bundle.name!r} has no mode {options.mode!r}; it has {known}", option="mode")
     if options.preset is not None and options.preset not in bundle.presets:
@@ -103,7 +115,7 @@ def check_against(options: Options, bundle: Bundle) -> None:
             f"bundle {bundle.name!r} has no shallow steps, which a feature cache needs: export it with shortcuts",
             option="cache_interval",
         )
-    if isinstance(options.tile, int) and options.tile < smallest_tile(bundle):
+    if isinstance(options.tile, Integral) and options.tile < smallest_tile(bundle):
         raise InputError(
             f"tile is {options.tile}; bundle {bundle.name!r} needs at least {smallest_tile(bundle)}", option="tile"
         )
@@ -112,11 +124,12 @@ def check_against(options: Options, bundle: Bundle) -> None:
 def check_inputs(bundle: Bundle, mode: str, names: Iterable[str]) -> None:
     """Raise ``InputError`` unless ``names`` are the further images that a mode declares."""
     wanted = [spec.name for spec in bundle.modes[mode].extra_inputs]
-    for name in set(wanted) - set(names):
+    for name in sorted(set(wanted) - set(names)):
         raise InputError(f"mode {mode!r} needs the image {name}; give it too", option=name)
-    for name in set(names) - set(wanted):
-        known = ", ".join(wanted) or "no further image"
-        raise InputError(f"mode {mode!r} takes {known}, not {name}; leave it out", option=name)
+    for name in sorted(set(names) - set(wanted)):
+        raise InputError(
+            f"mode {mode!r} does not read the image {name}; leave it out, or choose another mode", option=name
+        )
 
 
 def has_stage(bundle: Bundle, mode: str, stage: str) -> bool:

@@ -64,7 +64,7 @@ class Pipeline:
     def _run(self, request: Request) -> Result:
         """The result of a request; where memory runs out, within ever smaller limits that its options allow."""
         tile, multiple = request.options.tile, self.bundle.size_multiple
-        side = tile if isinstance(tile, int) else self._auto.tile if tile == AUTO else self.bundle.tile
+        side = self.bundle.tile if tile is None else self._auto.tile if tile == AUTO else int(tile)
         limits = Limits(side // multiple * multiple, self._auto.batch)
         while True:
             run = ImageRun(self.bundle, self._backend, self._plans, request, limits)

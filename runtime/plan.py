@@ -1,8 +1,7 @@
 """Plans: a plan is one mode of a bundle at one size and number of steps, with every buffer allocated and every launch
 bound.
 
-Components are wired by tensor name; ``uid.bundles.tensors`` lists the names that the runtime itself reads and writes,
-and
+Components are wired by tensor name. ``uid.bundles.tensors`` lists the names that the runtime itself reads and writes,
 ``uid.runtime.pixels`` those of the uint8 conversion that some backends have in front and at the end.
 
 Between an image's upload and its download nothing allocates, copies or writes from the host, so that a backend can
@@ -116,7 +115,8 @@ class Plan:
         one piece. Raises ``ModelError``, naming the step, when the result is not finite.
         """
         for name, array in inputs.items():
-            self.buffers[name].write(array)
+            if name in self.buffers:  # stages that are left out may have been its only readers
+                self.buffers[name].write(array)
         if GUIDANCE in self.buffers:
             self.buffers[GUIDANCE].write(number(guidance))
         self.states[0].write(noise)

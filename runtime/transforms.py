@@ -4,9 +4,11 @@ Number 0 changes nothing; from 4 on height and width are exchanged. Nothing is c
 transformed view are added to the image itself.
 """
 
+from uid.bundles.manifest import TRANSFORMS
 from uid.bundles.tensors import Array
 
-TRANSFORMS = 8
+__all__ = ["TRANSFORMS", "TRANSPOSED", "add", "transformed", "transformed_back"]
+
 TRANSPOSED = 4  # from this number on, height and width are exchanged
 
 

@@ -206,5 +206,5 @@ def test_a_new_backend_and_a_new_family_run(tmp_path: Path, monkeypatch: pytest.
     np.testing.assert_allclose(tinted.image, means * tint.mean((0, 1)), atol=1e-5)
     with pytest.raises(InputError, match="mode 'tint' needs the image tint_image"):
         pipeline(image, Options(mode="tint"))
-    with pytest.raises(InputError, match="mode 'enlarge' takes no further image, not tint_image"):
+    with pytest.raises(InputError, match="mode 'enlarge' does not read the image tint_image"):
         pipeline(image, Options(mode="enlarge"), tint_image=tint)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
 @click.option("--transforms", type=click.IntRange(1, 8), help="Flipped copies to average. Default: the bundle's.")
 @click.option("--guidance", type=click.FloatRange(min=0), help="Guidance scale. Default: the bundle's.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the starting noise.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the initial noise.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
 @click.option(
     "--noise",
@@ -139,7 +139,7 @@ def transfer(model: Path | None, backend: str, names: Sequence[str], output: Pat
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
 @click.option("--noise", type=click.FloatRange(min=0), default=0.003, show_default=True, help="As with `quality`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
-@click.option("--record", is_flag=True, help="Write the figures of the bundle's qualities into its manifest.")
+@click.option("--record", is_flag=True, help="Write the figures of the bundle's presets into its manifest.")
 def tradeoff(
     model: Path | None,
     others: Sequence[Path],

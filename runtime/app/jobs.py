@@ -101,7 +101,7 @@ def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
 def _single(source: Path, output: Path, naming: Naming) -> Job | None:
     """The job when ``output`` is itself what is made from ``source``; None when it is a folder to put that into."""
     folder = output.is_dir()
-    to_video, to_picture = (not folder and is_path(output) for is_path in (is_video_path, is_image_path))
+    to_video, to_image = (not folder and is_path(output) for is_path in (is_video_path, is_image_path))
     if source.is_dir():
         if not to_video:
             return None
@@ -112,12 +112,12 @@ def _single(source: Path, output: Path, naming: Naming) -> Job | None:
             )
     elif to_video:
         raise OutputError(f"{source} is an image; expected an image or a folder, not {output}")
-    elif not to_picture:
+    elif not to_image:
         return None
     if to_video and output.suffix.lower() not in MUXERS:
         raise OutputError(f"cannot write {output}; expected one of {', '.join(MUXERS)}")
     _refuse_contrary_names(output, naming)
-    return Job(source, output, video=not to_picture)
+    return Job(source, output, video=not to_image)
 
 
 def _into_folder(sources: Sequence[Path], output: Path, naming: Naming) -> list[Job]:

@@ -26,18 +26,16 @@ def encode_image(image: DecodedImage, format: str) -> bytes:
         raise OutputError(f"{format} is not an image format that can be written; expected one of {', '.join(FORMATS)}")
     kind = FORMATS[format]
     if image.alpha is not None and not kind.alpha:
-        raise OutputError(
-            f"{format} has no transparency, which the image has; choose png, webp or tiff", option="format"
-        )
+        raise OutputError(f"{format} has no transparency, which the image has; write it as png, webp or tiff")
     height, width = image.pixels.shape[:2]
     if kind.longest and max(height, width) > kind.longest:
         limit = f"at most {kind.longest} pixels a side, got {width} x {height}"
-        raise OutputError(f"{format} holds {limit}; choose png or tiff", option="format")
+        raise OutputError(f"{format} holds {limit}; write it as png or tiff")
     try:
         with quiet_warnings():
             return _encoded(image, format)
     except (OSError, ValueError) as error:  # such as EXIF beyond JPEG's 64 KB
-        raise OutputError(f"the image cannot be encoded as {format} ({error}); choose png", option="format") from error
+        raise OutputError(f"the image cannot be encoded as {format} ({error}); write it as png") from error
 
 
 def write_image(image: DecodedImage, path: Path, format: str | None = None) -> None:

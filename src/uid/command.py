@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 
 import click
 
@@ -23,10 +23,14 @@ def interval(text: str) -> tuple[float, float]:
 
 
 def with_flag(error: UIDError, flags: Mapping[str, str] | None = None) -> str:
-    """The error's text, with the flag that mends it. ``flags`` has those that are not named like the argument."""
-    if not error.option:
-        return str(error)
-    return f"{error} (--{(flags or {}).get(error.option, error.option).replace('_', '-')})"
+    """The error's text, with the flag that mends it if the running command has one.
+
+    ``flags`` has those that are not named like the argument.
+    """
+    flag = f"--{(flags or {}).get(error.option, error.option).replace('_', '-')}"
+    context = click.get_current_context(silent=True)
+    known = {name for parameter in context.command.params for name in parameter.opts} if context else set()
+    return f"{error} ({flag})" if error.option and flag in known else str(error)
 
 
 class RenamedOptions(click.Command):
@@ -42,12 +46,20 @@ class RenamedOptions(click.Command):
     }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments under their new names."""
-        own = {name for parameter in self.params for name in parameter.opts}
-        end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*(self.new_name(word, own) for word in args[:end]), *args[end:]])
+        """Parse the arguments under their new names; values of options, and what follows "--", stay as they are."""
+        options = [parameter for parameter in self.params if isinstance(parameter, click.Option)]
+        own = {name for option in options for name in option.opts}
+        with_value = {name for option in options if not option.is_flag for name in option.opts}
+        words: list[str] = []
+        for i, word in enumerate(args):
+            if word == "--":
+                words += args[i:]
+                break
+            is_value = bool(words) and words[-1] in with_value and (len(words) < 2 or words[-2] not in with_value)
+            words.append(word if is_value else self.new_name(word, own))
+        return super().parse_args(ctx, words)
 
-    def new_name(self, word: str, own: Sequence[str] | set[str]) -> str:
+    def new_name(self, word: str, own: Container[str]) -> str:
         """An argument, with the option's new name if it is an old one that this command had."""
         old, equals, value = word.partition("=")
         new = self.renamed.get(old)

@@ -172,3 +172,29 @@ def test_a_file_that_is_no_graph_is_refused(make_toy: MakeToy) -> None:
     edit(folder, lambda m: m["files"].update({"step.onnx": sha256(folder / "step.onnx")}))
     with pytest.raises(BundleError, match=r"cannot load .*step\.onnx"):
         load(folder)(np.zeros((8, 8, 3), np.uint8))
+
+
+SPEC = {"name": "blur_image", "dtype": "float32", "shape": ["batch", 3, "blur_height", "blur_width"]}
+IMAGE = {"name": "image", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [[], [SPEC], [IMAGE, SPEC], [IMAGE | {"dtype": "uint8"}], [IMAGE | {"shape": [1, 3, "width", "height"]}]],
+    ids=["none", "another", "one more", "another dtype", "another shape"],
+)
+def test_inputs_of_a_mode_are_those_that_its_components_read(make_toy: MakeToy, inputs: list[dict[str, Any]]) -> None:
+    folder = make_toy()
+    edit(folder, lambda manifest: manifest["modes"]["deblur"].update(inputs=[IMAGE]))
+    assert [spec.name for spec in read_bundle(folder).modes["deblur"].inputs] == ["image"]
+    edit(folder, lambda manifest: manifest["modes"]["deblur"].update(inputs=inputs))
+    with pytest.raises(BundleError, match=r"declares the inputs .*, and its components read image float32"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("preset", [{"steps": 0, "views": 1}, {"steps": 1, "views": 12}])
+def test_presets_that_cannot_run_are_refused(make_toy: MakeToy, preset: dict[str, int]) -> None:
+    folder = make_toy()
+    edit(folder, lambda manifest: manifest.update(qualities={"odd": preset}))
+    with pytest.raises(BundleError, match="expected 1 step or more and 1 to 8 views"):
+        read_bundle(folder)

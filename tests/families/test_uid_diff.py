@@ -1,5 +1,6 @@
 """The reference's own parts against the libraries they stand in for."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from uid.bundles.manifest import built_in, read_bundle
 from uid.command import with_flag
 from uid.errors import CheckpointError
+from uid.families import registry
 from uid.families.uid_diff import checkpoint
 from uid.families.uid_diff.conditioning import resize_matrix
 from uid.families.uid_diff.configs import CONFIGS, EDGE, SCHEDULER
@@ -275,3 +277,10 @@ def test_built_in_bundle_is_the_trained_checkpoint() -> None:
     expected = model.deblur(planar, torch.from_numpy(noise), steps=bundle.steps, guidance=bundle.guidance)
     result = load()(image, Options(seed=2, transforms=1))
     assert np.quantile(np.abs(result.image - expected[0].permute(1, 2, 0).numpy()), 0.999) <= 1 / 255
+
+
+@pytest.mark.parametrize("family", [["uid-diff"], {}, None, "other"])
+def test_other_families_are_refused(tmp_path: Path, family: object) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"family": family}))
+    with pytest.raises(CheckpointError, match="expected one of uid-diff"):
+        registry.load(tmp_path)

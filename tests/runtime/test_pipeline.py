@@ -287,16 +287,23 @@ def test_bad_arrays_and_options_are_refused(make_toy: MakeToy, tiny_bundle: Path
         ({"transforms": 0}, "transforms is 0; expected 1 to 8"),
         ({"guidance": float("nan")}, "expected a finite number"),
         ({"seed": -1}, "expected 0 or more"),
-        ({"guidance_interval": (0.5, 0.5)}, "interval is 0.5:0.5; expected a part of 0:1"),
+        ({"guidance_interval": (0.5, 0.5)}, r"interval is \(0.5, 0.5\); expected a part of \(0, 1\)"),
         ({"guidance_interval": (0.0, 0.5)}, "has no unguided steps, which a guidance interval needs"),
-        ({"cache_interval": 0}, r"cache interval is 0; expected 1 \(every step in full\) or more"),
+        ({"cache_interval": 0}, "cache interval is 0; expected 1 or more"),
         ({"cache_interval": 2}, "has no shallow steps, which a feature cache needs: export it with shortcuts"),
         ({"tile": 4}, "needs at least 8"),
-        ({"tile": "all"}, "tile is 'all'; expected a number of pixels, 'auto' or None"),
+        ({"tile": 64.0}, "tile is 64.0; expected a whole number of 1 or more, or 'auto'"),
+        ({"steps": "4"}, "steps is '4'; expected a whole number of 1 or more"),
+        ({"guidance": "4"}, "guidance is '4'; expected a finite number"),
+        ({"guidance_interval": None}, "interval is None; expected a part"),
+        ({"mode": ["deblur"]}, "has no mode"),
+        ({"tile": "all"}, "tile is 'all'; expected a whole number of 1 or more, or 'auto'"),
     ]:
         with pytest.raises(InputError, match=message):
             pipeline(image, Options(**values))
-    with pytest.raises(InputError, match="takes no further image, not blur_image"):
+    tiled = pipeline(np.zeros((64, 64, 3), np.uint8), Options(tile=np.int64(16)))  # as numpy counts
+    assert tiled.tile == 16
+    with pytest.raises(InputError, match="mode 'deblur' does not read the image blur_image; leave it out"):
         pipeline(image, blur_image=image)
     with pytest.raises(InputError, match="mode 'blur-transfer' needs the image blur_image"):
         load(tiny_bundle)(image, Options(mode="blur-transfer"))

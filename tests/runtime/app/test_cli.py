@@ -278,7 +278,10 @@ def test_wrong_usage_is_refused_before_the_model_is_loaded(uid_run, loads, args,
         (["--backend", "abacus"], "no backend abacus"),
         (["--mode", "blur-transfer", "--blur-from", "in.png"], "no mode 'blur-transfer'; it has deblur (--mode)"),
         (["--mode", "sharpen"], "no mode 'sharpen'; it has deblur (--mode)"),
-        (["--blur-from", "in.png"], "takes no further image, not blur_image; leave it out (--blur-from)"),
+        (
+            ["--blur-from", "in.png"],
+            "does not read the image blur_image; leave it out, or choose another mode (--blur-from)",
+        ),
         (["--preset", "best"], "no preset 'best'; it has none: give steps and transforms (--preset)"),
     ],
 )
@@ -350,6 +353,9 @@ def test_options_work_by_their_old_names_with_a_note(uid_run):
     (record,) = records(result)
     assert (record["transforms"], record["cache_interval"]) == (2, 1)
     assert "note: --views is now called --transforms; the old name will go in version 0.3" in result.stderr
+    result = uid_run("in.png", "-o", "out", "--suffix", "--views", "--views", "1")
+    assert result.stderr.count("note:") == 1
+    assert tree("out") == ["in--views.png"]
     draw("--views.png")
     uid_run("-o", "out2.png", "--", "--views.png")
 

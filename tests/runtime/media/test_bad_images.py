@@ -159,7 +159,7 @@ def test_our_limit_on_pixels_counts_and_not_that_of_pillow(format, monkeypatch, 
 
 @pytest.mark.parametrize("format", ["jpeg", "bmp"])
 def test_alpha_is_not_dropped_silently(format):
-    with pytest.raises(OutputError, match="choose png, webp or tiff"):
+    with pytest.raises(OutputError, match="write it as png, webp or tiff"):
         encode_image(picture(alpha=True), format)
 
 
