@@ -18,13 +18,13 @@ NOT_RUN = {
 }
 
 
-def run(folder: Path, name: str, *words: object) -> str:
+def run(folder: Path, name: str, *words: object, timeout: float = 300) -> str:
     """Run an example in a folder, with this environment's commands on the path; what it printed."""
     interpreter = [sys.executable] if name.endswith(".py") else ["sh"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [*interpreter, str(EXAMPLES / name), *map(str, words)]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -81,8 +81,17 @@ def test_the_python_interface(tmp_path: Path) -> None:
     assert pixels(tmp_path / "out.png").shape == (96, 96, 3)
 
 
-def test_an_own_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+def test_an_own_checkpoint(tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    """With a bundle that was exported before, which the script then uses."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     shutil.copy(small_photo(tmp_path / "a.png", 64), tmp_path / "photo.png")
     run(tmp_path, "own_checkpoint.sh", "checkpoint", "photo.png")
+    assert pixels(tmp_path / "sharp.png").shape == (64, 64, 3)
+
+
+@pytest.mark.slow
+def test_an_own_checkpoint_from_nothing(tmp_path: Path) -> None:
+    shutil.copy(small_photo(tmp_path / "a.png", 64), tmp_path / "photo.png")
+    run(tmp_path, "own_checkpoint.sh", "checkpoint", "photo.png", timeout=3600)
     assert pixels(tmp_path / "sharp.png").shape == (64, 64, 3)

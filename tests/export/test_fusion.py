@@ -1,5 +1,6 @@
 """Graphs for ONNX Runtime on CUDA: in its operators, with the same numbers once those are spelled out again."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def nodes(graph: ir.Model, *names: str) -> list[ir.Node]:
 @pytest.mark.parametrize("name", FUSED)
 def test_the_numbers_stay_the_same(half_bundle: Path, tmp_path: Path, name: str) -> None:
     component = read_bundle(half_bundle).components[name]
-    (tmp_path / "weights.bin").hardlink_to(half_bundle / "weights.bin")
+    shutil.copy(half_bundle / "weights.bin", tmp_path)
     graph = ir.load(half_bundle / component.variants["onnxruntime-cuda"])
     expand(graph)
     ir.save(graph, tmp_path / component.file)

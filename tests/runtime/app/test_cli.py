@@ -49,7 +49,7 @@ class InvertingPipeline:
             preset=None,
             steps=2,
             guidance=1.5,
-            schedule={},
+            schedule={"num_train_timesteps": 1_000_000, "timestep_spacing": "leading", "steps_offset": 0},
             components={},
             modes={"deblur": Mode("", (), {})},
             constants={},
