@@ -251,7 +251,7 @@ def test_without_room_the_error_says_what_to_do(make_toy: MakeToy, recorder: Any
         pipeline(image, Options(tile=32))
     with pytest.raises(OutOfMemoryError, match=r"Tiles of 8 x 8 pixels .*: the smallest there are"):
         pipeline(image, Options(tile="auto"))
-    with pytest.raises(InputError, match="tile is 'small'; expected a number of pixels, 'auto' or None"):
+    with pytest.raises(InputError, match="tile is 'small'; expected a whole number of 1 or more, or 'auto'"):
         pipeline(image, Options(tile="small"))  # type: ignore[arg-type]
 
 
