@@ -1,15 +1,11 @@
 """sha256 of files, and the check of those that a manifest lists."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from uid.bundles.names import FILE, LONGEST_SHOWN
 from uid.errors import BundleError
-
-NAME_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-FILE = re.compile(rf"{NAME_PART}(/{NAME_PART})*")  # a path below the bundle's folder
-LONGEST_SHOWN = 80  # characters of a bad name in its error
 
 
 def sha256(path: Path) -> str:

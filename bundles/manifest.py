@@ -5,7 +5,6 @@ manifest is checked before any of it is used: schema, names, files that stay ins
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from uid.bundles.files import written_whole
-from uid.bundles.hashes import LONGEST_SHOWN, NAME_PART, sha256, verify_files
+from uid.bundles.hashes import sha256, verify_files
+from uid.bundles.names import DIMENSION, KEY, checked
 from uid.bundles.tensors import (
     COEFFICIENTS,
     GUIDANCE,
@@ -40,11 +40,6 @@ STAGES = (PREPARE, *STEPS, FINISH)
 
 TRANSFORMS = 8  # flips and transpositions of an image
 ARGUMENTS = ("self", "options", "on_step")  # of a pipeline's call, which takes a mode's images by name
-
-# Names become parts of file names here, and words in a terminal.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-KEY = re.compile(NAME_PART)  # of a constant
-DIMENSION = re.compile(rf"{NAME.pattern}(/[1-9][0-9]{{0,3}})?")  # a symbol, or a part of it such as "height/8"
 
 
 @dataclass(frozen=True)
@@ -176,17 +171,6 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         components=components,
         modes=modes,
         constants=read_constants(folder / listed(manifest["constants"], manifest)),
-    )
-
-
-def checked(name: Any, what: str, pattern: re.Pattern[str] = NAME) -> str:
-    """``name`` if it fits the pattern; raises ``BundleError`` for a path, a glob, a terminal's codes and the like."""
-    if isinstance(name, str) and pattern.fullmatch(name):
-        return name
-    allowed = "._-" if pattern is KEY else "_-"
-    raise BundleError(
-        f"the manifest has {what} {repr(name)[:LONGEST_SHOWN]}; expected at most 64 ASCII letters, digits and any of "
-        f"{allowed}, with a letter or digit first: rename it where the bundle was made, and export it again"
     )
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save
 
 from uid import __version__
 from uid.bundles.files import folder_written_whole
-from uid.bundles.manifest import CONSTANTS, STEPS, Bundle, Component, Mode, Preset, checked, read_bundle, write_manifest
+from uid.bundles.manifest import CONSTANTS, STEPS, Bundle, Component, Mode, Preset, read_bundle, write_manifest
+from uid.bundles.names import checked
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.ort.cpu import ONNXRUNTIME, create_cpu
 from uid.export import validate
