@@ -1,4 +1,4 @@
-"""A toy bundle, made by hand: the runtime must run any family that keeps to the manifest, and exactly as it says."""
+"""A toy bundle, built by hand: the runtime must run any family that keeps to the manifest, and exactly as it says."""
 
 import json
 import weakref
@@ -31,11 +31,18 @@ SCHEDULE = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
 }
-PICTURE = ("batch", 3, "height", "width")
+IMAGE = ("batch", 3, "height", "width")
 LATENT = ("batch", 3, "height/4", "width/4")
+Shapes = dict[str, tuple[int | str, ...]]
+COMPONENTS: dict[str, tuple[str, Shapes, Shapes]] = {  # stage, inputs, outputs
+    "encode": ("prepare", {"image": IMAGE}, {"z": LATENT}),
+    "guide": ("step", {"guidance_scale": (1,), "alpha_bar": (1,), "alpha_bar_prev": (1,)}, {"offset": (1,)}),
+    "step": ("step", {"latent": LATENT, "z": LATENT, "offset": (1,), "timestep": (1,)}, {"latent_next": LATENT}),
+    "decode": ("finish", {"latent": LATENT}, {"output": IMAGE}),
+}
 
 
-def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str, Any], **weights: Any) -> bytes:
+def graph(nodes: list[onnx.NodeProto], inputs: Shapes, outputs: Shapes, **weights: Any) -> bytes:
     """An ONNX model of float32 tensors, as bytes."""
     infos = [
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in side.items()]
@@ -46,6 +53,74 @@ def graph(nodes: list[onnx.NodeProto], inputs: dict[str, Any], outputs: dict[str
     return bytes(
         helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     )
+
+
+def encode_graph() -> bytes:
+    """The image's 4 x 4 means."""
+    pool = helper.make_node("AveragePool", ["image"], ["z"], kernel_shape=[4, 4], strides=[4, 4])
+    return graph([pool], *COMPONENTS["encode"][1:])
+
+
+def guide_graph() -> bytes:
+    """The offset of a step: guidance * (alpha_bar_prev - alpha_bar)."""
+    nodes = [
+        helper.make_node("Sub", ["alpha_bar_prev", "alpha_bar"], ["difference"]),
+        helper.make_node("Mul", ["difference", "guidance_scale"], ["offset"]),
+    ]
+    return graph(nodes, *COMPONENTS["guide"][1:])
+
+
+def step_graph(nan_below: float) -> bytes:
+    """Half way from the latent to z, plus the offset; NaN where the timestep is below ``nan_below``."""
+    nodes = [
+        helper.make_node("Add", ["latent", "z"], ["sum"]),
+        helper.make_node("Mul", ["sum", "half"], ["mean"]),
+        helper.make_node("Sub", ["timestep", "nan_below"], ["left"]),
+        helper.make_node("Sqrt", ["left"], ["root"]),
+        helper.make_node("Mul", ["root", "zero"], ["poison"]),
+        helper.make_node("Add", ["mean", "poison"], ["sound"]),
+        helper.make_node("Add", ["sound", "offset"], ["latent_next"]),
+    ]
+    return graph(nodes, *COMPONENTS["step"][1:], half=0.5, zero=0.0, nan_below=nan_below)
+
+
+def decode_graph(scale: float) -> bytes:
+    """The latent, four times as large, from 0 to 1, times ``scale``."""
+    nodes = [
+        helper.make_node("Resize", ["latent", "", "scales"], ["large"], mode="nearest"),
+        helper.make_node("Clip", ["large", "low", "high"], ["clipped"]),
+        helper.make_node("Mul", ["clipped", "scale"], ["output"]),
+    ]
+    return graph(nodes, *COMPONENTS["decode"][1:], scales=[1, 1, 4, 4], low=0.0, high=1.0, scale=scale)
+
+
+def declaration(name: str) -> dict[str, Any]:
+    """What the manifest says about a component."""
+    stage, *sides = COMPONENTS[name]
+    inputs, outputs = (
+        [{"name": key, "dtype": "float32", "shape": shape} for key, shape in side.items()] for side in sides
+    )
+    return {"file": f"{name}.onnx", "stage": stage, "inputs": inputs, "outputs": outputs}
+
+
+def toy_manifest(folder: Path, components: list[str], constants: dict[str, str], tile: int) -> dict[str, Any]:
+    """The manifest of the files in ``folder``."""
+    return {
+        "schema": 1,
+        "family": "toy",
+        "name": "toy",
+        "trained": True,
+        "precision": "fp32",
+        "size_multiple": 4,
+        "tile": tile,
+        "steps": 12,
+        "guidance": 1.0,
+        "schedule": SCHEDULE,
+        "modes": {"deblur": {"prompt": "", "components": components, "constants": constants}},
+        "components": {name: declaration(name) for name in components},
+        "constants": "constants.safetensors",
+        "files": {path.name: sha256(path) for path in folder.iterdir()},
+    }
 
 
 @pytest.fixture
@@ -61,95 +136,13 @@ def make_toy(tmp_path: Path) -> MakeToy:
     ) -> Path:
         folder = tmp_path / f"toy{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        node = helper.make_node
-        encode = graph(
-            [node("AveragePool", ["image"], ["z"], kernel_shape=[4, 4], strides=[4, 4])],
-            {"image": PICTURE},
-            {"z": LATENT},
-        )
-        step = graph(
-            [
-                node("Add", ["latent", "z"], ["sum"]),
-                node("Mul", ["sum", "half"], ["mean"]),
-                node("Sub", ["timestep", "nan_below"], ["left"]),
-                node("Sqrt", ["left"], ["root"]),
-                node("Mul", ["root", "zero"], ["poison"]),
-                node("Add", ["mean", "poison"], ["sound"]),
-                node("Add", ["sound", "offset"], ["latent_next"]),
-            ],
-            {"latent": LATENT, "z": LATENT, "offset": (1,), "timestep": (1,)},
-            {"latent_next": LATENT},
-            half=0.5,
-            zero=0.0,
-            nan_below=nan_below,
-        )
-        decode = graph(
-            [
-                node("Resize", ["latent", "", "scales"], ["large"], mode="nearest"),
-                node("Clip", ["large", "low", "high"], ["clipped"]),
-                node("Mul", ["clipped", "scale"], ["output"]),
-            ],
-            {"latent": LATENT},
-            {"output": PICTURE},
-            scales=[1, 1, 4, 4],
-            low=0.0,
-            high=1.0,
-            scale=scale,
-        )
-        guide_inputs = {"guidance_scale": (1,), "alpha_bar": (1,), "alpha_bar_prev": (1,)}
-        guide = graph(
-            [
-                node("Sub", ["alpha_bar_prev", "alpha_bar"], ["difference"]),
-                node("Mul", ["difference", "guidance_scale"], ["offset"]),
-            ],
-            guide_inputs,
-            {"offset": (1,)},
-        )
-        graphs = {"encode": encode, **({"guide": guide} if guided else {}), "step": step, "decode": decode}
+        guide = {"guide": guide_graph()} if guided else {}
+        graphs = {"encode": encode_graph(), **guide, "step": step_graph(nan_below), "decode": decode_graph(scale)}
         for name, data in graphs.items():
             (folder / f"{name}.onnx").write_bytes(data)
         save_file({"offset": np.array([shift], np.float32)}, folder / "constants.safetensors")
-
-        def component(name: str, stage: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
-            def tensors(side: dict[str, Any]) -> list[dict[str, Any]]:
-                return [{"name": key, "dtype": "float32", "shape": shape} for key, shape in side.items()]
-
-            return {
-                "file": f"{name}.onnx",
-                "stage": stage,
-                "inputs": tensors(inputs),
-                "outputs": tensors(outputs),
-            }
-
-        step_inputs = {"latent": LATENT, "z": LATENT, "offset": (1,), "timestep": (1,)}
-        manifest = {
-            "schema": 1,
-            "family": "toy",
-            "name": "toy",
-            "trained": True,
-            "precision": "fp32",
-            "size_multiple": 4,
-            "tile": tile,
-            "steps": 12,
-            "guidance": 1.0,
-            "schedule": SCHEDULE,
-            "modes": {
-                "deblur": {
-                    "prompt": "",
-                    "components": list(graphs),
-                    "constants": {} if guided else {"offset": "offset"},
-                }
-            },
-            "components": {
-                "encode": component("encode", "prepare", {"image": PICTURE}, {"z": LATENT}),
-                **({"guide": component("guide", "step", guide_inputs, {"offset": (1,)})} if guided else {}),
-                "step": component("step", "step", step_inputs, {"latent_next": LATENT}),
-                "decode": component("decode", "finish", {"latent": LATENT}, {"output": PICTURE}),
-            },
-            "constants": "constants.safetensors",
-            "files": {path.name: sha256(path) for path in folder.iterdir()},
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        constants = {} if guided else {"offset": "offset"}
+        (folder / "manifest.json").write_text(json.dumps(toy_manifest(folder, list(graphs), constants, tile)))
         return folder
 
     return make
@@ -178,7 +171,7 @@ Node = tuple[Launched, Callable[[], None]]
 
 
 class RecordingStream:
-    """Behaves as a CUDA stream: what is put on it while it captures does not run, but is kept for the graph."""
+    """Behaves as a CUDA stream: what is put on it while it captures does not run, but is stored for the graph."""
 
     def __init__(self) -> None:
         self.log: list[Entry] = []
@@ -223,7 +216,7 @@ class RecordingEvent:
 
 
 class RecordingGraph:
-    """Behaves as a CUDA graph: launching it runs all that was captured."""
+    """Behaves as a CUDA graph: launching it runs everything that was captured."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []

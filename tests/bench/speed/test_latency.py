@@ -1,6 +1,5 @@
-"""A real interleaved run at tiny size, with runners that paint wrongly, fail and crash; nothing is left behind."""
+"""A real interleaved run at tiny size, with runners that are wrong, fail and crash, and the commands."""
 
-import gc
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,14 +23,12 @@ from uid.bench.cli import main
 from uid.bench.rows import gpu_memory, gpus, read_rows, write_png
 from uid.bench.speed.flops import component_flops, picture_flops
 from uid.bench.speed.latency import Crew, agreement, measure, sample_picture
-from uid.bench.speed.lineup import Choice, Measurement, Runner, plan
-from uid.bench.speed.oracle import Oracle, Terms
-from uid.bench.speed.runners import EngineRunner, Task, TorchRunner
+from uid.bench.speed.lineup import Choice, Runner, plan
 from uid.bench.speed.startup import reference
 from uid.bench.speed.summary import summarise
 from uid.bench.speed.workers import Spec, Worker
 from uid.bundles.manifest import read_bundle
-from uid.errors import BackendError, InputError
+from uid.errors import BackendError
 from uid.export.dummies import dummy_inputs
 from uid.families.uid_diff.components import declare
 from uid.families.uid_diff.model import UIDDiff
@@ -46,8 +42,8 @@ from uid.bench.speed.runners import EngineRunner
 
 class Wrong(EngineRunner):
     def run(self, image, steps):
-        made = super().run(image, steps)
-        return dataclasses.replace(made, image=made.image // 2)
+        result = super().run(image, steps)
+        return dataclasses.replace(result, image=result.image // 2)
 
 class Crashing(EngineRunner):
     left = 4
@@ -98,9 +94,9 @@ def test_flops_are_those_that_torch_counts(tiny_model: UIDDiff, tiny_bundle: Pat
 
 
 def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoint: Path, served: str) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     choice = Choice(tiny_checkpoint, ["onnxruntime"], sizes=[(16, 22)], steps=[2], threads=1)
-    measurement = plan(read_bundle(tiny_bundle), choice, said.append, repeats=2, warm_up=1)
+    measurement = plan(read_bundle(tiny_bundle), choice, lines.append, repeats=2, warm_up=1)
     engine, reference = measurement.runners
     arguments = engine.pictures.arguments
 
@@ -108,14 +104,14 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
         return Runner(name, Spec(name, f"{served}:{factory}", arguments), engine.roofline)
 
     extra = (other("wrong", "Wrong"), other("crashing", "Crashing"), other("unable", "unable"))
-    rows = list(measure(replace(measurement, runners=(engine, *extra, reference)), said.append))
+    rows = list(measure(replace(measurement, runners=(engine, *extra, reference)), lines.append))
 
     # Two images to load, one to warm up; the next one crashes. Who goes first changes.
     order = ["onnxruntime", "wrong", "pytorch", "wrong", "pytorch", "onnxruntime"]
     assert [row.runner for row in rows] == order
     assert [row.repeat for row in rows] == [0, 0, 0, 1, 1, 1]
-    assert any(line == "crashing: its process was ended by SIGSEGV; the others go on" for line in said)
-    assert any(line.startswith("unable: ") and line.endswith("; the others go on") for line in said)
+    assert any(line == "crashing: its process was ended by SIGSEGV; the others go on" for line in lines)
+    assert any(line.startswith("unable: ") and line.endswith("; the others go on") for line in lines)
     by_name = {line.runner: line for line in summarise(rows)}
     assert {name for name, line in by_name.items() if not line.sound} == {"wrong"}
     assert by_name["onnxruntime"].psnr > 60.0
@@ -132,82 +128,7 @@ def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoin
     assert not children()
 
 
-def test_the_compiled_reference_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
-    image = sample_picture(16, 24)
-    eager, compiled = (TorchRunner(task, tiny_checkpoint, compiled=compiled) for compiled in (False, True))
-    network = compiled.model.network
-    assert all(part._compiled_call_impl is not None for part in (network.step, network.decoder))
-    collecting: dict[TorchRunner, set[bool]] = {eager: set(), compiled: set()}
-    for runner, seen in collecting.items():
-        runner.model.network.step.register_forward_pre_hook(lambda *_, seen=seen: seen.add(gc.isenabled()))
-    with torch.compiler.set_stance("force_eager"):  # to compile in earnest takes minutes
-        assert np.array_equal(compiled.run(image, 2).image, eager.run(image, 2).image)
-    assert collecting == {eager: {True}, compiled: {False}}  # none where CUDA graphs may be captured
-    assert gc.isenabled()
-
-
-def test_the_reference_in_float16_is_near_the_one_in_float32(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
-    exact, half = (TorchRunner(task, tiny_checkpoint, half=half) for half in (False, True))
-    assert {weight.dtype for weight in half.model.network.parameters()} == {torch.float16}
-    made = [runner.run(sample_picture(16, 24, np.float32), 4).image for runner in (exact, half)]
-    psnr, difference = agreement(*reversed(made))
-    assert psnr > 45.0
-    assert difference > 0.0
-
-
-@pytest.mark.parametrize("half", [False, True])
-def test_the_reference_computes_on_one_device_alone(tiny_bundle: Path, tiny_checkpoint: Path, half: bool) -> None:
-    """Torch's meta device holds no numbers, but refuses to mix with another as a GPU does."""
-    runner = TorchRunner(Task(tiny_bundle, 7.5, 0, 1), tiny_checkpoint, half=half)
-    runner.device = torch.device("meta")
-    runner.model.to(runner.device)
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the image, at the end
-        runner.run(sample_picture(16, 24), 3)
-    scheduler = runner.model.network.scheduler
-    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.new_ones((), device="cpu")[None]
-    with pytest.raises(RuntimeError, match="device"):
-        runner.run(sample_picture(16, 24), 3)
-
-
-def test_the_reference_with_channels_last_is_the_reference(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
-    task = Task(tiny_bundle, 7.5, 0, torch.get_num_threads())
-    plain, last = (TorchRunner(task, tiny_checkpoint, channels_last=last) for last in (False, True))
-    weight = last.model.network.step.unet.conv_in.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert not weight.is_contiguous()
-    image = sample_picture(16, 24, np.float32)
-    psnr, _ = agreement(last.run(image, 3).image, plain.run(image, 3).image)
-    assert psnr > 90.0
-
-
-def test_runners_are_those_that_are_named(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    made_on = Terms(16, 24, 2, 7.5, 0)
-    Oracle(sample_picture(16, 24), "someone", made_on).write(tmp_path / "oracle.npz")
-
-    def planned(*backends: str, **more: Any) -> Measurement:
-        choice = Choice(tiny_checkpoint, backends, sizes=[(16, 24)], steps=[2], threads=1)
-        return plan(read_bundle(tiny_bundle), replace(choice, **more), print)
-
-    def names(*backends: str, **more: Any) -> list[str]:
-        return [runner.name for runner in planned(*backends, **more).runners]
-
-    kept = {"oracle": tmp_path / "oracle.npz"}
-    assert names("onnxruntime") == ["onnxruntime", "pytorch"]
-    assert names("onnxruntime", "pytorch-fp16") == ["onnxruntime", "pytorch", "pytorch-fp16"]
-    assert names("pytorch-fp16-channels-last", **kept) == ["pytorch-fp16-channels-last"]
-    assert planned("onnxruntime", **kept).against == "someone"
-    with pytest.raises(InputError, match="pytorch-fp16 needs the PyTorch model: give its checkpoint"):
-        names("pytorch-fp16", checkpoint=None)
-    with pytest.raises(InputError, match=r"of 16x24, 2 steps, guidance 7\.5, seed 0; this run makes 16x24, 3 steps"):
-        names("onnxruntime", steps=[3], **kept)
-    (tmp_path / "oracle.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match="expected what `uid-bench oracle -o` writes"):
-        names("onnxruntime", **kept)
-
-
-def test_the_drivers_word_on_memory_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_drivers_memory_report_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = tmp_path / "nvidia-smi"
     driver.write_text(
         '#!/bin/sh\n[ "$1" = --query-gpu=memory.used ] && printf "1024\\n[N/A]\\n" || echo "NVIDIA H200"\n'
@@ -220,12 +141,12 @@ def test_the_drivers_word_on_memory_is_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_who_goes_first_changes_and_who_fails_leaves(served: str) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     with Worker(Spec("a", f"{served}:Echo", ())) as a, Worker(Spec("b", f"{served}:Refusing", ())) as b:
-        crew = Crew({"a": a, "b": b}, said.append)
+        crew = Crew({"a": a, "b": b}, lines.append)
         image = np.zeros((4, 4, 3), np.uint8)
         assert [name for name, _ in crew.turn(0, image, 1)] == ["a"]
-        assert said == ["b: ValueError: no such image; the others go on"]
+        assert lines == ["b: ValueError: no such image; the others go on"]
         assert [(name, got) for name, got in crew.turn(1, image, 1)] == [("a", a.process.pid)]
     assert not children()
 
@@ -247,37 +168,19 @@ def test_agreement_against_a_slow_reference() -> None:
     assert agreement(np.full((2, 2, 3), np.nan, np.float32), np.zeros((2, 2, 3), np.float32)) == (0.0, 1.0)
 
 
-def test_what_does_not_fit_is_refused(tiny_bundle: Path) -> None:
-    bundle = read_bundle(tiny_bundle)
-    with pytest.raises(BackendError, match="unknown backend 'abacus'"):
-        plan(bundle, Choice(backends=["abacus"]), print)
-    with pytest.raises(InputError, match="PyTorch runs images whole: leave the tile or the checkpoint out"):
-        plan(bundle, Choice(tiny_bundle, tile=16), print)
-
-
-def test_tiles_are_those_of_the_pipeline(tiny_bundle: Path) -> None:
-    image = sample_picture(64, 96)
-    whole, tiled = (EngineRunner(Task(tiny_bundle, 7.5, 0, 1, tile), "onnxruntime") for tile in (None, 32))
-    expected = load(tiny_bundle, backend="onnxruntime")(
-        image, Options(steps=1, transforms=1, guidance=7.5, tile=32)
-    ).image
-    assert np.array_equal(tiled.run(image, 1).image, expected)
-    assert not np.array_equal(whole.run(image, 1).image, expected)
-
-
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_latency_writes_rows_table_and_plot(tiny_bundle: Path, tmp_path: Path) -> None:
-    rows, table, picture = (tmp_path / name for name in ("rows.jsonl", "rows.csv", "plot.png"))
+    rows, table, plot = (tmp_path / name for name in ("rows.jsonl", "rows.csv", "plot.png"))
     words = ["latency", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--size", "16", "--steps", "1"]
     words += ["--threads", "1", "--repeats", "2", "--warm-up", "0", "-o", str(rows), "--csv", str(table)]
-    result = CliRunner().invoke(main, [*words, "--plot", str(picture)], catch_exceptions=False)
+    result = CliRunner().invoke(main, [*words, "--plot", str(plot)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "the paper, one A100, sd15 size" in result.output
     assert [json.loads(line)["against"] for line in rows.read_text().splitlines()] == 2 * ["onnxruntime, fp32 bundle"]
     assert len(table.read_text().splitlines()) == 3
-    assert cv2.imread(str(picture)) is not None
+    assert cv2.imread(str(plot)) is not None
 
 
 def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -298,9 +201,7 @@ def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Pa
     assert {row.flop_ceiling for row in found} == {0.0}
 
 
-def test_a_kept_oracle_is_what_images_are_held_against(
-    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_images_are_compared_with_a_stored_oracle(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     oracle, rows = tmp_path / "oracle.npz", tmp_path / "rows.jsonl"
     common = ["--checkpoint", str(tiny_checkpoint), "--size", "16x24", "--steps", "2"]
     result = CliRunner().invoke(main, ["oracle", *common, "-o", str(oracle)], catch_exceptions=False)
@@ -345,15 +246,15 @@ def test_a_whole_process_in_stages(tiny_bundle: Path, tiny_checkpoint: Path, tmp
         assert row["compute"] > 0.0
 
 
-def test_the_reference_process_makes_what_the_runtime_makes(
+def test_the_reference_process_computes_what_the_runtime_computes(
     tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    source, made = tmp_path / "in.png", tmp_path / "out.png"
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
     image = sample_picture(16, 24)
     write_png(source, image)
-    reference(str(tiny_checkpoint), str(source), str(made), steps=2, transforms=2, guidance=7.5, threads=1)
+    reference(str(tiny_checkpoint), str(source), str(output), steps=2, transforms=2, guidance=7.5, threads=1)
     expected = load(tiny_bundle, backend="onnxruntime")(image, Options(steps=2, transforms=2, guidance=7.5)).image
-    assert np.abs(read_image(made).pixels.astype(int) - expected).max() <= 1
+    assert np.abs(read_image(output).pixels.astype(int) - expected).max() <= 1
 
 
 def test_ctrl_c_leaves_no_process(tiny_bundle: Path) -> None:
