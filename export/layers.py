@@ -1,8 +1,6 @@
 """A graph's layers, and graphs made over to look into them: in float32, rounding to float16, or cut down."""
 
 import ast
-import math
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -160,10 +158,8 @@ def save(model: ir.Model, source: Path, path: Path) -> None:
     tensors = (value.const_value for value in model.graph.initializers.values())
     for name in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
         if not (path.parent / name).exists():
-            try:  # a hard link: ONNX Runtime refuses weights that a symbolic link leads to
-                os.link((source / name).resolve(), path.parent / name)
-            except OSError:
-                shutil.copyfile(source / name, path.parent / name)
+            # No link: ONNX's readers refuse weights that a symbolic link leads to, and those that have two names.
+            shutil.copyfile(source / name, path.parent / name)
     ir.save(model, path)
 
 
@@ -181,10 +177,6 @@ def constant(value: ir.Value) -> Array | None:
     producer = value.producer()
     stored = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else value
     tensor = None if stored is None else stored.const_value
-    if isinstance(tensor, ir.ExternalTensor):  # which does not read a file that has several links
-        shape = tensor.shape.numpy()
-        read = np.fromfile(tensor.path, tensor.dtype.numpy(), math.prod(shape), offset=tensor.offset or 0)
-        return read.reshape(shape)
     return None if tensor is None else tensor.numpy()
 
 

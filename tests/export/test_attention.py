@@ -1,5 +1,6 @@
 """Attention as one operator: found where it is, left alone where it has a mask, the same numbers either way."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def operators(path: Path, name: str) -> int:
 @pytest.mark.parametrize("name", ["structure", "encoder", "step", "step_blur"])
 def test_the_numbers_stay_the_same(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
     component = read_bundle(tiny_bundle).components[name]
-    (tmp_path / "weights.bin").hardlink_to(tiny_bundle / "weights.bin")
+    shutil.copyfile(tiny_bundle / "weights.bin", tmp_path / "weights.bin")
     graph = ir.load(tiny_bundle / component.file)
     attentions = operators(tiny_bundle / component.file, "Softmax")
     fused = fuse_attention(graph)

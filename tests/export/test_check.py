@@ -17,7 +17,7 @@ from uid.export import compare_layers
 from uid.export.check import check, example_image
 from uid.export.cli import main
 from uid.export.findings import LayerRow, worst_first
-from uid.export.layers import HALF, largest_sum, layers_of, tensors_of
+from uid.export.layers import HALF, largest_sum, layers_of, save, tensors_of
 
 SIDE = 32
 MADE = example_image(None, SIDE)
@@ -69,6 +69,13 @@ def test_a_sound_bundle_is_clean(tiny_bundle: Path, half_bundle: Path) -> None:
         assert {row.component for row in rows} == set(read_bundle(folder).components)
         assert not [row for row in rows if row.wrong]
         assert all((row.difference is not None) == compared for row in rows)
+
+
+def test_a_bundle_that_is_checked_stays_readable_meanwhile(tiny_bundle: Path, tmp_path: Path) -> None:
+    save(ir.load(tiny_bundle / "decoder.onnx"), tiny_bundle, tmp_path / "apart" / "decoder.onnx")
+    weights = tiny_bundle / "weights.bin"
+    assert (tmp_path / "apart" / "weights.bin").read_bytes() == weights.read_bytes()
+    assert weights.stat().st_nlink == 1, "ONNX's readers refuse weights that have two names"
 
 
 def test_what_ships_holds_in_half_precision() -> None:
