@@ -1,9 +1,12 @@
 """Fixtures that several folders share: a toy bundle, one tiny random checkpoint and the bundles exported from it."""
 
+import hashlib
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["make_toy", "recorder"]
 
+ROOT = Path(__file__).parents[1]
 quieten_libraries()
 # A run in a shell's background ignores Ctrl-C, and so would the processes that tests start to interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,23 +38,60 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files so that of two processes, each of which starts with half of the tests, the first exports the tiny
+    bundle, which takes longest, while the second runs what needs none.
+    """
+    needs: dict[Path, set[str]] = {}
+    for item in items:
+        needs.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
+    exported = [item for item in items if {"tiny_bundle", "half_bundle"} & needs[item.path]]
+    exported.sort(key=lambda item: "half_bundle" in needs[item.path])
+    others = [item for item in items if not {"tiny_bundle", "half_bundle"} & needs[item.path]]
+    half = len(items) // 2
+    items[:] = exported[:half] + others + exported[half:]
+
+
 SharedFolder = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> SharedFolder:
-    """Make a folder once in a test run, whichever of its processes needs it first; the others wait for it."""
-    base = tmp_path_factory.getbasetemp()
-    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+def shared_folder(request: pytest.FixtureRequest) -> SharedFolder:
+    """Make a folder once, whichever process needs it first; the others wait for it.
+
+    Later runs take it from pytest's cache, as long as the code that makes bundles and the libraries are the same.
+    """
+    cache = request.config.cache
+    assert cache is not None, "pytest runs without its cache plugin; leave out -p no:cacheprovider"
+    root = cache.mkdir(f"bundles-{sources_digest()[:16]}")
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
-        folder = root / "shared" / name / name
+        folder = root / name / name
         with writing(folder.parent, lambda line: None):
             if not folder.exists():
                 make(folder)
         return folder
 
     return made
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remove the bundles that earlier code made."""
+    if config.cache is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        own = config.cache.mkdir(f"bundles-{sources_digest()[:16]}")
+        for other in own.parent.glob("bundles-*"):
+            if other != own:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def sources_digest() -> str:
+    """Of all that an exported bundle follows from: the code below ``export``, and the versions of what is installed."""
+    digest = hashlib.sha256()
+    for layer in ("bundles", "engines", "runtime", "families", "export"):
+        for path in sorted((ROOT / layer).rglob("*.py")):
+            digest.update(path.read_bytes())
+    installed = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
+    return hashlib.sha256(digest.digest() + "\n".join(installed).encode()).hexdigest()
 
 
 # torch takes seconds to import: what needs it does so itself.
