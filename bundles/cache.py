@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from uid import __version__
-from uid.bundles.manifest import BUILT_IN, Bundle
+from uid.bundles.declarations import BUILT_IN, Bundle
 from uid.errors import OutputError
 
 LOCK = ".lock"

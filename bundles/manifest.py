@@ -2,11 +2,12 @@
 
 A bundle is a folder with a manifest, ONNX components and constants. Nothing in it can execute code. Everything in the
 manifest is checked before any of it is used: schema, names, files that stay inside the folder, sha256 of every file.
+Schema 2 added noise, samplers, padding, rounding, limits of size, colour fix and negative prompt; what schema 1 lacks
+has the value that it always meant.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,104 +15,33 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from uid.bundles.declarations import (
+    COLOUR_FIXES,
+    DRAWS,
+    PADDINGS,
+    ROUNDINGS,
+    STAGES,
+    STEPS,
+    TRANSFORMS,
+    Bundle,
+    Component,
+    Mode,
+    Noise,
+    Preset,
+)
 from uid.bundles.files import written_whole
 from uid.bundles.hashes import sha256, verify_files
 from uid.bundles.names import DIMENSION, KEY, checked
-from uid.bundles.tensors import (
-    COEFFICIENTS,
-    GUIDANCE,
-    HEIGHT,
-    IMAGE,
-    STATE,
-    WIDTH,
-    Array,
-    TensorSpec,
-)
+from uid.bundles.schedules import check_schedule
+from uid.bundles.tensors import Array, TensorSpec
+from uid.bundles.values import chosen, real, text, whole
+from uid.bundles.wiring import check_coefficients, listed_specs, mode_of
 from uid.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
-BUILT_IN = Path(__file__).parent / "models"
-PREPARE, FINISH = "prepare", "finish"
-FULL, SHALLOW, UNGUIDED = "step", "step-shallow", "step-unguided"
-STEPS = (FULL, SHALLOW, UNGUIDED)  # ways to compute a denoising step; a bundle always has the first
-STAGES = (PREPARE, *STEPS, FINISH)
-
-TRANSFORMS = 8  # flips and transpositions of an image
-ARGUMENTS = ("self", "options", "on_step")  # of a pipeline's call, which takes a mode's images by name
-
-
-@dataclass(frozen=True)
-class Component:
-    """One ONNX graph of a bundle: its stage, and its named tensors with symbolic shapes."""
-
-    name: str
-    file: str
-    stage: str  # one of ``STAGES``
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    variants: Mapping[str, str] = field(default_factory=dict)  # backend or library -> its own graph of the component
-
-    @property
-    def symbols(self) -> frozenset[str]:
-        """The symbols in the shapes of the inputs."""
-        return frozenset().union(*(spec.symbols for spec in self.inputs))
-
-
-@dataclass(frozen=True)
-class Mode:
-    """One task of a bundle: the components that it runs, in order, and what they read from outside."""
-
-    prompt: str
-    components: tuple[str, ...]
-    constants: Mapping[str, str]  # input name -> key in the constants file
-    inputs: tuple[TensorSpec, ...] = ()  # images: ``image``, and those that the mode needs beside it
-
-    @property
-    def extra_inputs(self) -> tuple[TensorSpec, ...]:
-        """The images that the mode needs beside the one that it changes."""
-        return tuple(spec for spec in self.inputs if spec.name != IMAGE)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named balance of quality and speed, and what was measured of it (see ``uid-bench tradeoff``)."""
-
-    steps: int  # denoising steps
-    transforms: int  # flipped and transposed copies whose results are averaged, 1 to 8
-    figures: Mapping[str, float] = field(default_factory=dict)  # such as the PSNR to the first preset's images, in dB
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A checked bundle."""
-
-    folder: Path
-    digest: str  # sha256 of the manifest, and so of all that the bundle holds
-    name: str
-    family: str
-    trained: bool
-    precision: str  # "fp32" or "fp16"
-    size_multiple: int  # image height and width are padded to multiples of this
-    tile: int  # an image of more than tile * tile pixels is run in tiles of this side
-    presets: Mapping[str, Preset]  # by name, the best first; may be empty
-    preset: str | None  # the default one; None: ``steps`` without transforms
-    steps: int  # default number of denoising steps
-    guidance: float  # default guidance scale
-    schedule: Mapping[str, Any]
-    components: Mapping[str, Component]
-    modes: Mapping[str, Mode]
-    constants: Mapping[str, Array]
-
-    def parts(self, mode: str) -> list[Component]:
-        """The components that a mode runs, in order."""
-        return [self.components[name] for name in self.modes[mode].components]
-
-
-def built_in(name: str = "edge") -> Path:
-    """Folder of a bundle that the package contains."""
-    return BUILT_IN / name
+ARGUMENTS = ("self", "options", "on_step", "noise")  # of a pipeline's call, which takes a mode's images by name
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -154,6 +84,11 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     """The bundle that a manifest describes."""
     components = {name: component_from(name, entry, manifest) for name, entry in manifest["components"].items()}
     modes = {checked(name, "mode"): mode_from(name, entry, components) for name, entry in manifest["modes"].items()}
+    loop = any(components[part].stage in STEPS for mode in modes.values() for part in mode.components)
+    multiple, max_side = whole(manifest["size_multiple"], "size_multiple", 1), manifest.get("max_side")
+    schedule = check_schedule(manifest["schedule"]) if loop else {}
+    check_coefficients(components.values(), schedule)
+    qualities: Mapping[str, Any] = manifest.get("qualities", {})
     return Bundle(
         folder=folder,
         digest=sha256(folder / MANIFEST),
@@ -161,16 +96,20 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         family=checked(manifest["family"], "family"),
         trained=bool(manifest["trained"]),
         precision=checked(manifest["precision"], "precision"),
-        size_multiple=int(manifest["size_multiple"]),
-        tile=int(manifest["tile"]),
-        presets={checked(name, "preset"): preset_from(entry) for name, entry in manifest.get("qualities", {}).items()},
+        size_multiple=multiple,
+        tile=whole(manifest["tile"], "tile", 2 * multiple),
+        presets={checked(name, "preset"): preset_from(entry, loop) for name, entry in qualities.items()},
         preset=default_preset(manifest),
-        steps=int(manifest["steps"]),
-        guidance=float(manifest["guidance"]),
-        schedule=manifest["schedule"],
+        steps=whole(manifest["steps"], "steps", 1) if loop else 0,
+        guidance=real(manifest["guidance"], "guidance"),
+        schedule=schedule,
         components=components,
         modes=modes,
         constants=read_constants(folder / listed(manifest["constants"], manifest)),
+        padding=chosen(manifest.get("padding", PADDINGS[0]), "padding", PADDINGS),
+        rounding=chosen(manifest.get("rounding", ROUNDINGS[0]), "rounding", ROUNDINGS),
+        min_side=whole(manifest.get("min_side", 1), "min_side", 1),
+        max_side=None if max_side is None else whole(max_side, "max_side", 2 * multiple),
     )
 
 
@@ -206,42 +145,38 @@ def mode_from(name: str, entry: Mapping[str, Any], components: Mapping[str, Comp
     """One task's declaration. Its inputs are those that its components read; older manifests do not list them."""
     for unknown in set(entry["components"]) - set(components):
         raise BundleError(f"{MANIFEST} names component {unknown!r} in mode {name!r} but does not declare it")
+    parts = [components[part] for part in entry["components"]]
     constants = {checked(tensor, "tensor"): checked(key, "constant", KEY) for tensor, key in entry["constants"].items()}
-    inputs = images_read([components[part] for part in entry["components"]], constants)
-    if "inputs" in entry and set(declared := tuple(specs_from(entry["inputs"]))) != set(inputs):
+    mode = mode_of(
+        parts,
+        prompt=text(entry["prompt"], "prompt"),
+        constants=constants,
+        noise=list(noise_from(entry.get("noise", []))),
+        colour_fix=chosen(entry.get("colour_fix", COLOUR_FIXES[0]), "colour_fix", COLOUR_FIXES),
+        negative_prompt=None if entry.get("negative_prompt") is None else text(entry["negative_prompt"], "prompt"),
+    )
+    if "inputs" in entry and set(declared := tuple(specs_from(entry["inputs"]))) != set(mode.inputs):
         raise BundleError(
-            f"mode {name!r} declares the inputs {shown(declared)}, and its components read {shown(inputs)}; "
-            "export the bundle again"
+            f"mode {name!r} declares the inputs {listed_specs(declared)}, and its components read "
+            f"{listed_specs(mode.inputs)}; export the bundle again"
         )
-    for spec in inputs:
+    for spec in mode.inputs:
         if spec.name in ARGUMENTS:
             raise BundleError(f"mode {name!r} has an input called {spec.name!r}, which cannot be given; rename it")
-    return Mode(entry["prompt"], tuple(entry["components"]), constants, inputs)
+    return mode
 
 
-def shown(specs: Iterable[TensorSpec]) -> str:
-    """Tensors in words."""
-    return ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs) or "none"
+def noise_from(entries: Sequence[Mapping[str, Any]]) -> Iterator[Noise]:
+    """The noise that a mode declares."""
+    for entry, spec in zip(entries, specs_from(entries), strict=True):
+        yield Noise(spec, chosen(entry.get("draw", DRAWS[0]), "draw of noise", DRAWS))
 
 
-def images_read(parts: Sequence[Component], constants: Iterable[str]) -> tuple[TensorSpec, ...]:
-    """The images that components read and nothing before them writes."""
-    written = {spec.name for part in parts for spec in part.outputs}
-    given = {*written, *constants, *COEFFICIENTS, STATE, GUIDANCE}
-    read = {spec.name: spec for part in parts for spec in part.inputs if spec.name not in given}
-    return tuple(spec for spec in read.values() if spec.name == IMAGE or is_extra_image(spec))
-
-
-def is_extra_image(spec: TensorSpec) -> bool:
-    """Whether a tensor is an RGB image with sizes of its own."""
-    return len(spec.shape) == 4 and spec.shape[1] == 3 and not spec.symbols & {HEIGHT, WIDTH}
-
-
-def preset_from(entry: Mapping[str, Any]) -> Preset:
-    """One preset's declaration."""
-    figures = {checked(name, "figure"): float(value) for name, value in entry.get("figures", {}).items()}
-    preset = Preset(int(entry["steps"]), int(entry["views"]), figures)
-    if preset.steps < 1 or not 1 <= preset.transforms <= TRANSFORMS:
+def preset_from(entry: Mapping[str, Any], loop: bool) -> Preset:
+    """One preset's declaration, of a bundle with a denoising loop or without."""
+    figures = {checked(name, "figure"): real(value, "figure") for name, value in entry.get("figures", {}).items()}
+    preset = Preset(int(entry["steps"]) if loop else 0, int(entry["views"]), figures)
+    if preset.steps < loop or not 1 <= preset.transforms <= TRANSFORMS:
         raise BundleError(
             f"the manifest has a preset of {preset.steps} steps and {preset.transforms} views; expected 1 step or more "
             f"and 1 to {TRANSFORMS} views: export the bundle again"
@@ -281,12 +216,16 @@ def write_manifest(bundle: Bundle, producer: str) -> None:
         "trained": bundle.trained,
         "precision": bundle.precision,
         "size_multiple": bundle.size_multiple,
+        "min_side": bundle.min_side,
+        "max_side": bundle.max_side,
+        "padding": bundle.padding,
+        "rounding": bundle.rounding,
         "tile": bundle.tile,
         "qualities": {name: preset_entry(preset) for name, preset in bundle.presets.items()},
         "quality": bundle.preset,
         "steps": bundle.steps,
         "guidance": bundle.guidance,
-        "schedule": bundle.schedule,
+        "schedule": dict(bundle.schedule),
         "modes": {name: mode_entry(mode) for name, mode in bundle.modes.items()},
         "components": {name: component_entry(component) for name, component in bundle.components.items()},
         "constants": CONSTANTS,
@@ -319,9 +258,12 @@ def mode_entry(mode: Mode) -> dict[str, Any]:
     """A mode's entry."""
     return {
         "prompt": mode.prompt,
+        "negative_prompt": mode.negative_prompt,
+        "colour_fix": mode.colour_fix,
         "components": list(mode.components),
         "constants": dict(mode.constants),
         "inputs": [spec_entry(spec) for spec in mode.inputs],
+        "noise": [{**spec_entry(one.spec), "draw": one.draw} for one in mode.noise],
     }
 
 

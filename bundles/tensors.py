@@ -4,11 +4,12 @@ Components are wired by tensor name: what one writes, a later one reads. These n
 
     image                 the image in, (B, 3, H, W) float32 in [0, 1]; B is 1 unless the graphs have a batch axis
     latent, latent_next   the state of the denoising loop; what a step writes is the next step's ``latent``
-    timestep, alpha_bar, alpha_bar_prev   a step's coefficients, (1,) float32; a step need not read them all
+    a step's coefficients (1,) float32, by sampler: ``declarations.SAMPLERS``; a step need not read them all
     guidance_scale        (1,) float32
-    output                the image out, (B, 3, H, W) float32 in [0, 1]
+    output                the image out, (B, 3, H, W) float32 in [0, 1], or a whole number of times as high and wide;
+                          where the mode has a colour fix, also beyond [0, 1]
 
-A mode may declare further images that it reads.
+A mode may declare further images and noise that it reads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,6 @@ Array = npt.NDArray[Any]
 
 IMAGE, OUTPUT = "image", "output"
 STATE, NEXT_STATE = "latent", "latent_next"
-COEFFICIENTS = ("timestep", "alpha_bar", "alpha_bar_prev")
 GUIDANCE = "guidance_scale"
 BATCH = "batch"  # symbol of a graph's first dimension, if it can run several images of one size together
 HEIGHT, WIDTH = "height", "width"  # symbols of the padded image's size
@@ -40,13 +40,23 @@ class TensorSpec:
 
     @property
     def symbols(self) -> frozenset[str]:
-        """The symbols in the shape, without divisors."""
+        """The symbols in the shape, without divisors and factors."""
         return frozenset(symbol_of(size) for size in self.shape if isinstance(size, str))
 
 
 def symbol_of(dimension: str) -> str:
-    """The symbol in a dimension: "height" in "height/8"."""
-    return dimension.partition("/")[0]
+    """The symbol in a dimension: "height" in "height/8" and in "height*2"."""
+    return dimension.partition("/")[0].partition("*")[0]
+
+
+def divisor_of(dimension: int | str) -> int:
+    """What the symbol of a dimension is divided by: 8 in "height/8"."""
+    return int(str(dimension).partition("/")[2] or 1)
+
+
+def factor_of(dimension: int | str) -> int:
+    """What the symbol of a dimension is multiplied by: 2 in "height*2"."""
+    return int(str(dimension).partition("*")[2] or 1)
 
 
 def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -59,10 +69,10 @@ def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, 
     def dimension(size: int | str) -> int:
         if isinstance(size, int):
             return size
-        symbol, _, divisor = size.partition("/")
+        symbol = symbol_of(size)
         if symbol not in known:
             raise ModelError(f"the manifest uses dimension {size!r}; expected one of {sorted(known)}")
-        return known[symbol] // int(divisor or 1)
+        return known[symbol] // divisor_of(size) * factor_of(size)
 
     return tuple(dimension(size) for size in shape)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from uid.bundles.manifest import Bundle, Component
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.tensors import Array, TensorSpec
 from uid.errors import OutOfMemoryError
 

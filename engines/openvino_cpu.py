@@ -18,8 +18,8 @@ import openvino as ov
 from openvino import opset13
 
 from uid.bundles.cache import path_for, remove, remove_earlier, reuse_or_make
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import written_whole
-from uid.bundles.manifest import Bundle, Component
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.errors import BackendError, BundleError, OutputError

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save
 
 from uid import __version__
+from uid.bundles.declarations import STEPS, Bundle, Component, Mode, Preset
 from uid.bundles.files import folder_written_whole
-from uid.bundles.manifest import CONSTANTS, STEPS, Bundle, Component, Mode, Preset, read_bundle, write_manifest
+from uid.bundles.manifest import CONSTANTS, read_bundle, write_manifest
 from uid.bundles.names import checked
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.ort.cpu import ONNXRUNTIME, create_cpu
@@ -56,7 +57,7 @@ def export_bundle(
         report("running PyTorch, to compare with")
         components = model.components("fp32", shortcuts=shortcuts)
         cases = {c.declaration.name: case_of(c, model.size_multiple) for c in components}
-        image = validate.image_case(model, components, image_steps or index["steps"], index["guidance"])
+        image = validate.image_case(model, components, image_steps or index.get("steps", 0), index.get("guidance", 1.0))
         write(model, folder, precision, shortcuts, report)
         del model, components
         gc.collect()
@@ -83,7 +84,7 @@ def write(model: Model, folder: Path, precision: str, shortcuts: bool, report: R
     modes = model.modes(components)
     write_constants(folder / CONSTANTS, constants, modes, components)
     variants = write_graphs(components, folder, precision, model.size_multiple, report)
-    presets = {name: Preset(entry["steps"], entry["views"]) for name, entry in index.get("qualities", {}).items()}
+    qualities = index.get("qualities", {})
     declarations = [replace(c.declaration, variants=variants[c.declaration.name]) for c in components]
     bundle = Bundle(
         folder=folder,
@@ -94,14 +95,18 @@ def write(model: Model, folder: Path, precision: str, shortcuts: bool, report: R
         precision=precision,
         size_multiple=model.size_multiple,
         tile=index["tile"],
-        presets=presets,
+        presets={name: Preset(entry.get("steps", 0), entry["views"]) for name, entry in qualities.items()},
         preset=index.get("quality"),
-        steps=index["steps"],
-        guidance=index["guidance"],
+        steps=index.get("steps", 0),
+        guidance=index.get("guidance", 1.0),
         schedule=model.schedule,
         components={declaration.name: declaration for declaration in declarations},
         modes=modes,
         constants={},
+        padding=model.padding,
+        rounding=model.rounding,
+        min_side=model.min_side,
+        max_side=model.max_side,
     )
     write_manifest(bundle, f"uid-runtime {__version__}")
 

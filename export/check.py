@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from uid.bundles.manifest import STEPS, Bundle
+from uid.bundles.declarations import FINISH, STEPS, Bundle
 from uid.bundles.tensors import GUIDANCE, HEIGHT, IMAGE, STATE, WIDTH, Array, TensorSpec
 from uid.engines import Report, create
 from uid.engines.ort.cpu import create_cpu
@@ -27,10 +27,11 @@ from uid.export.layers import (
     widen,
 )
 from uid.runtime.media.decode import read_image
+from uid.runtime.noise import drawn
 from uid.runtime.pixels import check_image, pad, planes, to_float
 from uid.runtime.plan import Plans, number
 from uid.runtime.run import sizes_of
-from uid.runtime.schedule import Step, ddim
+from uid.runtime.schedule import Step, coefficients
 
 
 def check(
@@ -103,7 +104,7 @@ def in_float32(bundle: Bundle, folder: Path) -> Bundle:
 
 def component_inputs(bundle: Bundle, image: Array, step: int, components: Iterable[str]) -> dict[str, dict[str, Array]]:
     """What ``components`` of an fp32 bundle read when ``image`` is run in their modes; steps at ``step``, from 0."""
-    pixels = pad(to_float(planes(image)), bundle.size_multiple)[None]
+    pixels = pad(to_float(planes(image)), bundle.size_multiple, bundle.padding, bundle.min_side)[None]
     inputs: dict[str, dict[str, Array]] = {}
     for name, mode in bundle.modes.items():  # one after another, so that only one mode's engines are in memory
         if (set(components) - set(inputs)) & set(mode.components):
@@ -118,7 +119,8 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     sizes = {HEIGHT: height, WIDTH: width}
     for spec in extra:
         sizes |= sizes_of(spec, pixels.shape[1:])
-    all_steps = [Step(coefficients) for coefficients in ddim(bundle.schedule, bundle.steps)]
+    loop = bundle.has_steps(mode)
+    all_steps = [Step(row) for row in coefficients(bundle.schedule, bundle.steps)] if loop else []
     backend = create_cpu(None)
     backend.caches = False  # the bundle may be one that goes away with the check
     plan = Plans(bundle, backend).make(mode, sizes, all_steps, pixels=False)
@@ -126,16 +128,15 @@ def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str
     for key, value in {**given, GUIDANCE: number(bundle.guidance)}.items():
         if key in plan.buffers:
             plan.buffers[key].write(value)
-    generator = np.random.Generator(np.random.PCG64(0))
-    plan.states[0].write(generator.standard_normal(plan.states[0].shape, dtype=np.float32))
+    plan.write_noise(drawn(bundle.modes[mode].noise, height, width, len(all_steps), 0))
     for launch in plan.work.prepare:
         launch()
     latents = []
     for index, launch in enumerate(plan.work.step):
         latents.append(plan.states[index % 2].read())
         launch()
-    tensors = {key: buffer.read() for key, buffer in (*plan.buffers.items(), *plan.coefficients[step].items())}
-    states = dict.fromkeys(STEPS, latents[step]) | {"finish": plan.result.read()}
+    tensors = {key: buffer.read() for key, buffer in (plan.tensors_of(step) if loop else plan.buffers).items()}
+    states = dict.fromkeys(STEPS, latents[step]) | {FINISH: plan.result.read()} if loop else {}
     parts = [bundle.components[name] for name in bundle.modes[mode].components]
     return {
         part.name: {s.name: states[part.stage] if s.name == STATE else tensors[s.name] for s in part.inputs}

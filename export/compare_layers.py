@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from uid.bundles.manifest import Bundle
+from uid.bundles.declarations import Bundle
 from uid.bundles.tensors import Array
 from uid.engines import Backend
 from uid.engines.ort.cpu import check_memory, create_cpu

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from uid.bundles.manifest import Component
-from uid.bundles.tensors import BATCH, HEIGHT, WIDTH, Array
+from uid.bundles.declarations import Component
+from uid.bundles.tensors import BATCH, HEIGHT, WIDTH, Array, divisor_of, symbol_of
 from uid.export.dummies import dummy_inputs
 from uid.families.contract import ExportComponent
 from uid.families.weights import INT8_MAX
@@ -104,10 +104,10 @@ def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any,
     def axis(symbol: int | str) -> Any:
         if isinstance(symbol, int):
             return None
-        name, _, divisor = symbol.partition("/")
+        name = symbol_of(symbol)
         if name in free:
             return free[name]
-        per_unit = size_multiple // int(divisor or 1)
+        per_unit = size_multiple // divisor_of(symbol)
         return per_unit * units[name] if per_unit > 1 else units[name]
 
     shapes = [{i: axis(symbol) for i, symbol in enumerate(spec.shape)} for spec in component.declaration.inputs]

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from uid.bundles.manifest import Bundle, Component, Mode
-from uid.bundles.tensors import HEIGHT, IMAGE, STATE, WIDTH, Array, resolve
+from uid.bundles.declarations import Bundle, Component, Mode
+from uid.bundles.tensors import IMAGE, Array
 from uid.engines import Backend, Engine
 from uid.errors import ParityError
 from uid.export.dummies import dummy_inputs
 from uid.families.contract import ExportComponent, Model
+from uid.runtime.colour import colour_fixed
+from uid.runtime.noise import drawn
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
+from uid.runtime.pixels import enlarged, padded, planes
 
 # Largest error over the output's largest value. fp16 carries 11 bits, and a step subtracts two close predictions and
 # multiplies the difference by the guidance scale.
@@ -62,18 +65,18 @@ def component_case(component: ExportComponent, sizes: Mapping[str, int]) -> Pari
 
 def image_case(model: Model, components: Sequence[ExportComponent], steps: int, guidance: float) -> ImageCase:
     """Run the reference on smooth random images of the smallest size."""
-    side, modes = model.size_multiple, model.modes(components)
+    (side, _), modes = padded((1, 1), model.size_multiple, model.min_side), model.modes(components)
     generator = np.random.Generator(np.random.PCG64(0))
     names = dict.fromkeys([IMAGE, *(spec.name for mode in modes.values() for spec in mode.extra_inputs)])
     images = {name: generator.random((side, side, 3), dtype=np.float32) for name in names}
-    state = next(spec for c in components for spec in c.declaration.inputs if spec.name == STATE)
-    shape = resolve(state.shape, {HEIGHT: side, WIDTH: side})
-    noise = torch.from_numpy(np.random.Generator(np.random.PCG64(0)).standard_normal(shape, dtype=np.float32))
 
     def run(name: str, mode: Mode) -> Array:
         given = [IMAGE, *(spec.name for spec in mode.extra_inputs)]
-        planar = {one: torch.from_numpy(images[one]).permute(2, 0, 1)[None] for one in given}
-        return model.sample(name, planar, noise, steps, guidance)[0].permute(1, 2, 0).numpy()
+        planar = {one: torch.from_numpy(planes(images[one]))[None] for one in given}
+        noise = {key: torch.from_numpy(array.copy()) for key, array in drawn(mode.noise, side, side, steps, 0).items()}
+        output = model.sample(name, planar, noise, steps, guidance)[0].numpy()
+        large = planes(enlarged(images[IMAGE], output.shape[1] // side))
+        return colour_fixed(output, large, mode.colour_fix).transpose(1, 2, 0)
 
     return ImageCase(images, {name: run(name, mode) for name, mode in modes.items()}, steps)
 
@@ -125,7 +128,7 @@ def check_image(bundle: Bundle, backend: Backend, case: ImageCase) -> list[Parit
     parities = []
     for mode, expected in case.results.items():
         extra: dict[str, Any] = {spec.name: case.images[spec.name] for spec in bundle.modes[mode].extra_inputs}
-        options = Options(mode=mode, steps=case.steps, transforms=1)
+        options = Options(mode=mode, steps=case.steps if bundle.has_steps(mode) else None, transforms=1)
         # A pipeline of its own for each mode: two full-size step graphs need not be in memory together.
         result = Pipeline(bundle, backend)(case.images[IMAGE], options, **extra)
         difference = np.abs(result.image - expected)

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uid.bundles.manifest import Component, Mode
+from uid.bundles.declarations import NEAREST, REFLECT, Component, Mode
 from uid.errors import CheckpointError
+
+Noises = Mapping[str, Tensor]
+"""A mode's noise by name, as ``uid.runtime.noise`` has it: that of each step has an axis of the steps in front."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,12 @@ class Model(ABC):
     index: Mapping[str, Any]  # the checkpoint's ``model_index.json``
     module: nn.Module  # all that has weights
     size_multiple: int  # image height and width are multiples of this
-    schedule: Mapping[str, Any]  # as a bundle's manifest holds it
+    schedule: Mapping[str, Any] = {}  # as a bundle's manifest holds it; empty without a denoising loop
+    # As a bundle's manifest holds them.
+    padding: str = REFLECT
+    rounding: str = NEAREST
+    min_side: int = 1
+    max_side: int | None = None
 
     @abstractmethod
     def components(self, precision: str, *, shortcuts: bool = False) -> list[ExportComponent]:
@@ -45,21 +53,21 @@ class Model(ABC):
         """The constant inputs by key, in float32."""
 
     @abstractmethod
-    def prepare(self, mode: str, images: Mapping[str, Tensor]) -> Any:
+    def prepare(self, mode: str, images: Mapping[str, Tensor], noise: Noises) -> Any:
         """The features of a mode's images, (B, 3, H, W) in [0, 1] by name; passed on to ``denoise`` and ``finish``."""
 
-    @abstractmethod
-    def denoise(self, features: Any, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        """The whole loop from ``noise`` to the last state."""
+    def denoise(self, features: Any, noise: Noises, steps: int, guidance: float) -> Tensor | None:
+        """The whole loop, to the last state; None where the family has no loop."""
+        return None
 
     @abstractmethod
-    def finish(self, features: Any, state: Tensor) -> Tensor:
+    def finish(self, features: Any, state: Tensor | None) -> Tensor:
         """The output image, (B, 3, H, W), from the last state."""
 
     @torch.inference_mode()
-    def sample(self, mode: str, images: Mapping[str, Tensor], noise: Tensor, steps: int, guidance: float) -> Tensor:
-        """The output image of a mode: the oracle for parity."""
-        features = self.prepare(mode, images)
+    def sample(self, mode: str, images: Mapping[str, Tensor], noise: Noises, steps: int, guidance: float) -> Tensor:
+        """The output image of a mode, before any colour fix: the oracle for parity."""
+        features = self.prepare(mode, images, noise)
         return self.finish(features, self.denoise(features, noise, steps, guidance))
 
     def half(self) -> None:

@@ -25,12 +25,15 @@ class Layout:
         return len(self.rows) * len(self.columns)
 
 
-def layout(height: int, width: int, tile: int, multiple: int, *, few_sizes: bool = False) -> Layout:
+def layout(
+    height: int, width: int, tile: int, multiple: int, *, max_side: int | None = None, few_sizes: bool = False
+) -> Layout:
     """The tiles of a padded image: none larger than ``tile * tile`` pixels, all sides multiples of ``multiple``.
 
-    ``few_sizes``: tiles have one of ``TILE_SIZES`` sides, for backends on which each new size costs time.
+    ``max_side``: no side is longer than this either, which is ``tile`` or more. ``few_sizes``: tiles have one of
+    ``TILE_SIZES`` sides, for backends on which each new size costs time.
     """
-    if height * width <= tile * tile:
+    if height * width <= tile * tile and max(height, width) <= (max_side or max(height, width)):
         return Layout((slice(0, height),), (slice(0, width),))
     overlap = max(1, tile // TILE_OVERLAP // multiple) * multiple
     step = max(1, tile // TILE_SIZES // multiple) * multiple if few_sizes else multiple

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Literal
 
-from uid.bundles.manifest import SHALLOW, UNGUIDED, Bundle, Preset
+from uid.bundles.declarations import SHALLOW, UNGUIDED, Bundle, Preset
 from uid.bundles.tensors import GUIDANCE, Array
 from uid.errors import InputError
 from uid.runtime.schedule import timesteps
@@ -25,7 +25,7 @@ class Options:
 
     mode: str = "deblur"  # one of the bundle's, such as "deblur" or "blur-transfer"
     preset: str | None = None  # name of one of the bundle's presets; steps and transforms may still be given
-    steps: int | None = None  # denoising steps
+    steps: int | None = None  # denoising steps; None also where the mode has no loop
     # Flipped and transposed copies of the image, 1 to 8, whose results are averaged: test-time augmentation, or
     # "geometric self-ensemble" (Lim et al., 2017). Up to 4 keep the image's size, the others exchange height and width.
     transforms: int | None = None
@@ -64,11 +64,12 @@ class Options:
         name = self.preset or bundle.preset
         preset = Preset(bundle.steps, 1) if name is None else bundle.presets[name]
         steps = preset.steps if self.steps is None else self.steps
-        timesteps(bundle.schedule, steps)  # which refuses more steps than there are
+        if bundle.has_steps(self.mode):
+            timesteps(bundle.schedule, steps)  # which refuses impossible numbers of steps
         return replace(
             self,
             preset=name,
-            steps=steps,
+            steps=steps if bundle.has_steps(self.mode) else None,
             transforms=preset.transforms if self.transforms is None else self.transforms,
             guidance=bundle.guidance if self.guidance is None else self.guidance,
         )
@@ -100,6 +101,10 @@ def check_against(options: Options, bundle: Bundle) -> None:
     if options.preset is not None and options.preset not in bundle.presets:
         known = ", ".join(bundle.presets) or "none: give steps and transforms"
         raise InputError(f"bundle {bundle.name!r} has no preset {options.preset!r}; it has {known}", option="preset")
+    if options.steps is not None and not bundle.has_steps(options.mode):
+        raise InputError(
+            f"mode {options.mode!r} of bundle {bundle.name!r} has no denoising steps; leave steps out", option="steps"
+        )
     if options.guidance not in (None, 1.0) and not reads(bundle, options.mode, GUIDANCE):
         raise InputError(
             f"bundle {bundle.name!r} was exported without guidance; leave it out, or give 1", option="guidance"
@@ -118,6 +123,11 @@ def check_against(options: Options, bundle: Bundle) -> None:
     if isinstance(options.tile, Integral) and options.tile < smallest_tile(bundle):
         raise InputError(
             f"tile is {options.tile}; bundle {bundle.name!r} needs at least {smallest_tile(bundle)}", option="tile"
+        )
+    if isinstance(options.tile, Integral) and bundle.max_side is not None and options.tile > bundle.max_side:
+        raise InputError(
+            f"tile is {options.tile}; bundle {bundle.name!r} runs at most {bundle.max_side} pixels a side",
+            option="tile",
         )
 
 
@@ -143,18 +153,24 @@ def reads(bundle: Bundle, mode: str, tensor: str) -> bool:
 
 
 def smallest_tile(bundle: Bundle) -> int:
-    """Side of the smallest tile in pixels: two size multiples, so that tiles can overlap."""
-    return 2 * bundle.size_multiple
+    """Side of the smallest tile in pixels: two size multiples, so that tiles can overlap, or the smallest image."""
+    multiple = bundle.size_multiple
+    return max(2 * multiple, bundle.min_side + -bundle.min_side % multiple)
+
+
+def largest_tile(bundle: Bundle) -> int:
+    """Side of the largest tile in pixels that the bundle takes by default."""
+    return min(bundle.tile, bundle.max_side or bundle.tile)
 
 
 @dataclass(frozen=True)
 class Result:
     """An image, and how it was made."""
 
-    image: Array  # shape and dtype of the input
+    image: Array  # dtype of the input, and its shape unless the mode enlarges it
     backend: str  # the backend that ran
     options: Options  # those that were used, with the bundle's defaults in place of None
-    height: int
+    height: int  # of the input
     width: int
     seconds: dict[str, float] = field(default_factory=dict)  # by stage: prepare, step, finish
     tiles: int = 1  # of each transform

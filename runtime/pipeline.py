@@ -5,17 +5,19 @@ result = pipeline(image)                       # (H, W, 3) RGB uint8, uint16 or 
 result.image                                   # the same shape and dtype
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from uid.bundles.manifest import UNGUIDED, Bundle, built_in, read_bundle
+from uid.bundles.declarations import UNGUIDED, Bundle, built_in
+from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import IMAGE, Array
 from uid.engines import Backend, Report, create
 from uid.errors import OutOfMemoryError
-from uid.runtime.options import AUTO, Options, Result, check_inputs, has_stage
+from uid.runtime.options import AUTO, Options, Result, check_inputs, has_stage, largest_tile
 from uid.runtime.pixels import check_image, planes, to_float
 from uid.runtime.plan import Plans
 from uid.runtime.run import ImageRun, Limits, OnStep, Request
-from uid.runtime.schedule import Step, ddim, stages
+from uid.runtime.schedule import Step, coefficients, stages
 
 
 class Pipeline:
@@ -30,7 +32,7 @@ class Pipeline:
         self._backend = backend
         self._plans = Plans(bundle, backend)
         # What "auto" tiles start with, and the largest batch; both shrink for good where memory runs out.
-        self._auto = Limits(bundle.tile, backend.largest_batch)
+        self._auto = Limits(largest_tile(bundle), backend.largest_batch)
 
     @property
     def backend(self) -> str:
@@ -38,7 +40,13 @@ class Pipeline:
         return self._backend.name
 
     def __call__(
-        self, image: Array, options: Options | None = None, *, on_step: OnStep | None = None, **extra: Array | None
+        self,
+        image: Array,
+        options: Options | None = None,
+        *,
+        on_step: OnStep | None = None,
+        noise: Mapping[str, Array] | None = None,
+        **extra: Array | None,
     ) -> Result:
         """Run the bundle's model on ``image``.
 
@@ -46,7 +54,8 @@ class Pipeline:
         that the mode declares, by name and of the same kinds: "blur-transfer" takes ``blur_image``, whose blur the
         output gets. ``on_step`` receives (steps done, steps in all) after each step, or after the last step of a batch
         of tiles where the backend runs all steps in one piece. It must not wait for another call of the pipeline, which
-        waits for this one.
+        waits for this one. ``noise`` are arrays to use instead of the seed's, by name, such as ``latent``: float32, of
+        the shapes that ``runtime.noise.shape_of`` gives for the padded image.
 
         Raises ``InputError`` for an image or option that does not fit, ``ModelError`` when the model writes NaN or
         infinity, ``OutOfMemoryError`` when the backend's memory does not hold the image or tile.
@@ -57,14 +66,15 @@ class Pipeline:
         for name, value in {IMAGE: image, **given}.items():
             check_image(value, name)
         extra_planes = {name: to_float(planes(value)) for name, value in given.items()}
-        request = Request(image, options, loop_steps(self.bundle, options), extra_planes, on_step)
+        steps = loop_steps(self.bundle, options)
+        request = Request(image, options, steps, extra_planes, noise or {}, on_step)
         with self._backend.exclusive():
             return self._run(request)
 
     def _run(self, request: Request) -> Result:
         """The result of a request; where memory runs out, within ever smaller limits that its options allow."""
         tile, multiple = request.options.tile, self.bundle.size_multiple
-        side = self.bundle.tile if tile is None else self._auto.tile if tile == AUTO else int(tile)
+        side = largest_tile(self.bundle) if tile is None else self._auto.tile if tile == AUTO else int(tile)
         limits = Limits(side // multiple * multiple, self._auto.batch)
         while True:
             run = ImageRun(self.bundle, self._backend, self._plans, request, limits)
@@ -92,12 +102,14 @@ def load(
 
 
 def loop_steps(bundle: Bundle, options: Options) -> list[Step]:
-    """The denoising steps of resolved options, and how each is computed.
+    """The denoising steps of resolved options, and how each is computed; none where the mode has no loop.
 
     At guidance scale 1 the conditional branch alone gives the same result, so it runs alone where the bundle has it.
     """
+    if not bundle.has_steps(options.mode):
+        return []
     count, interval = options.steps or bundle.steps, options.guidance_interval
     if options.guidance == 1.0 and options.cache_interval == 1 and has_stage(bundle, options.mode, UNGUIDED):
         interval = (0.0, 0.0)
-    coefficients = ddim(bundle.schedule, count)
-    return [Step(*step) for step in zip(coefficients, stages(count, interval, options.cache_interval), strict=True)]
+    rows = coefficients(bundle.schedule, count)
+    return [Step(*step) for step in zip(rows, stages(count, interval, options.cache_interval), strict=True)]

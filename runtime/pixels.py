@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uid import engines
-from uid.bundles.manifest import Component
+from uid.bundles.declarations import NEAREST, REFLECT, Component
 from uid.bundles.tensors import Array, TensorSpec
 from uid.errors import InputError
 
@@ -77,21 +77,25 @@ def to_float(values: Array) -> Planes:
     return floats
 
 
-def like(floats: Planes, image: Array) -> Array:
-    """Planes, float32 in [0, 1], in the layout and dtype of ``image``; integers are rounded, grey is the mean."""
+def like(floats: Planes, image: Array, rounding: str = NEAREST) -> Array:
+    """Planes, float32 in [0, 1], in the layout and dtype of ``image``; grey is the mean.
+
+    Integers are rounded to the nearest, halves to even, or down (``ROUNDINGS``).
+    """
     layers = [floats.mean(axis=0)] if image.ndim == 2 else list(floats)
-    return interleaved([in_dtype(layer, image.dtype) for layer in layers])
+    return interleaved([in_dtype(layer, image.dtype, rounding) for layer in layers])
 
 
-def in_dtype(layer: Planes, dtype: np.dtype[Any]) -> Array:
+def in_dtype(layer: Planes, dtype: np.dtype[Any], rounding: str) -> Array:
     """One plane, float32 in [0, 1], in another dtype."""
-    if dtype == np.uint8:
+    if dtype == np.uint8 and rounding == NEAREST:
         import cv2
 
         rounded: Array = cv2.convertScaleAbs(layer, alpha=255.0)  # halves to even, as numpy, in a tenth of its time
         return rounded
     if np.issubdtype(dtype, np.integer):
-        layer = np.rint(layer * np.float32(np.iinfo(dtype).max))
+        layer = layer * np.float32(np.iinfo(dtype).max)
+        layer = np.rint(layer) if rounding == NEAREST else np.floor(layer)
     converted: Array = layer.astype(dtype)
     return converted
 
@@ -108,14 +112,27 @@ def interleaved(layers: Sequence[Array]) -> Array:
     return merged
 
 
-def pad(values: Array, multiple: int) -> Array:
-    """Extend the lower and right edges of planes by reflection to multiples of ``multiple``."""
-    height, width = padded(values.shape[1:], multiple)
+def enlarged(image: Array, scale: int) -> Array:
+    """An image array, (H, W) or (H, W, 3), at a whole number of times its size, bicubic; its dtype stays."""
+    if scale == 1:
+        return image
+    import cv2
+
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    larger: Array = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    return larger
+
+
+def pad(values: Array, multiple: int, kind: str = REFLECT, least: int = 1) -> Array:
+    """Extend the lower and right edges of planes to ``padded`` sizes, by reflection or with zeros (``PADDINGS``)."""
+    height, width = padded(values.shape[1:], multiple, least)
+    if (height, width) == values.shape[1:]:
+        return values
     edges = ((0, 0), (0, height - values.shape[1]), (0, width - values.shape[2]))
-    return np.pad(values, edges, mode="reflect") if (height, width) != values.shape[1:] else values
+    return np.pad(values, edges, mode="reflect") if kind == REFLECT else np.pad(values, edges)
 
 
-def padded(size: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Height and width rounded up to multiples of ``multiple``."""
-    height, width = (side + -side % multiple for side in size)
+def padded(size: Sequence[int], multiple: int, least: int = 1) -> tuple[int, int]:
+    """Height and width, ``least`` or more, rounded up to multiples of ``multiple``."""
+    height, width = (max(side, least) + -max(side, least) % multiple for side in size)
     return height, width

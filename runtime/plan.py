@@ -5,28 +5,20 @@ Components are wired by tensor name. ``uid.bundles.tensors`` lists the names tha
 ``uid.runtime.pixels`` those of the uint8 conversion that some backends have in front and at the end.
 
 Between an image's upload and its download nothing allocates, copies or writes from the host, so that a backend can
-capture all of it. Every step is bound to coefficients of its own, which are written when the plan is made. Two latents
-are ping-pong buffers: even steps read the first and write the second, odd steps the other way round.
+capture all of it. Every step is bound to coefficients of its own, which are written when the plan is made, and to noise
+of its own where it reads any, which is written with the image. Two latents are ping-pong buffers: even steps read the
+first and write the second, odd steps the other way round.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
-from uid.bundles.manifest import FINISH, FULL, PREPARE, STEPS, Bundle, Component
-from uid.bundles.tensors import (
-    COEFFICIENTS,
-    GUIDANCE,
-    IMAGE,
-    NEXT_STATE,
-    OUTPUT,
-    STATE,
-    Array,
-    TensorSpec,
-    resolve_all,
-)
+from uid.bundles.declarations import COEFFICIENTS, FINISH, FULL, PER_STEP, PREPARE, STEPS, Bundle, Component, Noise
+from uid.bundles.tensors import GUIDANCE, IMAGE, NEXT_STATE, OUTPUT, STATE, Array, TensorSpec, resolve_all
 from uid.engines import Backend, Buffer, Engine, Launch, Progress, Seconds, Work
 from uid.errors import ModelError, OutOfMemoryError
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, PIXELS_IN, PIXELS_OUT
@@ -49,28 +41,35 @@ class Plan:
         constants: Mapping[str, Array],
         steps: Sequence[Step],
         images: Iterable[str] = (IMAGE,),
+        noise: Sequence[Noise] = (),
     ) -> None:
         """Allocate a buffer for every tensor, write constants and coefficients, bind and capture every launch.
 
-        ``steps`` are in the order that they run in; ``images`` are the inputs that each run is given. Raises
-        ``ModelError`` when a component reads what no earlier one writes, or a graph differs from its declaration;
-        ``OutOfMemoryError`` when the backend has no room.
+        ``steps`` are in the order that they run in, and may be none; ``images`` and ``noise`` are the inputs that each
+        run is given. Raises ``ModelError`` when a component reads what no earlier one writes, or a graph differs from
+        its declaration; ``OutOfMemoryError`` when the backend has no room.
         """
-        check_wiring([part for part, _ in parts], {*constants, *images})
+        check_wiring([part for part, _ in parts], {*constants, *images, *(one.spec.name for one in noise)})
         for part, engine in parts:
             check_declaration(part, engine)
         self.backend, self.parts, self.steps = backend, parts, steps
         specs = {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs) if s.name not in COEFFICIENTS}
         shapes = resolve_all(specs.values(), sizes)
-        self.buffers = {name: backend.allocate(shapes[name], spec.dtype) for name, spec in specs.items()}
+
+        def buffer(name: str) -> Buffer:
+            return backend.allocate(shapes[name], specs[name].dtype)
+
+        every_step = [one.spec.name for one in noise if one.draw == PER_STEP and one.spec.name in specs]
+        self.step_noise = {name: [buffer(name) for _ in steps] for name in every_step}
+        self.buffers = {name: buffer(name) for name in specs if name not in every_step}
         for name, value in constants.items():
             self.buffers[name].write(value)
-        self.states = (self.buffers[STATE], self.buffers[NEXT_STATE])
+        self.states = [self.buffers[name] for name in (STATE, NEXT_STATE)] if steps else []
         self.coefficients = [self.write_coefficients(step.coefficients) for step in steps]
         self.work = Work(
             prepare=bind(parts, PREPARE, self.buffers),
             step=[in_order(bind(parts, step.stage, self.tensors_of(i))) for i, step in enumerate(steps)],
-            finish=bind(parts, FINISH, {**self.buffers, STATE: self.result}),
+            finish=bind(parts, FINISH, {**self.buffers, STATE: self.result} if steps else self.buffers),
             engines=engines_by_stage(parts),
         )
         # After all are bound: only then is it known how much scratch memory serves every engine.
@@ -79,18 +78,18 @@ class Plan:
 
     @property
     def result(self) -> Buffer:
-        """The latent that the last step writes."""
+        """The latent that the last step writes, where there is a step."""
         return self.states[len(self.steps) % 2]
 
     @property
     def nbytes(self) -> int:
         """Size of the buffers in bytes, without the few bytes of coefficients."""
-        return sum(buffer.nbytes for buffer in self.buffers.values())
+        return sum(buffer.nbytes for buffer in chain(self.buffers.values(), *self.step_noise.values()))
 
     def write_coefficients(self, values: Coefficients) -> dict[str, Buffer]:
         """New buffers with those of a step's coefficients that any component reads."""
         read = {spec.name for part, _ in self.parts for spec in part.inputs}
-        arrays = {name: number(getattr(values, name)) for name in COEFFICIENTS if name in read}
+        arrays = {name: number(value) for name, value in values if name in read}
         buffers = {name: self.backend.allocate(array.shape, array.dtype) for name, array in arrays.items()}
         for name, buffer in buffers.items():
             buffer.write(arrays[name])
@@ -99,29 +98,29 @@ class Plan:
     def tensors_of(self, step: int) -> Tensors:
         """The buffers of every name in one step, counted from 0."""
         here, there = self.states[step % 2], self.states[(step + 1) % 2]
-        return {**self.buffers, **self.coefficients[step], STATE: here, NEXT_STATE: there}
+        noise = {name: buffers[step] for name, buffers in self.step_noise.items()}
+        return {**self.buffers, **self.coefficients[step], **noise, STATE: here, NEXT_STATE: there}
 
     def run(
         self,
         inputs: Mapping[str, Array],
-        noise: Array,
+        noise: Mapping[str, Array],
         guidance: float,
         progress: Progress,
         output: str = OUTPUT,
     ) -> tuple[Array, Seconds]:
         """Prepare, all steps, finish. Returns the tensor called ``output`` and the seconds spent in each stage.
 
-        ``progress`` is told how many steps are done: after each, or only after the last where the backend runs them in
-        one piece. Raises ``ModelError``, naming the step, when the result is not finite.
+        ``noise`` is as ``runtime.noise`` has it. ``progress`` is given how many steps are done: after each, or only
+        after the last where the backend runs them in one piece. Raises ``ModelError``, naming the step, when the result
+        is not finite.
         """
-        for name, array in inputs.items():
+        for name, array in {**inputs, GUIDANCE: number(guidance)}.items():
             if name in self.buffers:  # stages that are left out may have been its only readers
                 self.buffers[name].write(array)
-        if GUIDANCE in self.buffers:
-            self.buffers[GUIDANCE].write(number(guidance))
-        self.states[0].write(noise)
+        self.write_noise(noise)
         seconds = self.replay(progress)
-        if not np.isfinite(self.result.read()).all():
+        if self.steps and not np.isfinite(self.result.read()).all():
             raise ModelError(self.find_non_finite(noise))
         image = self.buffers[output].read()
         telling = image if output == OUTPUT else self.buffers[OUTPUT_MEAN].read()
@@ -129,7 +128,15 @@ class Plan:
             raise ModelError("the model wrote NaN or infinity in its finish stage; try an fp32 bundle")
         return image, seconds
 
-    def find_non_finite(self, noise: Array) -> str:
+    def write_noise(self, noise: Mapping[str, Array]) -> None:
+        """Write an image's noise, and that of each step, where anything reads it."""
+        for name, array in noise.items():
+            if name in self.buffers:
+                self.buffers[name].write(array)
+            for buffer, one in zip(self.step_noise.get(name, ()), array, strict=False):
+                buffer.write(one)
+
+    def find_non_finite(self, noise: Mapping[str, Array]) -> str:
         """Run the steps again one by one, and say where NaN or infinity first appears.
 
         The loop itself never looks, since looking costs a synchronisation per step on a device.
@@ -138,11 +145,14 @@ class Plan:
         for name in self.prepared:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
-        self.states[0].write(noise)
+        if STATE in noise:
+            self.states[0].write(noise[STATE])
+        else:
+            in_order(self.work.prepare)()
         for i, (step, launch) in enumerate(zip(self.steps, self.work.step, strict=True), 1):
             launch()
             if not np.isfinite(self.states[i % 2].read()).all():
-                where = f"step {i} of {len(self.steps)} (timestep {step.coefficients.timestep:g})"
+                where = f"step {i} of {len(self.steps)} (timestep {step.timestep:g})"
                 return f"the model wrote NaN or infinity in {where}; {advice}"
         return f"the model wrote NaN or infinity once and not when run again; {advice}"
 
@@ -183,7 +193,8 @@ class Plans:
         if pixels:
             parts = [self.pixels(PIXELS_IN, sizes), *parts, self.pixels(PIXELS_OUT, sizes)]
         constants = {tensor: self.bundle.constants[key] for tensor, key in declared.constants.items()}
-        return Plan(self.backend, parts, sizes, constants, steps, [spec.name for spec in declared.inputs])
+        images = [spec.name for spec in declared.inputs]
+        return Plan(self.backend, parts, sizes, constants, steps, images, declared.noise)
 
     def part(self, component: Component, sizes: Mapping[str, int]) -> Part:
         """A component of the bundle with an engine that covers ``sizes``."""
@@ -255,7 +266,8 @@ def check_wiring(parts: Sequence[Component], given: set[str]) -> None:
             if spec.name not in known and spec.name not in COEFFICIENTS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
         known |= {spec.name for spec in part.outputs}
-    for name in (NEXT_STATE, OUTPUT):
+    loop = any(part.stage in STEPS for part in parts)
+    for name in (NEXT_STATE, OUTPUT) if loop else (OUTPUT,):
         if name not in known:
             raise ModelError(f"no component writes {name!r}; export the bundle again")
 

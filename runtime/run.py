@@ -1,24 +1,37 @@
 """One image through a pipeline, within fixed limits: transforms, tiles and batches in, one image out.
 
-An image is padded by reflection to the bundle's size multiple, transformed, and cut into tiles that share one noise
-field. Tiles of one size run together in batches. What they give is blended and averaged.
+An image is transformed, padded as the bundle says, and cut into tiles that take their parts of the image's noise. Tiles
+of one size run together in batches. What they give is blended and averaged, and gets the mode's colour fix.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, groupby, islice
 
 import numpy as np
 
-from uid.bundles.manifest import Bundle
-from uid.bundles.tensors import BATCH, HEIGHT, IMAGE, OUTPUT, STATE, WIDTH, Array, TensorSpec, resolve
+from uid.bundles.declarations import NEAREST, NO_COLOUR_FIX, Bundle
+from uid.bundles.tensors import BATCH, HEIGHT, IMAGE, OUTPUT, WIDTH, Array, TensorSpec
 from uid.engines import Backend
 from uid.errors import InputError
-from uid.runtime.layout import blend_weights, layout
+from uid.runtime.colour import colour_fixed
+from uid.runtime.layout import Layout, blend_weights, layout
+from uid.runtime.noise import checked, drawn, part, together
 from uid.runtime.options import AUTO, Options, Result, smallest_tile
-from uid.runtime.pixels import IMAGE_PIXELS, OUTPUT_PIXELS, Planes, interleaved, like, pad, padded, planes, to_float
+from uid.runtime.pixels import (
+    IMAGE_PIXELS,
+    OUTPUT_PIXELS,
+    Planes,
+    enlarged,
+    interleaved,
+    like,
+    pad,
+    padded,
+    planes,
+    to_float,
+)
 from uid.runtime.plan import Plans
 from uid.runtime.schedule import Step
 from uid.runtime.transforms import TRANSPOSED, add, transformed
@@ -42,6 +55,7 @@ class Request:
     options: Options  # resolved
     steps: Sequence[Step]
     extra: Mapping[str, Planes] = field(default_factory=dict)  # the mode's further images: (3, H, W) float32 in [0, 1]
+    noise: Mapping[str, Array] = field(default_factory=dict)  # in place of the seed's, by name
     on_step: OnStep | None = None
 
 
@@ -50,7 +64,7 @@ class Piece:
     """One tile of one transform of an image, and where its output is added."""
 
     planes: Array  # (3, H, W), uint8, uint16 or float
-    noise: Planes  # (1, C, h, w), its part of the image's noise
+    noise: Mapping[str, Array]  # its part of the image's noise, by name
     transform: int
     target: Planes | None = None  # (3, H, W), without padding: the view that its output is added to
     weights: tuple[Planes, Planes] | None = None  # (H,) and (W,), whose product its output is weighted by; None: 1
@@ -70,17 +84,15 @@ class ImageRun:
         self.bundle, self.backend, self.plans, self.request, self.limits = bundle, backend, plans, request, limits
         self.given = planes(request.image)
         self.transforms = request.options.transforms or 1
+        self.mode = bundle.modes[request.options.mode]
         self.parts = bundle.parts(request.options.mode)
-        self.extra_inputs = bundle.modes[request.options.mode].extra_inputs
-        # The loop's state, as the bundle declares it.
-        self.state = next(spec for part in self.parts for spec in part.inputs if spec.name == STATE)
-        height, width = padded(self.given.shape[1:], bundle.size_multiple)
-        few = backend.new_sizes_cost
-        # Tiles, and the shape of the noise, of the image as it is and transposed.
-        sizes = (height, width), (width, height)
-        self.layouts = [layout(*size, limits.tile, bundle.size_multiple, few_sizes=few) for size in sizes]
+        self.scale = bundle.output_scale(request.options.mode)
+        height, width = padded(self.given.shape[1:], bundle.size_multiple, bundle.min_side)
+        # Of the image as it is and transposed: its padded size, its tiles, its noise.
+        self.sizes = (height, width), (width, height)
+        self.layouts = [self.layout(*size) for size in self.sizes]
         self.tiles = self.layouts[0].tiles
-        self.noise_shapes = [resolve(self.state.shape, {HEIGHT: size[0], WIDTH: size[1]}) for size in sizes]
+        self.noises = [self.noise(*size) for size in self.sizes[: 1 + (self.transforms > TRANSPOSED)]]
         self.seconds = dict.fromkeys(("prepare", "step", "finish"), 0.0)
         self.pieces_done = 0
         self.largest_batch = 1  # that ran
@@ -128,41 +140,45 @@ class ImageRun:
 
     @property
     def stays_uint8(self) -> bool:
-        """Whether uint8 goes in and comes out, since nothing is added up on the host."""
-        return self.tiles == self.transforms == 1 and self.request.image.ndim == 3 and self.uploads_uint8(self.given)
+        """Whether uint8 goes in and comes out, since nothing is computed on the host."""
+        plain = self.mode.colour_fix == NO_COLOUR_FIX and self.bundle.rounding == NEAREST
+        one = self.tiles == self.transforms == 1
+        return plain and one and self.request.image.ndim == 3 and self.uploads_uint8(self.given)
 
     def run_whole(self) -> Array:
         """The image as one piece, in uint8."""
-        whole = pad(self.given, self.bundle.size_multiple)
-        (output,) = self.run([Piece(whole, self.noise(0), 0)], OUTPUT_PIXELS)
+        (output,) = self.run([Piece(self.padded(self.given), self.noises[0], 0)], OUTPUT_PIXELS)
         return interleaved(list(output[:, : self.given.shape[1], : self.given.shape[2]]))
 
     def run_pieces(self) -> Array:
         """The average of what the transforms give, each blended from its tiles."""
-        total = np.zeros(self.given.shape, np.float32)
+        height, width = self.given.shape[1:]
+        total = np.zeros((3, self.scale * height, self.scale * width), np.float32)
         pieces = (piece for number in range(self.transforms) for piece in self.pieces(total, number))
         for batch in self.batches(pieces):
             for piece, output in zip(batch, self.run(batch), strict=True):
                 piece.add(output)
         total /= np.float32(self.transforms)
-        return like(total, self.request.image)
+        if self.mode.colour_fix != NO_COLOUR_FIX:
+            image = np.stack([enlarged(plane, self.scale) for plane in to_float(self.given)])
+            total = colour_fixed(total, image, self.mode.colour_fix)
+        return like(total, self.request.image, self.bundle.rounding)
 
     # -- its pieces ---------------------------------------------------------------------------------------------------
 
     def pieces(self, total: Planes, number: int) -> Iterator[Piece]:
         """The tiles of transform ``number`` of the image."""
         given, target = transformed(self.given, number), transformed(total, number)
-        whole = pad(given, self.bundle.size_multiple)
-        noise, tiles = self.noise(number), self.layouts[number // TRANSPOSED]
+        whole = self.padded(given)
+        noise, tiles = self.noises[number // TRANSPOSED], self.layouts[number // TRANSPOSED]
         if self.tiles == 1:
             yield Piece(whole, noise, number, target)
             return
-        factor = whole.shape[1] // noise.shape[2]
-        for row, down in zip(tiles.rows, blend_weights(tiles.rows), strict=True):
-            for column, across in zip(tiles.columns, blend_weights(tiles.columns), strict=True):
-                top, left = (slice(s.start // factor, s.stop // factor) for s in (row, column))
-                part = whole[:, row, column], noise[:, :, top, left]
-                yield Piece(*part, number, target[:, row, column], (down, across))
+        rows, columns = ([scaled(span, self.scale) for span in spans] for spans in (tiles.rows, tiles.columns))
+        for row, down, to_row in zip(tiles.rows, blend_weights(rows), rows, strict=True):
+            for column, across, to_column in zip(tiles.columns, blend_weights(columns), columns, strict=True):
+                own = {one.spec.name: part(one, noise[one.spec.name], row, column) for one in self.mode.noise}
+                yield Piece(whole[:, row, column], own, number, target[:, to_row, to_column], (down, across))
 
     def batches(self, pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         """Pieces of one size in lists that run together, in order."""
@@ -183,29 +199,46 @@ class ImageRun:
 
     def batch_size(self, piece: Piece) -> int:
         """How many pieces like this one run together: no more than a full tile has room for, in equal parts."""
-        if BATCH not in self.state.shape:
+        if not self.takes_batches:
             return 1
         room: int = self.limits.tile**2 // (piece.planes.shape[1] * piece.planes.shape[2])
         count = self.tiles * min(self.transforms, TRANSPOSED)
         most = max(1, min(self.limits.batch, room, count))
         if most > 1:
-            most = self.backend.batch(self.bundle, self.parts, self.sizes(piece), most)
+            most = self.backend.batch(self.bundle, self.parts, self.symbols(piece), most)
         return -(-count // -(-count // most))
 
     # -- the plan -----------------------------------------------------------------------------------------------------
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether all that is given to the components for a tile has a batch axis."""
+        given = (*self.mode.inputs, *(one.spec for one in self.mode.noise))
+        return all(BATCH in spec.shape for spec in given)
+
     def uploads_uint8(self, tile: Array) -> bool:
         """Whether planes go to the backend as they are."""
-        return tile.dtype == np.uint8 and self.backend.uint8_pixels
+        return tile.dtype == np.uint8 and self.scale == 1 and self.backend.uint8_pixels
 
-    def noise(self, number: int) -> Planes:
-        """The seed's Gaussian noise for the whole padded image in a transform; tiles take their parts of it."""
-        return seeded_noise(self.request.options.seed, self.noise_shapes[number // TRANSPOSED])
+    def padded(self, values: Array) -> Array:
+        """Planes, extended to sizes that the bundle takes."""
+        return pad(values, self.bundle.size_multiple, self.bundle.padding, self.bundle.min_side)
 
-    def sizes(self, piece: Piece) -> dict[str, int]:
+    def layout(self, height: int, width: int) -> Layout:
+        """The tiles of a padded image of this size."""
+        multiple, max_side, few = self.bundle.size_multiple, self.bundle.max_side, self.backend.new_sizes_cost
+        return layout(height, width, self.limits.tile, multiple, max_side=max_side, few_sizes=few)
+
+    def noise(self, height: int, width: int) -> Mapping[str, Array]:
+        """The noise for a padded image of this size: the caller's, or the seed's."""
+        noise, steps, given = self.mode.noise, len(self.request.steps), self.request.noise
+        own = drawn(noise, height, width, steps, self.request.options.seed)
+        return {**own, **checked(given, noise, height, width, steps)}
+
+    def symbols(self, piece: Piece) -> dict[str, int]:
         """The manifest's symbols for one piece."""
         sizes = {HEIGHT: piece.planes.shape[1], WIDTH: piece.planes.shape[2]}
-        for spec in self.extra_inputs:
+        for spec in self.mode.extra_inputs:
             shape = transformed(self.request.extra[spec.name], piece.transform).shape
             sizes |= sizes_of(spec, shape)
         return sizes
@@ -218,8 +251,10 @@ class ImageRun:
         inputs = {IMAGE_PIXELS: tiles} if uint8 else {IMAGE: to_float(tiles)}
         for name, extra in self.request.extra.items():
             inputs[name] = stacked([transformed(extra, piece.transform)[None] for piece in batch])
-        sizes = self.sizes(batch[0]) | {BATCH: len(batch)}
-        noise = stacked([piece.noise for piece in batch])
+        sizes = self.symbols(batch[0]) | {BATCH: len(batch)}
+        noise = {
+            one.spec.name: together(one, [piece.noise[one.spec.name] for piece in batch]) for one in self.mode.noise
+        }
         guidance = float(self.request.options.guidance or 0.0)
         plan = self.plans.get(self.request.options.mode, sizes, self.request.steps, uint8)
         values, seconds = plan.run(inputs, noise, guidance, partial(self.count_steps, len(batch)), output)
@@ -256,9 +291,6 @@ def stacked(arrays: Sequence[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-@lru_cache(maxsize=2)  # all frames of a video have the same, and their transposed transforms another
-def seeded_noise(seed: int, shape: tuple[int, ...]) -> Planes:
-    """Gaussian noise, float32, the same for the same seed; read-only."""
-    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape, dtype=np.float32)
-    noise.flags.writeable = False
-    return noise
+def scaled(span: slice, scale: int) -> slice:
+    """Where an output that is ``scale`` times as large has these pixels."""
+    return slice(span.start * scale, span.stop * scale)

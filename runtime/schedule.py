@@ -1,25 +1,22 @@
-"""DDIM schedules as plain functions of the manifest's numbers; checked against diffusers' ``DDIMScheduler``."""
+"""Denoising schedules as plain functions of the manifest's numbers.
 
-from collections.abc import Mapping
+A sampler gives each step its coefficients, which its components read as tensors. "ddim" is checked against diffusers'
+``DDIMScheduler``, "ddpm" against ``DDPMScheduler``.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from uid.bundles.manifest import FULL, SHALLOW, UNGUIDED
-from uid.errors import BundleError, InputError
+from uid.bundles.declarations import DDIM, DDPM, FULL, SAMPLERS, SHALLOW, UNGUIDED
+from uid.bundles.schedules import LEADING, LINSPACE, RESPACED, SCALED_LINEAR
+from uid.errors import InputError
 
-SPACINGS = ("leading", "linspace", "trailing")
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """What one denoising step is given: its timestep, and alpha_bar at this timestep and at the next one."""
-
-    timestep: float
-    alpha_bar: float
-    alpha_bar_prev: float
+Coefficients = tuple[tuple[str, float], ...]
+"""What a step is given: name and value of each of its sampler's coefficients."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,11 @@ class Step:
 
     coefficients: Coefficients
     stage: str = FULL
+
+    @property
+    def timestep(self) -> float:
+        """The timestep that it starts from."""
+        return dict(self.coefficients)["timestep"]
 
 
 def stages(steps: int, interval: tuple[float, float] = (0.0, 1.0), cache_interval: int = 1) -> list[str]:
@@ -49,16 +51,14 @@ def stages(steps: int, interval: tuple[float, float] = (0.0, 1.0), cache_interva
     return chosen
 
 
-def alpha_bars(schedule: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    """Cumulative products of 1 - beta_t, (num_train_timesteps,), in float32 as the network was trained with."""
+def alpha_bars(schedule: Mapping[str, Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Cumulative products of 1 - beta_t, (num_train_timesteps,), computed in ``dtype``."""
     start, end, count = schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]
-    if schedule["beta_schedule"] == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float32) ** 2
-    elif schedule["beta_schedule"] == "linear":
-        betas = np.linspace(start, end, count, dtype=np.float32)
+    if schedule["beta_schedule"] == SCALED_LINEAR:
+        betas = np.linspace(start**0.5, end**0.5, count, dtype=dtype) ** 2
     else:
-        raise BundleError(f"beta_schedule is {schedule['beta_schedule']!r}; expected 'scaled_linear' or 'linear'")
-    return np.cumprod(1.0 - betas, dtype=np.float32)
+        betas = np.linspace(start, end, count, dtype=dtype)
+    return np.cumprod(1.0 - betas, dtype=dtype)
 
 
 def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
@@ -66,14 +66,14 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     count, spacing = int(schedule["num_train_timesteps"]), schedule["timestep_spacing"]
     if not 1 <= steps <= count:
         raise InputError(f"got {steps} steps; expected 1 to {count}", option="steps")
-    if spacing == "leading":
+    if spacing == LEADING:
         visited = np.arange(steps)[::-1] * (count // steps) + int(schedule["steps_offset"])
-    elif spacing == "linspace":
+    elif spacing == LINSPACE:
         visited = np.linspace(0, count - 1, steps).round()[::-1]
-    elif spacing == "trailing":
-        visited = np.round(np.arange(count, 0, -count / steps)) - 1
+    elif spacing == RESPACED:
+        visited = np.array(respaced(count, steps)[::-1])
     else:
-        raise BundleError(f"timestep_spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}")
+        visited = np.round(np.arange(count, 0, -count / steps)) - 1
     if visited.max() >= count:
         raise InputError(
             f"{steps} steps with {spacing} spacing start beyond timestep {count - 1}; use fewer steps", option="steps"
@@ -81,16 +81,70 @@ def timesteps(schedule: Mapping[str, Any], steps: int) -> npt.NDArray[np.int64]:
     return visited.astype(np.int64)
 
 
-def ddim(schedule: Mapping[str, Any], steps: int) -> list[Coefficients]:
-    """The coefficients of every step of a deterministic DDIM run (eta = 0), first step first.
+def respaced(count: int, steps: int) -> list[int]:
+    """Timesteps from 0 to ``count`` - 1 at a stride that is added up in floating point, each rounded half to even.
 
-    ``schedule`` holds diffusers' names: num_train_timesteps, beta_start, beta_end, beta_schedule, timestep_spacing,
-    steps_offset, set_alpha_to_one. Raises ``InputError`` for an impossible number of steps.
+    So does the code that "Improved Denoising Diffusion Probabilistic Models" (Nichol and Dhariwal, 2021) came with. For
+    many numbers of steps this differs from evenly spaced numbers that are rounded.
     """
-    bars = alpha_bars(schedule)
+    if steps == 1:
+        raise InputError(
+            "got 1 step; expected at least 2, since this bundle's steps are spaced from the first timestep to the last",
+            option="steps",
+        )
+    stride, at, visited = (count - 1) / (steps - 1), 0.0, []
+    for _ in range(steps):
+        visited.append(round(at))
+        at += stride
+    return visited
+
+
+def ddim(schedule: Mapping[str, Any], steps: int) -> list[Coefficients]:
+    """A deterministic DDIM run (eta = 0): the timestep, and alpha_bar at it and at the next one that is visited.
+
+    alpha_bar is computed in float32, as the network was trained with. After the last step it is 1, or with
+    ``set_alpha_to_one`` false that of timestep 0.
+    """
+    bars, visited = alpha_bars(schedule, np.float32), timesteps(schedule, steps)
     final = 1.0 if schedule["set_alpha_to_one"] else float(bars[0])
-    stride = len(bars) // steps if steps else 0
-    return [
-        Coefficients(float(t), float(bars[t]), float(bars[t - stride]) if t >= stride else final)
-        for t in timesteps(schedule, steps).tolist()
-    ]
+    values = [float(bars[t]) for t in visited]
+    rows = zip(visited.tolist(), values, [*values[1:], final], strict=True)
+    return [named(DDIM, float(t), here, previous) for t, here, previous in rows]
+
+
+def ddpm(schedule: Mapping[str, Any], steps: int) -> list[Coefficients]:
+    """A DDPM run over some of the timesteps (Ho et al., 2020, equation 7), with the small variance.
+
+    The step computes x0 = ``sqrt_recip_alpha_bar`` x - ``sqrt_recipm1_alpha_bar`` eps, and its result is
+    ``posterior_mean_x0`` x0 + ``posterior_mean_latent`` x + ``posterior_std`` noise. The betas between the visited
+    timesteps follow from their alpha_bar; all is computed in float64. The last step adds no noise.
+    """
+    bars, visited = alpha_bars(schedule, np.float64), timesteps(schedule, steps)
+    alpha_bar = bars[visited]
+    previous = np.append(alpha_bar[1:], 1.0)
+    beta = 1.0 - alpha_bar / previous
+    columns = (
+        visited.astype(np.float64),
+        np.sqrt(1.0 / alpha_bar),
+        np.sqrt(1.0 / alpha_bar - 1.0),
+        beta * np.sqrt(previous) / (1.0 - alpha_bar),
+        (1.0 - previous) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar),
+        np.sqrt(beta * (1.0 - previous) / (1.0 - alpha_bar)),
+    )
+    return [named(DDPM, *row) for row in np.stack(columns, axis=1).tolist()]
+
+
+def named(sampler: str, *values: float) -> Coefficients:
+    """A step's coefficients by name."""
+    return tuple(zip(SAMPLERS[sampler], values, strict=True))
+
+
+FUNCTIONS: dict[str, Callable[[Mapping[str, Any], int], list[Coefficients]]] = {DDIM: ddim, DDPM: ddpm}
+
+
+def coefficients(schedule: Mapping[str, Any], steps: int) -> list[Coefficients]:
+    """The coefficients of every step of the schedule's sampler, first step first.
+
+    ``schedule`` is checked, as ``bundles.schedules`` does. Raises ``InputError`` for an impossible number of steps.
+    """
+    return FUNCTIONS[schedule["sampler"]](schedule, steps)

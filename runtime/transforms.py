@@ -4,7 +4,7 @@ Number 0 changes nothing; from 4 on height and width are exchanged. Nothing is c
 transformed view are added to the image itself.
 """
 
-from uid.bundles.manifest import TRANSFORMS
+from uid.bundles.declarations import TRANSFORMS
 from uid.bundles.tensors import Array
 
 __all__ = ["TRANSFORMS", "TRANSPOSED", "add", "transformed", "transformed_back"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uid.bundles.manifest import Bundle, Mode
+from uid.bundles.declarations import Bundle, Component, Mode
 from uid.errors import BackendError
 from uid.runtime import pipeline
 from uid.runtime.app import cli
@@ -34,8 +34,8 @@ class InvertingPipeline:
             steps=2,
             guidance=1.5,
             schedule={"num_train_timesteps": 1_000_000, "timestep_spacing": "leading", "steps_offset": 0},
-            components={},
-            modes={"deblur": Mode("", (), {})},
+            components={"step": Component("step", "step.onnx", "step", (), ())},
+            modes={"deblur": Mode("", ("step",), {})},
             constants={},
         )
 

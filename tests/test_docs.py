@@ -18,7 +18,7 @@ from uid.bench.hardware import __main__ as hardware
 from uid.bench.hardware import rehearsal
 from uid.bench.rows import read_rows
 from uid.bench.speed.tables import update
-from uid.bundles.manifest import built_in
+from uid.bundles.declarations import built_in
 from uid.export import cli as export
 from uid.runtime.app import cli as runtime
 from uid.train import cli as train

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uid.bundles.manifest import built_in
+from uid.bundles.declarations import built_in
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"

@@ -16,14 +16,15 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from uid.bundles.manifest import FINISH, FULL, PREPARE, Component, Mode, images_read
+from uid.bundles.declarations import FINISH, FULL, PREPARE, Component, Mode
 from uid.bundles.tensors import Array, TensorSpec
+from uid.bundles.wiring import mode_of
 from uid.engines import BACKENDS, Backend, Buffer, Engine, Launch
 from uid.engines.contract import check_bindings
 from uid.engines.registry import BackendEntry
 from uid.errors import InputError
 from uid.export.bundle import export_bundle
-from uid.families.contract import ExportComponent, Family, Model
+from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.registry import FAMILIES, FamilyEntry
 from uid.runtime import Options, load
 
@@ -156,24 +157,25 @@ class ToyModel(Model):
     def modes(self, components: Sequence[ExportComponent]) -> dict[str, Mode]:
         names = {"enlarge": ("means", "step", "enlarge"), "tint": ("means", "colour", "step", "enlarge_tinted")}
         declared = {component.declaration.name: component.declaration for component in components}
-        constants = {"pull": "half"}
         return {
-            mode: Mode("", parts, constants, images_read([declared[part] for part in parts], constants))
+            mode: mode_of([declared[part] for part in parts], prompt="", constants={"pull": "half"})
             for mode, parts in names.items()
         }
 
     def constants(self) -> dict[str, Tensor]:
         return {"half": torch.tensor([0.5])}
 
-    def prepare(self, mode: str, images: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def prepare(self, mode: str, images: Mapping[str, Tensor], noise: Noises) -> tuple[Tensor, Tensor | None]:
         return Means()(images["image"]), Colour()(images["tint_image"]) if mode == "tint" else None
 
-    def denoise(self, features: Any, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    def denoise(self, features: Any, noise: Noises, steps: int, guidance: float) -> Tensor:
+        state = noise["latent"]
         for _ in range(steps):
-            noise = Step()(noise, features[0], torch.tensor([0.5]))
-        return noise
+            state = Step()(state, features[0], torch.tensor([0.5]))
+        return state
 
-    def finish(self, features: Any, state: Tensor) -> Tensor:
+    def finish(self, features: Any, state: Tensor | None) -> Tensor:
+        assert state is not None
         output: Tensor = Enlarge()(state) if features[1] is None else EnlargeTinted()(state, features[1])
         return output
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uid.bench.speed.lineup import REFERENCES
-from uid.bundles.manifest import MANIFEST, built_in
+from uid.bundles.declarations import built_in
+from uid.bundles.manifest import MANIFEST
 
 INDEX = "model_index.json"  # of a checkpoint
 EXPORT = "export"

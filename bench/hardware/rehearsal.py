@@ -16,7 +16,7 @@ import click
 
 from uid.bench.hardware.__main__ import NAMES
 from uid.bench.hardware.calls import EXPORT
-from uid.bundles.manifest import BUILT_IN
+from uid.bundles.declarations import BUILT_IN
 from uid.command import plain_errors
 from uid.errors import InputError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from uid.bench.quality.photos import cases, psnr, ssim
-from uid.bundles.manifest import Preset, read_bundle, record_figures
+from uid.bundles.declarations import Preset
+from uid.bundles.manifest import read_bundle, record_figures
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage

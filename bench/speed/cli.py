@@ -26,7 +26,7 @@ from uid.command import RenamedOptions, plain_errors, quieten_libraries
 if TYPE_CHECKING:
     from uid.bench.rows import LatencyRow
     from uid.bench.speed.summary import LatencySummary
-    from uid.bundles.manifest import Bundle
+    from uid.bundles.declarations import Bundle
 
 
 @click.command(cls=RenamedOptions)
@@ -206,7 +206,8 @@ def host(
 
 def _bundle(model: Path | None) -> "Bundle":
     """The bundle to measure."""
-    from uid.bundles.manifest import built_in, read_bundle
+    from uid.bundles.declarations import built_in
+    from uid.bundles.manifest import read_bundle
 
     return read_bundle(model or built_in())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnxscript.optimizer import fold_constants
 
-from uid.bundles.manifest import Bundle, Component
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.tensors import HEIGHT, WIDTH, resolve
 from uid.errors import BundleError
 from uid.runtime.run import sizes_of

@@ -14,7 +14,7 @@ import numpy as np
 
 from uid.bench.rows import device, versions
 from uid.bench.speed.latency import sample_picture
-from uid.bundles.manifest import Bundle, Component
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.tensors import Array
 from uid.engines import Backend, Buffer, Engine, Launch
 from uid.engines.contract import GPU_BATCH

@@ -33,7 +33,7 @@ from uid.bench.speed.oracle import Oracle, Terms
 from uid.bench.speed.roofline import Roofline
 from uid.bench.speed.runners import Task, TimedImage
 from uid.bench.speed.workers import Spec, Worker
-from uid.bundles.manifest import Bundle
+from uid.bundles.declarations import Bundle
 from uid.bundles.tensors import Array
 from uid.errors import BackendError
 from uid.runtime.pixels import padded

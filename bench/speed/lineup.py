@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from uid.bench.speed.oracle import Oracle, Terms, read_oracle
 from uid.bench.speed.runners import Task
 from uid.bench.speed.workers import Spec, Worker
-from uid.bundles.manifest import Bundle
+from uid.bundles.declarations import Bundle
 from uid.engines import BACKENDS, BackendStatus, installed, probe
 from uid.errors import BackendError, InputError
 

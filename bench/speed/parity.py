@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from uid.bench.speed.latency import PSNR_CAP
-from uid.bundles.manifest import SHALLOW, Bundle
+from uid.bundles.declarations import SHALLOW, Bundle
 from uid.bundles.tensors import Array
 from uid.engines import create
 from uid.export.bundle import case_of, check_sizes

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from uid.bench.speed.workers import peak_memory
-from uid.bundles.tensors import HEIGHT, IMAGE, STATE, WIDTH, Array, resolve
+from uid.bundles.tensors import IMAGE, Array
 from uid.engines import BackendStatus, probe
 from uid.engines.garbage import no_collection
-from uid.runtime.pixels import like, pad, padded, planes, to_float
+from uid.runtime.colour import colour_fixed
+from uid.runtime.noise import drawn
+from uid.runtime.pixels import enlarged, like, pad, padded, planes, to_float
 
 STAGES = ("prepare", "step", "finish")
 
@@ -99,8 +101,7 @@ class TorchRunner:
         self.task, self.torch, self.compiled = task, torch, compiled
         self.model = registry.load(checkpoint)
         components = self.model.components("fp32")
-        self.mode = next(iter(self.model.modes(components)))
-        self.state = next(spec for c in components for spec in c.declaration.inputs if spec.name == STATE)
+        self.mode, self.declared = next(iter(self.model.modes(components).items()))
         if half:  # as an fp16 bundle: latents, guidance and the DDIM update stay float32
             self.model.half()
         if channels_last:
@@ -139,24 +140,28 @@ class TorchRunner:
         height, width = image.shape[:2]
         started = time.perf_counter()
         with self.torch.inference_mode(), self.device:
-            whole = pad(planes(image), self.model.size_multiple)
+            model = self.model
+            whole = pad(planes(image), model.size_multiple, model.padding, model.min_side)
             pixels = self.torch.from_numpy(to_float(whole)[None]).to(self.device)
-            noise = self.torch.from_numpy(self.noise(*whole.shape[1:])).to(self.device)
+            noise = self.noise(whole.shape[1], whole.shape[2], steps)
             marks = [self.mark()]
-            features = self.model.prepare(self.mode, {IMAGE: pixels})
+            features = model.prepare(self.mode, {IMAGE: pixels}, noise)
             marks.append(self.mark())
-            state = self.model.denoise(features, noise, steps, self.task.guidance)
+            state = model.denoise(features, noise, steps, self.task.guidance)
             marks.append(self.mark())
-            output = self.model.finish(features, state)[0].float().cpu().numpy()
+            output = model.finish(features, state)[0].float().cpu().numpy()
             marks.append(self.mark())
-        sharp = like(output[:, :height, :width], image)
+        scale = output.shape[1] // whole.shape[1]
+        cropped = output[:, : scale * height, : scale * width]
+        fixed = colour_fixed(cropped, to_float(planes(enlarged(image, scale))), self.declared.colour_fix)
+        sharp = like(fixed, image, model.rounding)
         seconds = time.perf_counter() - started
         return TimedImage(sharp, seconds, dict(zip(STAGES, np.diff(marks).tolist(), strict=True)), peak_memory())
 
-    def noise(self, height: int, width: int) -> Array:
-        """What the runtime draws from the same seed."""
-        shape = resolve(self.state.shape, {HEIGHT: height, WIDTH: width})
-        return np.random.Generator(np.random.PCG64(self.task.seed)).standard_normal(shape, dtype=np.float32)
+    def noise(self, height: int, width: int, steps: int) -> dict[str, Any]:
+        """What the runtime draws from the same seed, by name."""
+        arrays = drawn(self.declared.noise, height, width, steps, self.task.seed)
+        return {name: self.torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
 
     def mark(self) -> float:
         """The time when all that was asked for is done."""

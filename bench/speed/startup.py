@@ -18,7 +18,7 @@ import numpy as np
 from uid.bench.rows import device, versions, write_png
 from uid.bench.speed.latency import sample_picture
 from uid.bench.speed.lineup import PYTORCH, Size
-from uid.bundles.manifest import Bundle
+from uid.bundles.declarations import Bundle
 from uid.bundles.tensors import Array
 from uid.errors import BackendError
 

@@ -20,9 +20,9 @@ import numpy as np
 import onnxruntime as ort
 
 from uid.bundles.cache import path_for, remove, remove_earlier, reuse_or_make
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import folder_written_whole
 from uid.bundles.hashes import sha256, verify_files
-from uid.bundles.manifest import Bundle, Component
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.errors import BackendError, BundleError, OutputError

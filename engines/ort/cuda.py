@@ -23,7 +23,7 @@ from typing import TypeVar
 import onnxruntime as ort
 from cuda.bindings import runtime as cudart
 
-from uid.bundles.manifest import Bundle, Component
+from uid.bundles.declarations import Bundle, Component
 from uid.engines.contract import Buffer, Engine, Launch, Progress, Replay, Seconds, Work, check_bindings
 from uid.engines.cuda_device import CudaBackend, CudaBuffer, Device, Stream, call
 from uid.engines.garbage import no_collection

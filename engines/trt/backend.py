@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uid.bundles.cache import default_folder
-from uid.bundles.manifest import Bundle, Component
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda_device import CudaBackend, Device

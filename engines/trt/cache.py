@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from uid.bundles.cache import default_folder, reuse_or_make, short_hash
+from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import written_whole
 from uid.bundles.hashes import sha256
-from uid.bundles.manifest import Bundle, Component, read_manifest
+from uid.bundles.manifest import read_manifest
 from uid.engines.trt.build import BuildOptions, Built, NotBuiltError, Report, Shapes, build, check_options
 from uid.engines.trt.isolated_build import build_apart
 from uid.engines.trt.library import Library, check_target, header_problem

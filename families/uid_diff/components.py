@@ -10,19 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from uid.bundles.manifest import FINISH, FULL, PREPARE, SHALLOW, STEPS, UNGUIDED, Component, Mode, images_read
-from uid.bundles.tensors import (
-    BATCH,
-    COEFFICIENTS,
-    GUIDANCE,
-    HEIGHT,
-    IMAGE,
-    NEXT_STATE,
-    OUTPUT,
-    STATE,
-    WIDTH,
-    TensorSpec,
-)
+from uid.bundles.declarations import DDIM, FINISH, FULL, PREPARE, SAMPLERS, SHALLOW, STEPS, UNGUIDED, Component, Mode
+from uid.bundles.tensors import BATCH, GUIDANCE, HEIGHT, IMAGE, NEXT_STATE, OUTPUT, STATE, WIDTH, TensorSpec
+from uid.bundles.wiring import mode_of
 from uid.families.contract import ExportComponent
 from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, CachedFeatures, StepCoefficients, UIDDiff
 from uid.families.uid_diff.unet import level_size
@@ -57,7 +47,7 @@ class StepGraph(nn.Module):
         given = dict(zip(self.names, values, strict=True))
         # An unguided step of a guided model is given both branches' prompts.
         prompt = given["prompt"] if GUIDANCE in given else given["prompt"][-1:]
-        coefficients, scale = StepCoefficients(*(given[name] for name in COEFFICIENTS)), given.get(GUIDANCE)
+        coefficients, scale = StepCoefficients(*(given[name] for name in SAMPLERS[DDIM])), given.get(GUIDANCE)
         if DEEP in given:
             residuals = [given[name] for name in self.names if name.startswith(RESIDUAL)]
             cached = CachedFeatures(given[DEEP].flatten(0, 1), residuals)
@@ -132,7 +122,7 @@ def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
         latent=full(STATE, *latents(unet.in_channels)),
         latent_next=full(NEXT_STATE, *latents(unet.in_channels)),
         prompt=feature("prompt", branches, text.max_position_embeddings, text.hidden_size),
-        coefficients=[full(name, 1) for name in COEFFICIENTS],
+        coefficients=[full(name, 1) for name in SAMPLERS[DDIM]],
         scale=[full(GUIDANCE, 1)] if guided else [],
         cached=[
             feature(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
@@ -189,9 +179,8 @@ def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
         ]
         if not transfers:
             chosen.remove("blur")
-        constants = {"prompt": f"prompt.{name}"}
-        inputs = images_read([part for part in parts if part.name in chosen], constants)
-        return Mode(prompt, tuple(chosen), constants, inputs)
+        read = [part for part in parts if part.name in chosen]
+        return mode_of(read, prompt=prompt, constants={"prompt": f"prompt.{name}"})
 
     return {name: mode(name, prompt) for name, prompt in PROMPTS.items()}
 

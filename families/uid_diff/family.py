@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uid.bundles.manifest import Mode
+from uid.bundles.declarations import DDIM, Mode
+from uid.bundles.tensors import STATE
 from uid.families import registry
-from uid.families.contract import ExportComponent, Family, Model
+from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.uid_diff import checkpoint, components
 from uid.families.uid_diff.components import PROMPTS
 from uid.families.uid_diff.model import Conditions, UIDDiff
@@ -39,7 +40,7 @@ class UIDDiffModel(Model):
         self.module = self.network = network
         self.index = index
         self.size_multiple = network.size_multiple
-        self.schedule = {key: network.scheduler.config[key] for key in SCHEDULE_KEYS}
+        self.schedule = {"sampler": DDIM, **{key: network.scheduler.config[key] for key in SCHEDULE_KEYS}}
         self.guided = float(index["guidance"]) != 1.0  # at scale 1 the unconditional branch changes nothing
         with torch.inference_mode():
             self.prompts = {mode: network.prompts(prompt) for mode, prompt in PROMPTS.items()}
@@ -58,7 +59,7 @@ class UIDDiffModel(Model):
             f"prompt.{mode}": embeddings if self.guided else embeddings[1:] for mode, embeddings in self.prompts.items()
         }
 
-    def prepare(self, mode: str, images: Mapping[str, Tensor]) -> Features:
+    def prepare(self, mode: str, images: Mapping[str, Tensor], noise: Noises) -> Features:
         """Latent, skips and features of ``image``, and of ``blur_image`` where the mode has it."""
         network, dtype = self.network, self.network.encoder.vae.dtype
         z_y, skips = network.encoder(images["image"].to(dtype))
@@ -66,12 +67,13 @@ class UIDDiffModel(Model):
         f_s = network.structure(images["image"])
         return Features(Conditions(z_y, f_s, self.prompts[mode].to(z_y), f_b), skips)
 
-    def denoise(self, features: Features, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        """Every DDIM step from ``noise`` to the latent."""
-        return self.network.denoise(noise, features.conditions, steps, guidance)
+    def denoise(self, features: Features, noise: Noises, steps: int, guidance: float) -> Tensor:
+        """Every DDIM step from the noise to the latent."""
+        return self.network.denoise(noise[STATE], features.conditions, steps, guidance)
 
-    def finish(self, features: Features, state: Tensor) -> Tensor:
+    def finish(self, features: Features, state: Tensor | None) -> Tensor:
         """The image of a latent."""
+        assert state is not None, "the loop ran"
         return self.network.decoder(state.to(features.conditions.z_y.dtype), features.skips)
 
     def to(self, device: torch.device) -> None:

@@ -210,11 +210,12 @@ class UIDDiff(nn.Module):
         """
         self.scheduler.set_timesteps(steps)
         alpha_bars = self.scheduler.alphas_cumprod
-        stride = self.scheduler.config.num_train_timesteps // steps
+        visited = self.scheduler.timesteps.tolist()
         z_y, f_s, prompts, f_b = conditions
         x, cached, left = noise, None, 0  # so many steps may still use the cached features
-        for i, t in enumerate(self.scheduler.timesteps.tolist()):
-            previous = alpha_bars[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
+        for i, t in enumerate(visited):
+            last = i == len(visited) - 1
+            previous = self.scheduler.final_alpha_cumprod if last else alpha_bars[visited[i + 1]]
             coefficients = StepCoefficients(torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
             inside = interval[0] <= i / steps < interval[1]
             guided = inside and guidance != 1.0

@@ -192,7 +192,8 @@ def doctor() -> None:
     """Tell which backends work here and, for each that does not, what to install."""
     # The engines' libraries take seconds to import, which `uid-run --help` should not.
     from uid import engines
-    from uid.bundles.manifest import built_in, read_bundle
+    from uid.bundles.declarations import built_in
+    from uid.bundles.manifest import read_bundle
 
     click.echo(f"uid-runtime {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for backend in engines.report():

@@ -24,6 +24,7 @@ from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import encode_image, write_image
 from uid.runtime.media.video import process_video
 from uid.runtime.options import check_inputs
+from uid.runtime.pixels import enlarged
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
     from uid.runtime.options import Result
@@ -77,6 +78,11 @@ class JobRunner:
         limit = self.settings.max_pixels
         return {name: read_image(path, max_pixels=limit).pixels for name, path in self.settings.extra_images.items()}
 
+    @property
+    def _scale(self) -> int:
+        """How many times as high and wide as the input an output is."""
+        return self.pipeline.bundle.output_scale(self.settings.options.mode)
+
     def _left_alone(self, job: Job) -> Record:
         if self.settings.skip_existing:
             return {"ok": True, "skipped": True}
@@ -98,8 +104,9 @@ class JobRunner:
         image = read_image(source, name=name, max_pixels=self.settings.max_pixels)
         result = self._sharpened(image.pixels, self.reporter.on_step)
         written = dataclasses.replace(image, pixels=self._shown(image.pixels, result))
-        if self.settings.compare and image.alpha is not None:
-            written = dataclasses.replace(written, alpha=np.hstack([image.alpha, image.alpha]))
+        if image.alpha is not None:
+            alpha = enlarged(image.alpha, self._scale)
+            written = dataclasses.replace(written, alpha=np.hstack([alpha, alpha]) if self.settings.compare else alpha)
         if job.destination is None:
             _write_to_stdout(encode_image(written, self.settings.format or image.format))
         else:
@@ -125,6 +132,7 @@ class JobRunner:
             on_frame=self.reporter.on_frame,
             frame_rate=self.settings.frame_rate if job.source.is_dir() else None,
             columns=2 if self.settings.compare else 1,
+            scale=self._scale,
         )
         return record | {"frames": video.frames}
 
@@ -133,7 +141,7 @@ class JobRunner:
         return self.pipeline(pixels, self.settings.options, on_step=on_step, **extra)
 
     def _shown(self, pixels: Array, result: "Result") -> Array:
-        return np.hstack([pixels, result.image]) if self.settings.compare else result.image
+        return np.hstack([enlarged(pixels, self._scale), result.image]) if self.settings.compare else result.image
 
     def _report(self, job: Job, outcome: Record) -> None:
         if outcome["ok"]:
@@ -181,5 +189,6 @@ def _summary(outcome: Record) -> str:
     if outcome.get("skipped"):
         return "exists, skipped"
     frames = f"{outcome['frames']} frames of " if "frames" in outcome else ""
-    size = f"{outcome['width']}x{outcome['height']}, {outcome['steps']} steps"
+    steps = "" if outcome["steps"] is None else f", {outcome['steps']} steps"
+    size = f"{outcome['width']}x{outcome['height']}{steps}"
     return f"{frames}{size}, {sum(outcome['seconds'].values()):.1f} s on {outcome['backend']}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Item = Frame | Packet[Stream]
 
-Transform = Callable[[NDArray[Any]], NDArray[Any]]  # (H, W, 3) RGB -> the same shape and dtype
+Transform = Callable[[NDArray[Any]], NDArray[Any]]  # (H, W, 3) RGB -> the same dtype; shape: ``process_video``
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def process_video(
     on_frame: Callable[[int, int | None], None] = lambda done, total: None,
     frame_rate: Fraction | None = None,
     columns: int = 1,
+    scale: int = 1,
 ) -> VideoResult:
     """Write ``source`` to ``destination`` with ``transform`` applied to each frame, (H, W, 3) RGB uint8, upright.
 
@@ -57,7 +58,7 @@ def process_video(
     so on. A video keeps its timestamps (Matroska rounds them to milliseconds), pixel aspect ratio, colours and audio;
     its rotation is applied to the pixels; its subtitles are left out. ``on_frame`` is told the frames done and the
     total, where it is known. ``columns`` is how many frames' width the transform returns: 2 for a comparison side by
-    side. The destination appears whole or not at all.
+    side; ``scale`` is how many times as high and wide its frames are. The destination appears whole or not at all.
 
     Raises ``InputError`` when the source is missing, damaged, cut off, not an 8-bit opaque video, or changes size, and
     when the transform changes a frame's shape or dtype; ``OutputError`` when the destination cannot be written.
@@ -67,11 +68,11 @@ def process_video(
     done = 0
     with (
         _reader(source, frame_rate) as reader,
-        _writer(destination, reader, columns) as writer,
+        _writer(destination, reader, columns, scale) as writer,
         SingleThread() as decoding,
         SingleThread() as encoding,
     ):
-        items = (_transformed(transform, item, columns) for item in prefetch(reader, decoding))
+        items = (_transformed(transform, item, columns, scale) for item in prefetch(reader, decoding))
         for is_frame in map_behind(partial(_put, writer), items, encoding):
             if is_frame:
                 done += 1
@@ -79,12 +80,12 @@ def process_video(
     return VideoResult(done, writer.audio_streams)
 
 
-def _transformed(transform: Transform, item: "Item", columns: int) -> "Item":
+def _transformed(transform: Transform, item: "Item", columns: int, scale: int) -> "Item":
     """A frame transformed; a packet of sound as it is."""
     if not isinstance(item, Frame):
         return item
     pixels = item.pixels
-    shape, dtype = (pixels.shape[0], columns * pixels.shape[1], 3), pixels.dtype
+    shape, dtype = (scale * pixels.shape[0], columns * scale * pixels.shape[1], 3), pixels.dtype
     result = transform(pixels)
     if result.shape != shape or result.dtype != dtype:
         made, of = f"{result.shape} {result.dtype}", f"{pixels.shape} {dtype}"
@@ -146,7 +147,7 @@ def _reader(source: Path, frame_rate: Fraction | None) -> "Iterator[FolderReader
 
 @contextlib.contextmanager
 def _writer(
-    destination: Path, reader: "FolderReader | VideoReader", columns: int
+    destination: Path, reader: "FolderReader | VideoReader", columns: int, scale: int
 ) -> "Iterator[FolderWriter | VideoWriter]":
     if destination.is_dir() or not destination.suffix:
         with folder_written_whole(destination) as folder:
@@ -166,7 +167,7 @@ def _writer(
         av.open(f"file:{temporary}", "w", format=muxer, container_options=options) as container,
     ):
         width, height = reader.clip.size
-        clip = dataclasses.replace(reader.clip, size=(columns * width, height))
+        clip = dataclasses.replace(reader.clip, size=(columns * scale * width, scale * height))
         writer = VideoWriter(container, clip, reader.audio, destination)
         yield writer
         writer.finish()

@@ -9,7 +9,8 @@ import pytest
 
 from uid import engines
 from uid.bundles.cache import default_folder, remove_earlier, writing
-from uid.bundles.manifest import MANIFEST, Bundle, read_bundle
+from uid.bundles.declarations import Bundle
+from uid.bundles.manifest import MANIFEST, read_bundle
 from uid.engines import Backend
 
 SIZES = {"height": 16, "width": 16}

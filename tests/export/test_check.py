@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from uid.bundles.declarations import built_in
 from uid.bundles.hashes import sha256
-from uid.bundles.manifest import built_in, read_bundle
+from uid.bundles.manifest import read_bundle
 from uid.errors import InputError
 from uid.export import compare_layers
 from uid.export.check import check, example_image

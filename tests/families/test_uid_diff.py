@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from uid.bundles.manifest import built_in, read_bundle
+from uid.bundles.declarations import built_in
+from uid.bundles.manifest import read_bundle
 from uid.errors import CheckpointError
 from uid.families import registry
 from uid.families.uid_diff import checkpoint

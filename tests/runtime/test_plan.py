@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uid.bundles.manifest import Bundle, Component, read_bundle
+from uid.bundles.declarations import Bundle, Component
+from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import Array
 from uid.engines import Engine, OneByOne, create
 from uid.engines.registry import PROBE
 from uid.errors import InputError, ModelError, OutOfMemoryError
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline, load
-from uid.runtime.schedule import ddim
+from uid.runtime.schedule import coefficients
 
 MakeToy = Callable[..., Path]
 NUMBERS = ("timestep", "alpha_bar", "alpha_bar_prev")
@@ -71,13 +72,13 @@ def test_each_step_reads_its_own_row(make_toy: MakeToy, recorder: Any) -> None:
     pipeline = Pipeline(bundle, recorder)
     pipeline(picture(), Options(steps=30))
     buffers = {buffer.number: buffer for buffer in recorder.live}
-    rows = ddim(bundle.schedule, 30)
+    rows = [dict(row) for row in coefficients(bundle.schedule, 30)]
     first_time = launched(recorder.log)[: 1 + 2 * 30]
     seen = {name: [e.reads[name] for e in first_time if name in e.reads] for name in NUMBERS}
     for name, numbers in seen.items():
         assert len(set(numbers)) == 30
         values = [float(buffers[number].real.read()[0]) for number in numbers]
-        assert values == [float(np.float32(getattr(row, name))) for row in rows]
+        assert values == [float(np.float32(row[name])) for row in rows]
 
 
 def test_only_steps_are_told_their_numbers(make_toy: MakeToy, recorder: Any) -> None:

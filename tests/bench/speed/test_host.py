@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from uid.bench.cli import main
 from uid.bench.speed.host import IdleBackend
-from uid.bundles.manifest import built_in, read_bundle
+from uid.bundles.declarations import built_in
+from uid.bundles.manifest import read_bundle
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from uid import engines
 from uid.bundles.cache import default_folder
-from uid.bundles.manifest import Bundle, Component, read_bundle
+from uid.bundles.declarations import Bundle, Component
+from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import Array, TensorSpec, resolve
 from uid.engines import Backend, Engine, Work
 from uid.engines.ort.cpu import OrtBackend, open_session, session_options

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from uid.bundles.manifest import Bundle, read_bundle
+from uid.bundles.declarations import Bundle
+from uid.bundles.manifest import read_bundle
 from uid.engines.trt import build as tensorrt_build
 from uid.engines.trt.build import BuildOptions, build
 from uid.engines.trt.cache import check, engine_name, read_sidecar

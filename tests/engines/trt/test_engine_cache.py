@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from uid.bundles.cache import default_folder
-from uid.bundles.manifest import Bundle, built_in, read_bundle
+from uid.bundles.declarations import Bundle, built_in
+from uid.bundles.manifest import read_bundle
 from uid.engines.trt.build import BuildOptions
 from uid.engines.trt.cache import Key, check, engine_for, engine_name, key_for, read_sidecar, runtime_cache_path
 from uid.engines.trt.library import Library, open_library

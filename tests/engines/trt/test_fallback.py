@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from uid.bundles.declarations import Bundle, Component, built_in
 from uid.bundles.hashes import sha256
-from uid.bundles.manifest import Bundle, Component, built_in, read_bundle
+from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import TensorSpec
 from uid.engines.trt.backend import engine_path
 from uid.engines.trt.build import NotBuiltError
