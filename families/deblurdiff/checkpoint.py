@@ -1,0 +1,183 @@
+"""DeblurDiff's published file: its keys and shapes, checked before a weight is loaded.
+
+The file is one flat dict in the names of CompVis' latent diffusion. Which key holds which weight of the modules follows
+from the modules' own names, so that every missing, extra or misshapen tensor is known at once.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from uid.errors import CheckpointError
+from uid.families.deblurdiff.model import DeblurDiff
+
+SHOWN = 5  # names of tensors in an error
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+TEXT_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+# What the published file has beside the weights that are used: the text tower's last layer, and its head.
+UNUSED = re.compile(r"clip\.model\.(text_projection|logit_scale|transformer\.resblocks\.\d+\..*)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where in the file a module's weight is."""
+
+    key: str
+    shape: tuple[int, ...]  # of the tensor in the file
+    third: int | None = None  # of its rows, where query, key and value are one tensor
+
+
+def renamed(name: str, table: Mapping[str, str]) -> str:
+    """``name`` with its first part that stands in the table replaced."""
+    for own, theirs in table.items():
+        if name.startswith(f"{own}."):
+            return f"{theirs}.{name.removeprefix(f'{own}.')}"
+    return name
+
+
+def unet_key(name: str, layers: int, attention_levels: int) -> str:
+    """The key of a U-Net's weight; ``layers`` are those of a block, ``attention_levels`` those with attention."""
+    fixed = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "middle_output": "middle_block_out.0",
+        "mid_block.attentions.0": "middle_block.1",
+    }
+    if found := re.fullmatch(r"outputs\.(\d+)\.(.+)", name):
+        return f"zero_convs.{found[1]}.0.{found[2]}"
+    if found := re.fullmatch(r"mid_block\.resnets\.([01])\.(.+)", name):
+        return f"middle_block.{2 * int(found[1])}.{renamed(found[2], RESNET)}"
+    if found := re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.+)", name):
+        way, block, kind, layer, rest = found.groups()
+        number = int(block) * (layers + 1) + int(layer) + (way == "down")
+        blocks = "input_blocks" if way == "down" else "output_blocks"
+        return f"{blocks}.{number}.{0 if kind == 'resnets' else 1}.{renamed(rest, RESNET)}"
+    if found := re.fullmatch(r"down_blocks\.(\d)\.downsamplers\.0\.conv\.(.+)", name):
+        return f"input_blocks.{(int(found[1]) + 1) * (layers + 1)}.0.op.{found[2]}"
+    if found := re.fullmatch(r"up_blocks\.(\d)\.upsamplers\.0\.conv\.(.+)", name):
+        after = 2 if int(found[1]) >= 4 - attention_levels else 1
+        return f"output_blocks.{int(found[1]) * (layers + 1) + layers}.{after}.conv.{found[2]}"
+    return renamed(name, fixed)
+
+
+def vae_key(name: str, levels: int) -> str:
+    """The key of the autoencoder's weight."""
+    resnet = {"conv_shortcut": "nin_shortcut"}
+    name = name.replace("conv_norm_out", "norm_out")
+    if found := re.fullmatch(r"(encoder|decoder)\.mid_block\.resnets\.([01])\.(.+)", name):
+        return f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}"
+    if found := re.fullmatch(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)", name):
+        return f"{found[1]}.mid.attn_1.{renamed(found[2], VAE_ATTENTION)}"
+    if found := re.fullmatch(r"encoder\.down_blocks\.(\d)\.resnets\.(\d)\.(.+)", name):
+        return f"encoder.down.{found[1]}.block.{found[2]}.{renamed(found[3], resnet)}"
+    if found := re.fullmatch(r"encoder\.down_blocks\.(\d)\.downsamplers\.0\.(.+)", name):
+        return f"encoder.down.{found[1]}.downsample.{found[2]}"
+    if found := re.fullmatch(r"decoder\.up_blocks\.(\d)\.resnets\.(\d)\.(.+)", name):
+        return f"decoder.up.{levels - 1 - int(found[1])}.block.{found[2]}.{renamed(found[3], resnet)}"
+    if found := re.fullmatch(r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.(.+)", name):
+        return f"decoder.up.{levels - 1 - int(found[1])}.upsample.{found[2]}"
+    return name
+
+
+def text_source(name: str, shape: tuple[int, ...]) -> Source:
+    """Where a weight of the text tower is."""
+    name = name.removeprefix("text_model.")
+    if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
+        layer, which, kind = found.groups()
+        key = f"transformer.resblocks.{layer}.attn.in_proj_{kind}"
+        return Source(f"clip.model.{key}", (3 * shape[0], *shape[1:]), "qkv".index(which))
+    if found := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name):
+        return Source(f"clip.model.transformer.resblocks.{found[1]}.{renamed(found[2], TEXT_LAYER)}", shape)
+    fixed = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
+    return Source(f"clip.model.{fixed[name]}", shape)
+
+
+def sources(model: DeblurDiff) -> dict[str, Source]:
+    """Where in the published file each weight of a model is, by the weight's name."""
+    unet_config = model.denoiser.unet.config
+    layers, levels = unet_config.layers_per_block, sum("CrossAttn" in kind for kind in unet_config.down_block_types)
+    prefixes = {"unet": "unet", "kernel_network": "kpn.unet", "control_net": "controlnet"}
+    found: dict[str, Source] = {}
+    for name, weight in parameters(model):
+        shape = tuple(weight.shape)
+        part, _, rest = name.partition(".")
+        if part == "denoiser":
+            network, _, rest = rest.partition(".")
+            found[name] = Source(f"{prefixes[network]}.{unet_key(rest, layers, levels)}", shape)
+        elif part == "vae":
+            key = vae_key(rest, len(model.vae.config.block_out_channels))
+            convolution = "attentions" in rest and weight.ndim == 2  # there it is one of 1 x 1
+            found[name] = Source(f"vae.{key}", (*shape, 1, 1) if convolution else shape)
+        else:
+            found[name] = text_source(rest, shape)
+    return found
+
+
+def parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights, without the buffers that are computed."""
+    yield from model.named_parameters()
+
+
+def load_weights(model: DeblurDiff, weights: Mapping[str, Tensor], name: str) -> None:
+    """Put the weights of the published file into a model, as float32.
+
+    Raises ``CheckpointError`` that names every missing, extra, misshapen or non-finite tensor; ``name`` is the file's.
+    """
+    wanted = sources(model)
+    check_tensors(weights, {source.key: source.shape for source in wanted.values()}, name)
+    with torch.no_grad():
+        for key, weight in parameters(model):
+            source = wanted[key]
+            tensor = weights[source.key].float()
+            if source.third is not None:
+                tensor = tensor.chunk(3)[source.third]
+            weight.copy_(tensor.reshape(weight.shape))
+
+
+def check_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise ``CheckpointError`` unless the tensors are those of a DeblurDiff checkpoint."""
+    missing = sorted(set(shapes) - set(weights))
+    extra = sorted(key for key in set(weights) - set(shapes) if not UNUSED.fullmatch(key))
+    shared = sorted(set(shapes) & set(weights))
+    misshapen = [f"{k} {list(weights[k].shape)} for {list(shapes[k])}" for k in shared if weights[k].shape != shapes[k]]
+    faults = {"lacks": missing, "has unknown": extra, "has other shapes:": misshapen}
+    told = [f"{what} {listed(names)}" for what, names in faults.items() if names]
+    if told:
+        raise CheckpointError(
+            f"{name} is not a DeblurDiff checkpoint of this size, which has {len(shapes)} tensors that are used: it "
+            + "; it ".join(told)
+        )
+    broken = [key for key in shared if not torch.isfinite(weights[key].float()).all()]
+    if broken:
+        raise CheckpointError(f"{name} has NaN or infinity in {listed(broken)}; get the file again")
+
+
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,153 @@
+"""The whole of DeblurDiff: from a blurred image and text to a sharp image.
+
+Images come in as [0, 1], also to the autoencoder, which is what the published weights were trained with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from uid.families.deblurdiff.configs import CONTROL_WINDOWS, LATENT_FACTOR, LATENT_SCALE, WINDOWS, Config
+from uid.families.deblurdiff.networks import Denoiser, run_in_windows
+from uid.families.deblurdiff.windows import in_tiles, tiles_of
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of the latent, as the original code has them with ``--tiled``."""
+
+    side: int  # latent pixels
+    stride: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one branch of guidance is given: the blurred image's latent (B, 4, h, w) and the text (B, L, D)."""
+
+    c_img: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A step's numbers, (1,) float32 each, as ``uid.runtime.schedule.ddpm`` computes them."""
+
+    timestep: Tensor
+    sqrt_recip_alpha_bar: Tensor
+    sqrt_recipm1_alpha_bar: Tensor
+    posterior_mean_x0: Tensor
+    posterior_mean_latent: Tensor
+    posterior_std: Tensor
+
+
+class DeblurDiff(nn.Module):
+    """Every network of the model."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.denoiser = Denoiser(config.unet, config.kernel_network)
+        self.vae = AutoencoderKL(**config.vae)
+        self.text_encoder = CLIPTextModel(CLIPTextConfig(**config.text_encoder))
+
+    def run_in_windows(self) -> None:
+        """Let the transformers run on windows, as the original does above 512 image pixels. Once, after loading."""
+        run_in_windows(self.denoiser.unet, WINDOWS)
+        run_in_windows(self.denoiser.kernel_network, WINDOWS)
+        run_in_windows(self.denoiser.control_net, CONTROL_WINDOWS)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, 77) -> (B, 77, D): the text tower's last layer but one, normalised."""
+        return self.text_encoder(tokens).last_hidden_state
+
+    def moments(self, image: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of an image's latent; the image is (B, 3, H, W) in [0, 1].
+
+        In tiles a later tile's result replaces an earlier one's.
+        """
+        if tiling is not None:
+            return self.tiled_moments(image, tiling)
+        mean, log_variance = self.vae.quant_conv(self.vae.encoder(image)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def tiled_moments(self, image: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
+        """The same from tiles of the image."""
+        size = [side // LATENT_FACTOR for side in image.shape[-2:]]
+        grid = tiles_of(size, tiling.side, tiling.stride)
+        whole: list[Tensor] = []
+        for top in grid.starts[0]:
+            for left in grid.starts[1]:
+                rows, columns = slice(top, top + tiling.side), slice(left, left + tiling.side)
+                down, right = (slice(one.start * LATENT_FACTOR, one.stop * LATENT_FACTOR) for one in (rows, columns))
+                parts = self.moments(image[:, :, down, right])
+                whole = whole or [part.new_zeros(*part.shape[:2], *size) for part in parts]
+                for target, part in zip(whole, parts, strict=True):
+                    target[:, :, rows, columns] = part
+        return whole[0], whole[1]
+
+    def encode(self, image: Tensor, noise: Tensor | None, tiling: Tiling | None = None) -> Tensor:
+        """A sample of an image's latent, (B, 4, H / 8, W / 8); None takes the mean."""
+        mean, log_variance = self.moments(image, tiling)
+        return LATENT_SCALE * (mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise)
+
+    def decode(self, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """A latent's image, (B, 3, H, W), where 0 is black and 1 white; values go beyond."""
+
+        def run(part: Tensor, *_: slice) -> Tensor:
+            return self.vae.decoder(self.vae.post_quant_conv(part / LATENT_SCALE))
+
+        if tiling is None:
+            return (run(latent) + 1) / 2
+        grid = tiles_of(latent.shape, tiling.side, tiling.stride)
+        return (in_tiles(run, latent, grid, LATENT_FACTOR) + 1) / 2
+
+    def noise_estimate(
+        self, x: Tensor, t: Tensor, branches: Sequence[Branch], guidance: Tensor | None, tiling: Tiling | None = None
+    ) -> Tensor:
+        """The noise in ``x``; with guidance ``branches`` are the negative and the positive one, else the positive."""
+        if tiling is not None:
+
+            def run(part: Tensor, rows: slice, columns: slice) -> Tensor:
+                own = [Branch(one.c_img[:, :, rows, columns], one.text) for one in branches]
+                return self.noise_estimate(part, t, own, guidance)
+
+            return in_tiles(run, x, tiles_of(x.shape, tiling.side, tiling.stride))
+        positive = self.denoiser(x, branches[-1].c_img, t, branches[-1].text).noise
+        if guidance is None:
+            return positive
+        negative = self.denoiser(x, branches[0].c_img, t, branches[0].text).noise
+        return negative + guidance * (positive - negative)
+
+    def step(
+        self,
+        x: Tensor,
+        branches: Sequence[Branch],
+        coefficients: Coefficients,
+        noise: Tensor,
+        guidance: Tensor | None,
+        tiling: Tiling | None = None,
+    ) -> Tensor:
+        """One step of spaced DDPM (Ho et al., 2020, algorithm 2), from ``x`` to the latent before it."""
+        eps = self.noise_estimate(x, coefficients.timestep.expand(len(x)), branches, guidance, tiling)
+        return posterior(x, eps, coefficients, noise)
+
+
+def posterior(x: Tensor, eps: Tensor, coefficients: Coefficients, noise: Tensor) -> Tensor:
+    """A sample of the latent before ``x``, given the noise that is in it."""
+    x0 = coefficients.sqrt_recip_alpha_bar * x - coefficients.sqrt_recipm1_alpha_bar * eps
+    mean = coefficients.posterior_mean_x0 * x0 + coefficients.posterior_mean_latent * x
+    return mean + coefficients.posterior_std * noise
+
+
+def low_frequencies(image: Tensor, levels: int = 5) -> Tensor:
+    """What an "a trous" wavelet transform of an image (B, C, H, W) leaves, smoothed at radius 1, 2, 4, 8 and 16."""
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
+    kernel = torch.outer(line, line).expand(image.shape[1], 1, 3, 3)
+    for level in range(levels):
+        radius = 2**level
+        padded = nn.functional.pad(image, (radius,) * 4, mode="replicate")
+        image = nn.functional.conv2d(padded, kernel, groups=image.shape[1], dilation=radius)
+    return image

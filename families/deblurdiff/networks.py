@@ -1,0 +1,109 @@
+"""The networks of a denoising step: kernel prediction, adaptive convolution, ControlNet and U-Net."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, DownBlock2D
+from torch import Tensor, nn
+
+from uid.families.deblurdiff.configs import KERNEL, LATENT_CHANNELS
+from uid.families.deblurdiff.windows import Windowed
+
+
+def adaptive_convolution(x: Tensor, kernels: Tensor) -> Tensor:
+    """Element-wise adaptive convolution: every position of every channel has a kernel of its own.
+
+    ``x`` is (B, C, H, W), ``kernels`` (B, C * 25, H, W) with rows before columns. Outside lie zeros; nothing is
+    flipped.
+    """
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (KERNEL // 2,) * 4)
+    own = torch.unflatten(kernels, 1, (x.shape[1], KERNEL, KERNEL))
+    shifts = [(row, column) for row in range(KERNEL) for column in range(KERNEL)]
+    terms = [own[:, :, r, s] * padded[:, :, r : r + height, s : s + width] for r, s in shifts]
+    return torch.stack(terms).sum(0)
+
+
+class Control(NamedTuple):
+    """What the ControlNet adds to the U-Net."""
+
+    skips: tuple[Tensor, ...]  # one for each skip of the U-Net
+    middle: Tensor
+
+
+class ControlNet(nn.Module):
+    """The encoder of the U-Net on the latent joined to its hint, each of its outputs through a 1 x 1 convolution."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        whole = UNet2DConditionModel(**{**config, "in_channels": 3 * LATENT_CHANNELS})
+        self.time_proj, self.time_embedding = whole.time_proj, whole.time_embedding
+        self.conv_in, self.down_blocks, self.mid_block = whole.conv_in, whole.down_blocks, whole.mid_block
+        widths = [config["block_out_channels"][0]]
+        for width in config["block_out_channels"]:
+            widths += [width] * (config["layers_per_block"] + 1)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths[:-1])
+        self.middle_output = nn.Conv2d(widths[-1], widths[-1], 1)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Control:
+        """Latent and hint (B, 12, h, w), timestep (B,), text (B, L, D)."""
+        embedded = self.time_embedding(self.time_proj(t).to(x.dtype))
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            if isinstance(block, CrossAttnDownBlock2D):
+                x, more = block(x, temb=embedded, encoder_hidden_states=text)
+            else:
+                assert isinstance(block, DownBlock2D)
+                x, more = block(x, temb=embedded)
+            skips += more
+        x = self.mid_block(x, temb=embedded, encoder_hidden_states=text)
+        return Control(tuple(out(skip) for out, skip in zip(self.outputs, skips, strict=True)), self.middle_output(x))
+
+
+class Predicted(NamedTuple):
+    """What one call of the networks gives."""
+
+    noise: Tensor  # the U-Net's estimate, (B, 4, h, w)
+    sharpened: Tensor  # c_img after the adaptive convolution, added to c_img
+    kernels: Tensor  # (B, 100, h, w)
+    control: Control
+
+
+class Denoiser(nn.Module):
+    """All networks that a step calls, in order."""
+
+    def __init__(self, unet: Mapping[str, Any], kernel_network: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.unet = UNet2DConditionModel(**unet)
+        self.kernel_network = UNet2DConditionModel(**kernel_network)
+        self.control_net = ControlNet(unet)
+
+    def forward(self, x: Tensor, c_img: Tensor, t: Tensor, text: Tensor) -> Predicted:
+        """The noise in ``x`` at timestep ``t`` (B,), given the blurred image's latent and the text (B, L, D).
+
+        ``x`` and ``c_img`` are (B, 4, h, w), both sides multiples of 8.
+        """
+        kernels = self.kernel_network(torch.cat([c_img, x], 1), t, text).sample
+        sharpened = adaptive_convolution(c_img, kernels) + c_img
+        control = self.control_net(torch.cat([x, c_img, sharpened], 1), t, text)
+        noise = self.unet(
+            x,
+            t,
+            text,
+            down_block_additional_residuals=control.skips,
+            mid_block_additional_residual=control.middle,
+        ).sample
+        return Predicted(noise, sharpened, kernels, control)
+
+
+def run_in_windows(network: nn.Module, windows: Sequence[int]) -> None:
+    """Let each transformer of a U-Net or ControlNet run on windows, by its level; the middle has the last level's."""
+    ups = getattr(network, "up_blocks", ())
+    levels = [*zip(network.down_blocks, windows, strict=True), *zip(ups, reversed(windows), strict=bool(ups))]  # type: ignore[arg-type]
+    for block, window in [*levels, (network.mid_block, windows[-1])]:
+        if hasattr(block, "attentions"):
+            block.attentions = nn.ModuleList(Windowed(one, window) for one in block.attentions)

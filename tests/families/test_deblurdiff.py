@@ -1,0 +1,228 @@
+"""DeblurDiff against numbers of the original code, run in float32 with every random draw stored (MIT licence).
+
+``deblurdiff_fixture`` has a small random model with the published names, and what each part of it gave.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402  (torch is there)
+from torch import Tensor  # noqa: E402
+
+from uid.errors import CheckpointError  # noqa: E402
+from uid.families.deblurdiff import checkpoint, windows  # noqa: E402
+from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE  # noqa: E402
+from uid.families.deblurdiff.model import (  # noqa: E402
+    Branch,
+    Coefficients,
+    DeblurDiff,
+    Tiling,
+    low_frequencies,
+)
+from uid.families.deblurdiff.networks import adaptive_convolution  # noqa: E402
+from uid.runtime.colour import colour_fixed  # noqa: E402
+from uid.runtime.pixels import like, pad, planes, to_float  # noqa: E402
+from uid.runtime.schedule import coefficients  # noqa: E402
+
+FIXTURE = Path(__file__).with_name("deblurdiff_fixture")
+TOLERANCE = 1e-4  # of the largest value
+PUBLISHED = "8c938f041724ebd0"  # of the published file's keys and shapes
+TILING = Tiling(16, 12)
+
+Case = Mapping[str, Tensor]
+
+
+def case(name: str) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(array) for key, array in np.load(FIXTURE / f"{name}.npz").items()}
+
+
+def weights() -> dict[str, Tensor]:
+    return {key: tensor.float() for key, tensor in load_file(FIXTURE / "weights.safetensors").items()}
+
+
+@pytest.fixture(scope="module")
+def model() -> DeblurDiff:
+    """The fixture's model."""
+    model = DeblurDiff(CONFIGS["deblurdiff-tiny"]).eval()
+    checkpoint.load_weights(model, weights(), "the fixture")
+    model.run_in_windows()
+    return model
+
+
+def assert_near(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert got.shape == expected.shape
+    assert float((got - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def padded(image: Tensor) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1], padded."""
+    return torch.from_numpy(pad(to_float(planes(image.numpy())), 64, "zeros"))[None]
+
+
+def rows(steps: int) -> list[Coefficients]:
+    found = [dict(row) for row in coefficients(SCHEDULE, steps)]
+    return [Coefficients(**{name: torch.tensor([value]) for name, value in row.items()}) for row in found]
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_adaptive_convolution() -> None:
+    known = case("adaptive_conv")
+    assert_near(adaptive_convolution(known["x"], known["kernel"]), known["out_without_residual"], 1e-6)
+
+
+def test_text(model: DeblurDiff) -> None:
+    known = case("clip_text")
+    with torch.inference_mode():
+        assert_near(model.embedded(known["tokens"]), known["penultimate_ln"])
+
+
+@pytest.mark.parametrize("steps", [4, 10, 50])
+def test_schedule(steps: int) -> None:
+    known = np.load(FIXTURE / "schedule.npz")
+    found = [dict(row) for row in coefficients(SCHEDULE, steps)][::-1]
+    names = {
+        "timesteps": "timestep",
+        "sqrt_recip_alphas_cumprod": "sqrt_recip_alpha_bar",
+        "sqrt_recipm1_alphas_cumprod": "sqrt_recipm1_alpha_bar",
+        "posterior_mean_coef1": "posterior_mean_x0",
+        "posterior_mean_coef2": "posterior_mean_latent",
+    }
+    for theirs, ours in names.items():
+        np.testing.assert_allclose([row[ours] for row in found], known[f"{theirs}_{steps}"], rtol=1e-6)
+    variances = [row["posterior_std"] ** 2 for row in found]
+    np.testing.assert_allclose(variances, known[f"posterior_variance_{steps}"], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "starts"),
+    [
+        (72, 64, (0, 8)),
+        (136, 64, (0, 36, 72)),
+        (160, 64, (0, 48, 96)),
+        (96, 64, (0, 32)),
+        (64, 64, (0,)),
+        (8, 64, (0,)),
+    ],
+)
+def test_windows_start_where_the_originals_do(length: int, window: int, starts: tuple[int, ...]) -> None:
+    assert windows.window_starts(length, window) == starts
+
+
+@pytest.mark.parametrize("shape", [(40, 9), (16, 16), (17, 33), (70, 3)])
+def test_windows_that_change_nothing_put_the_map_together_again(shape: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    grid = windows.windows_of(shape, 16)
+    pieces = windows.cut(x, grid)
+    assert pieces.shape == (2 * grid.count, 3, *grid.side)
+    first = x[:, :, : grid.side[0], : grid.side[1]]
+    torch.testing.assert_close(pieces[:: grid.count], first)
+    uniform = [torch.rand(side) + 0.1 for side in grid.side]
+    torch.testing.assert_close(windows.put_together(pieces, grid, shape, uniform), x)
+
+
+# -- a step -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["case_small", "case_window"])
+@torch.inference_mode()
+def test_every_network_of_every_step(model: DeblurDiff, name: str) -> None:
+    known = case(name)
+    for i, t in enumerate(known["timesteps"]):
+        got = model.denoiser(known["x_t"][i : i + 1], known["c_img"], t.float()[None], known["context"])
+        assert_near(got.noise, known["eps"][i : i + 1])
+        assert_near(got.sharpened, known["lkpn"][i : i + 1])
+        maps = [*got.control.skips, got.control.middle]
+        for number, map_ in enumerate(maps):
+            if (key := f"control_step{i}_{number:02}") in known:
+                assert_near(map_, known[key])
+        if i == 0 and "kernel_step0" in known:
+            assert_near(got.kernels, known["kernel_step0"])
+
+
+@torch.inference_mode()
+def test_guidance_has_a_latent_of_its_own(model: DeblurDiff) -> None:
+    known = case("case_cfg")
+    negative, positive = Branch(known["c_img_neg"], known["context_neg"]), Branch(known["c_img"], known["context"])
+    scale = torch.tensor([2.5])
+    for i, t in enumerate(known["timesteps"]):
+        x, at = known["x_t"][i : i + 1], t.float()[None]
+        assert_near(model.noise_estimate(x, at, [negative, positive], scale), known["eps"][i : i + 1])
+        if i == 0:
+            assert_near(model.noise_estimate(x, at, [positive], None), known["eps_cond"])
+            assert_near(model.noise_estimate(x, at, [negative], None), known["eps_uncond"])
+
+
+# -- whole images -----------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def sampled(model: DeblurDiff, known: Case, tiling: Tiling | None) -> tuple[Tensor, Tensor]:
+    """Last latent and image of a case, from its blurred image and its noise."""
+    image = padded(known["lq_u8"])
+    branches = [Branch(model.encode(image, known.get("posterior_noise"), tiling), known["context"])]
+    assert_near(branches[0].c_img, known["c_img"])
+    guidance = None
+    if "context_neg" in known:
+        guidance = torch.tensor([2.5])
+        branches = [Branch(model.encode(image, known["posterior_noise_neg"]), known["context_neg"]), *branches]
+    if "better_start_q_noise" in known:
+        start = model.encode(low_frequencies(image), known["better_start_posterior_noise"])
+        row = rows(len(known["timesteps"]))[0]
+        x = (start + row.sqrt_recipm1_alpha_bar * known["better_start_q_noise"]) / row.sqrt_recip_alpha_bar
+    else:
+        x = known["x_T"]
+    for i, row in enumerate(rows(len(known["timesteps"]))):
+        assert_near(x, known["x_t"][i : i + 1])
+        x = model.step(x, branches, row, known["step_noise"][i], guidance, tiling)
+    return x, model.decode(x, tiling)
+
+
+@pytest.mark.parametrize(("name", "tiling"), [("small", None), ("window", None), ("tiled", TILING), ("cfg", None)])
+def test_whole_images(model: DeblurDiff, name: str, tiling: Tiling | None) -> None:
+    known = case(f"case_{name}")
+    latent, image = sampled(model, known, tiling)
+    assert_near(latent, known["latent_final"])
+    blurred = known["lq_u8"].numpy()
+    height, width = blurred.shape[:2]
+    cropped = image[:, :, :height, :width]
+    for key, stride in (("decoded", 1), ("decoded_cropped", 1), ("decoded_cropped_stride2", 2)):
+        if key in known:
+            assert_near(2 * cropped[:, :, ::stride, ::stride] - 1, known[key])
+    fixed = colour_fixed(cropped[0].numpy(), to_float(planes(blurred)), "adain")
+    differing = like(fixed, blurred, "down") != known["image_u8"].numpy()
+    assert differing.mean() < 1e-3
+    rounded = like(fixed, blurred) != known["image_u8"].numpy()
+    assert rounded.mean() > 0.3, "rounding shows, so it would be noticed"
+
+
+# -- the published file -----------------------------------------------------------------------------------------------
+
+
+def test_the_full_model_has_the_published_keys_and_shapes() -> None:
+    with torch.device("meta"):
+        full = DeblurDiff(CONFIGS["deblurdiff"])
+    found = {source.key: source.shape for source in checkpoint.sources(full).values()}
+    text = "".join(f"{key} {list(shape)}\n" for key, shape in sorted(found.items()))
+    assert (len(found), hashlib.sha256(text.encode()).hexdigest()[:16]) == (2224, PUBLISHED)
+
+
+def test_what_is_missing_extra_misshapen_or_broken_is_named() -> None:
+    model, whole = DeblurDiff(CONFIGS["deblurdiff-tiny"]), weights()
+    key = "unet.out.2.weight"
+    renamed = {**whole, "unet.out.3.weight": whole[key]}
+    del renamed[key]
+    with pytest.raises(CheckpointError, match=r"it lacks unet\.out\.2\.weight; it has unknown unet\.out\.3\.weight"):
+        checkpoint.load_weights(model, renamed, "file")
+    with pytest.raises(CheckpointError, match=r"other shapes: unet\.out\.2\.weight \[3\] for \[4, 64, 3, 3\]"):
+        checkpoint.load_weights(model, whole | {key: torch.zeros(3)}, "file")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in unet\.out\.2\.weight"):
+        checkpoint.load_weights(model, whole | {key: whole[key] / 0}, "file")
+    with pytest.raises(CheckpointError, match=r"which has 1\d{3} tensors that are used: it lacks .* and 1\d{3} more"):
+        checkpoint.load_weights(model, {"weight": torch.zeros(3)}, "file")
