@@ -78,6 +78,7 @@ def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
             input_names=[spec.name for spec in declaration.inputs],
             output_names=[spec.name for spec in declaration.outputs],
             dynamic_shapes=dynamic_shapes(component, size_multiple),
+            custom_translation_table=dict(component.translations) or None,
             verbose=False,
         )
     if program is None:

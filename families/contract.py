@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class ExportComponent:
 
     declaration: Component
     module: nn.Module  # flat tensors in, flat tensors out, in the declared order
+    translations: Mapping[Any, Callable[..., Any]] = field(default_factory=dict)  # of its own operators, to ONNX
 
 
 class Model(ABC):
@@ -92,6 +93,10 @@ class Family(ABC):
 
         Pickled weights are refused unless ``allow_pickle``, and are then read with ``weights_only=True``.
         """
+
+    def file_index(self, file: Path) -> dict[str, Any]:
+        """The index of a checkpoint that is one file."""
+        raise CheckpointError(f"{file} is a file; expected a folder, as this family's checkpoints are")
 
     def write_random(self, folder: Path, config: str, *, seed: int = 0, half: bool = False) -> None:
         """Write a seeded random checkpoint of a configuration; ``half`` stores float16 weights."""

@@ -20,10 +20,14 @@ class FamilyEntry:
 
     factory: str  # "module:class", imported when first used
     configs: tuple[str, ...] = ()  # names of model sizes that it can write random checkpoints of
+    single_file: bool = False  # whether a checkpoint may be one file, which has no index: only one family's may
 
 
 FAMILIES = {
     "uid-diff": FamilyEntry("uid.families.uid_diff.family:UIDDiffFamily", ("sd15", "edge", "tiny")),
+    "deblurdiff": FamilyEntry(
+        "uid.families.deblurdiff.family:DeblurDiffFamily", ("deblurdiff", "deblurdiff-tiny"), single_file=True
+    ),
 }
 
 
@@ -42,17 +46,23 @@ def configs() -> dict[str, str]:
 
 
 def family_of(checkpoint: Path) -> "Family":
-    """The family of the checkpoint in a folder."""
+    """The family of a checkpoint, a folder or a file."""
     return create(read_index(checkpoint)["family"])
 
 
 def load(checkpoint: Path, *, allow_pickle: bool = False) -> "Model":
-    """Load the checkpoint in a folder, of any family, in float32 on the CPU; raises ``CheckpointError``."""
+    """Load a checkpoint, a folder or a file, of any family, in float32 on the CPU; raises ``CheckpointError``."""
     return family_of(checkpoint).load(checkpoint, allow_pickle=allow_pickle)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults."""
+    """A checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults.
+
+    A checkpoint that is one file has those of the family that publishes such files.
+    """
+    if folder.is_file():
+        (alone,) = (name for name, entry in FAMILIES.items() if entry.single_file)
+        return create(alone).file_index(folder)
     try:
         index = json.loads((folder / INDEX).read_text())
     except OSError as error:

@@ -86,7 +86,7 @@ def like(floats: Planes, image: Array, rounding: str = NEAREST) -> Array:
     return interleaved([in_dtype(layer, image.dtype, rounding) for layer in layers])
 
 
-def in_dtype(layer: Planes, dtype: np.dtype[Any], rounding: str) -> Array:
+def in_dtype(layer: Planes, dtype: np.dtype[Any], rounding: str = NEAREST) -> Array:
     """One plane, float32 in [0, 1], in another dtype."""
     if dtype == np.uint8 and rounding == NEAREST:
         import cv2

@@ -4,16 +4,22 @@ The file is one flat dict in the names of CompVis' latent diffusion. Which key h
 from the modules' own names, so that every missing, extra or misshapen tensor is known at once.
 """
 
+import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from uid.errors import CheckpointError
+from uid.families.deblurdiff.configs import TOKENS, Config
 from uid.families.deblurdiff.model import DeblurDiff
 
+WEIGHTS = "model.safetensors"
 SHOWN = 5  # names of tensors in an error
 RESNET = {
     "norm1": "in_layers.0",
@@ -123,7 +129,7 @@ def sources(model: DeblurDiff) -> dict[str, Source]:
     layers, levels = unet_config.layers_per_block, sum("CrossAttn" in kind for kind in unet_config.down_block_types)
     prefixes = {"unet": "unet", "kernel_network": "kpn.unet", "control_net": "controlnet"}
     found: dict[str, Source] = {}
-    for name, weight in parameters(model):
+    for name, weight in model.named_parameters():
         shape = tuple(weight.shape)
         part, _, rest = name.partition(".")
         if part == "denoiser":
@@ -138,25 +144,57 @@ def sources(model: DeblurDiff) -> dict[str, Source]:
     return found
 
 
-def parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights, without the buffers that are computed."""
-    yield from model.named_parameters()
-
-
-def load_weights(model: DeblurDiff, weights: Mapping[str, Tensor], name: str) -> None:
-    """Put the weights of the published file into a model, as float32.
+def loaded(config: Config, weights: Mapping[str, Tensor], name: str) -> DeblurDiff:
+    """A model with the weights of the published file, as float32; those that are float32 already are not copied.
 
     Raises ``CheckpointError`` that names every missing, extra, misshapen or non-finite tensor; ``name`` is the file's.
     """
+    with torch.device("meta"):  # no memory, and no random numbers, for weights that are replaced
+        model = DeblurDiff(config)
     wanted = sources(model)
     check_tensors(weights, {source.key: source.shape for source in wanted.values()}, name)
-    with torch.no_grad():
-        for key, weight in parameters(model):
-            source = wanted[key]
-            tensor = weights[source.key].float()
-            if source.third is not None:
-                tensor = tensor.chunk(3)[source.third]
-            weight.copy_(tensor.reshape(weight.shape))
+    own = {}
+    for key, parameter in model.named_parameters():
+        source = wanted[key]
+        tensor = weights[source.key].float()
+        if source.third is not None:
+            tensor = tensor.chunk(3)[source.third]
+        own[key] = tensor.reshape(parameter.shape)
+    model.load_state_dict(own, strict=False, assign=True)
+    positions = torch.arange(TOKENS)[None]
+    for module in model.text_encoder.modules():
+        if "position_ids" in module._buffers:  # the only numbers of the model that are no weights
+            module.register_buffer("position_ids", positions, persistent=False)
+    return model.eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: a folder with ``model.safetensors``, or one file, pickled or safetensors.
+
+    A pickled file is read with ``weights_only=True``, which runs no code of it. Raises ``CheckpointError``.
+    """
+    file = path / WEIGHTS if path.is_dir() else path
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors, which may be code; expected a state dict, as the authors publish it"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: it is cut off or no checkpoint ({first_line(error)})") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
+    if not isinstance(weights, dict) or not all(isinstance(one, Tensor) for one in weights.values()):
+        raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as the authors publish it")
+    return weights
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return str(error).partition("\n")[0][:200]
 
 
 def check_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:

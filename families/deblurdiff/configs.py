@@ -22,6 +22,7 @@ KERNEL = 5  # side of the kernels that are predicted for each latent pixel
 LATENT_CHANNELS = 4
 TOKENS = 77
 STEPS, GUIDANCE = 50, 1.0
+TILE = 1024  # an image of more than tile * tile pixels is run in tiles of this side
 # Latent pixels that a transformer sees at once along each side: U-Net and kernel prediction network halve it with each
 # downsampling, the ControlNet does not.
 WINDOWS, CONTROL_WINDOWS = (64, 32, 16, 8), (64, 64, 64, 64)
@@ -35,6 +36,7 @@ class Config:
     kernel_network: dict[str, Any]
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
+    min_side: int = SIZE_MULTIPLE  # of an image, in pixels
 
 
 def unet(widths: tuple[int, ...], head: int, context: int, outputs: int = 4, inputs: int = 4) -> dict[str, Any]:
@@ -88,6 +90,7 @@ CONFIGS = {
         unet=unet((64, 64, 64, 64), 16, 64),
         kernel_network=unet((32, 64, 32, 32), 16, 64, OUTPUTS, 2 * LATENT_CHANNELS),
         vae=vae(32, (1, 2, 1, 1)),
-        text_encoder=text_encoder(512, 32, 4, 3),
+        text_encoder=text_encoder(512, 64, 4, 3),
+        min_side=2 * SIZE_MULTIPLE,  # groups of one channel have nothing to normalise where a map is 1 x 1
     ),
 }

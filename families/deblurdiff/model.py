@@ -90,7 +90,10 @@ class DeblurDiff(nn.Module):
 
     def encode(self, image: Tensor, noise: Tensor | None, tiling: Tiling | None = None) -> Tensor:
         """A sample of an image's latent, (B, 4, H / 8, W / 8); None takes the mean."""
-        mean, log_variance = self.moments(image, tiling)
+        return self.sampled(*self.moments(image, tiling), noise)
+
+    def sampled(self, mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
+        """The same from the latent's moments."""
         return LATENT_SCALE * (mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise)
 
     def decode(self, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
@@ -131,8 +134,9 @@ class DeblurDiff(nn.Module):
         tiling: Tiling | None = None,
     ) -> Tensor:
         """One step of spaced DDPM (Ho et al., 2020, algorithm 2), from ``x`` to the latent before it."""
-        eps = self.noise_estimate(x, coefficients.timestep.expand(len(x)), branches, guidance, tiling)
-        return posterior(x, eps, coefficients, noise)
+        t = coefficients.timestep.expand(x.shape[0])
+        eps = self.noise_estimate(x.to(branches[0].c_img), t, branches, guidance, tiling)
+        return posterior(x, eps.to(x), coefficients, noise)
 
 
 def posterior(x: Tensor, eps: Tensor, coefficients: Coefficients, noise: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, DownBlock2D
 from torch import Tensor, nn
 
+from uid.families.deblurdiff import operators
 from uid.families.deblurdiff.configs import KERNEL, LATENT_CHANNELS
-from uid.families.deblurdiff.windows import Windowed
+from uid.families.deblurdiff.windows import averaged, cut, windows_of
 
 
 def adaptive_convolution(x: Tensor, kernels: Tensor) -> Tensor:
@@ -98,6 +99,29 @@ class Denoiser(nn.Module):
             mid_block_additional_residual=control.middle,
         ).sample
         return Predicted(noise, sharpened, kernels, control)
+
+
+class Windowed(nn.Module):
+    """A transformer that runs on windows of a feature map, normalisation and all; their results are averaged."""
+
+    def __init__(self, transformer: nn.Module, window: int) -> None:
+        super().__init__()
+        self.transformer, self.window = transformer, window
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor, **others: object) -> tuple[Tensor, ...]:
+        """(B, C, H, W) and the text (B, L, D) -> the same shape, in a tuple as diffusers has it."""
+        if torch.compiler.is_exporting():  # the graph serves every size
+            pieces = operators.cut(x, self.window)
+            text = operators.for_each(encoder_hidden_states, pieces)
+            (pieces,) = self.transformer(pieces, encoder_hidden_states=text, **others)
+            return (operators.merge(pieces, x, self.window),)
+        grid = windows_of(x.shape, self.window)
+        if grid.count == 1:
+            result: tuple[Tensor, ...] = self.transformer(x, encoder_hidden_states=encoder_hidden_states, **others)
+            return result
+        text = encoder_hidden_states.repeat_interleave(grid.count, dim=0)
+        (pieces,) = self.transformer(cut(x, grid), encoder_hidden_states=text, **others)
+        return (averaged(pieces, grid, x.shape[-2:]),)
 
 
 def run_in_windows(network: nn.Module, windows: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 TILE_VARIANCE = 0.01  # of the Gaussian weights of tiles, in squared tile sides
 
@@ -118,20 +118,7 @@ def in_tiles(run: Callable[[Tensor, slice, slice], Tensor], x: Tensor, grid: Gri
     return put_together(stacked, larger, [scale * length for length in x.shape[-2:]], weights)
 
 
-class Windowed(nn.Module):
-    """A transformer that runs on windows of a feature map, normalisation and all; their results are averaged."""
-
-    def __init__(self, transformer: nn.Module, window: int) -> None:
-        super().__init__()
-        self.transformer, self.window = transformer, window
-
-    def forward(self, x: Tensor, encoder_hidden_states: Tensor, **others: object) -> tuple[Tensor, ...]:
-        """(B, C, H, W) and the text (B, L, D) -> the same shape, in a tuple as diffusers has it."""
-        grid = windows_of(x.shape, self.window)
-        if grid.count == 1:
-            result: tuple[Tensor, ...] = self.transformer(x, encoder_hidden_states=encoder_hidden_states, **others)
-            return result
-        text = encoder_hidden_states.repeat_interleave(grid.count, dim=0)
-        (pieces,) = self.transformer(cut(x, grid), encoder_hidden_states=text, **others)
-        uniform = [torch.ones(side, dtype=x.dtype, device=x.device) for side in grid.side]
-        return (put_together(pieces, grid, x.shape[-2:], uniform),)
+def averaged(pieces: Tensor, grid: Grid, size: Sequence[int]) -> Tensor:
+    """The mean of windows (B * windows, C, h, w) where they overlap: (B, C, H, W)."""
+    uniform = [pieces.new_ones(side) for side in grid.side]
+    return put_together(pieces, grid, size, uniform)

@@ -14,7 +14,8 @@ ov = pytest.importorskip("openvino", reason="needs openvino: pip install 'uid-ru
 
 from uid import engines  # noqa: E402, after the skip
 from uid.bundles.cache import default_folder  # noqa: E402
-from uid.bundles.declarations import Bundle, Component, read_bundle  # noqa: E402
+from uid.bundles.declarations import Bundle, Component  # noqa: E402
+from uid.bundles.manifest import read_bundle  # noqa: E402
 from uid.bundles.tensors import (  # noqa: E402
     Array,
     TensorSpec,

@@ -5,6 +5,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor  # noqa: E402
 
 from uid.errors import CheckpointError  # noqa: E402
 from uid.families.deblurdiff import checkpoint, windows  # noqa: E402
-from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE  # noqa: E402
+from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE, text_encoder  # noqa: E402
 from uid.families.deblurdiff.model import (  # noqa: E402
     Branch,
     Coefficients,
@@ -33,6 +34,8 @@ FIXTURE = Path(__file__).with_name("deblurdiff_fixture")
 TOLERANCE = 1e-4  # of the largest value
 PUBLISHED = "8c938f041724ebd0"  # of the published file's keys and shapes
 TILING = Tiling(16, 12)
+# The fixture's text tower is narrower than its context, which stands in the cases.
+CONFIG = replace(CONFIGS["deblurdiff-tiny"], text_encoder=text_encoder(512, 32, 4, 3))
 
 Case = Mapping[str, Tensor]
 
@@ -48,8 +51,7 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def model() -> DeblurDiff:
     """The fixture's model."""
-    model = DeblurDiff(CONFIGS["deblurdiff-tiny"]).eval()
-    checkpoint.load_weights(model, weights(), "the fixture")
+    model = checkpoint.loaded(CONFIG, weights(), "the fixture")
     model.run_in_windows()
     return model
 
@@ -214,15 +216,15 @@ def test_the_full_model_has_the_published_keys_and_shapes() -> None:
 
 
 def test_what_is_missing_extra_misshapen_or_broken_is_named() -> None:
-    model, whole = DeblurDiff(CONFIGS["deblurdiff-tiny"]), weights()
+    config, whole = CONFIG, weights()
     key = "unet.out.2.weight"
     renamed = {**whole, "unet.out.3.weight": whole[key]}
     del renamed[key]
     with pytest.raises(CheckpointError, match=r"it lacks unet\.out\.2\.weight; it has unknown unet\.out\.3\.weight"):
-        checkpoint.load_weights(model, renamed, "file")
+        checkpoint.loaded(config, renamed, "file")
     with pytest.raises(CheckpointError, match=r"other shapes: unet\.out\.2\.weight \[3\] for \[4, 64, 3, 3\]"):
-        checkpoint.load_weights(model, whole | {key: torch.zeros(3)}, "file")
+        checkpoint.loaded(config, whole | {key: torch.zeros(3)}, "file")
     with pytest.raises(CheckpointError, match=r"NaN or infinity in unet\.out\.2\.weight"):
-        checkpoint.load_weights(model, whole | {key: whole[key] / 0}, "file")
+        checkpoint.loaded(config, whole | {key: whole[key] / 0}, "file")
     with pytest.raises(CheckpointError, match=r"which has 1\d{3} tensors that are used: it lacks .* and 1\d{3} more"):
-        checkpoint.load_weights(model, {"weight": torch.zeros(3)}, "file")
+        checkpoint.loaded(config, {"weight": torch.zeros(3)}, "file")

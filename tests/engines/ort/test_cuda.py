@@ -16,7 +16,8 @@ import pytest
 
 cuda = pytest.importorskip("uid.engines.cuda_device", reason="needs cuda-bindings", exc_type=ImportError)
 
-from uid.bundles.declarations import Bundle, read_bundle  # noqa: E402
+from uid.bundles.declarations import Bundle  # noqa: E402
+from uid.bundles.manifest import read_bundle  # noqa: E402
 from uid.bundles.tensors import (  # noqa: E402
     Array,
     resolve,

@@ -16,7 +16,8 @@ from cuda.bindings import runtime as cudart  # noqa: E402, after the skips
 
 from uid import engines  # noqa: E402
 from uid.bundles.cache import default_folder  # noqa: E402
-from uid.bundles.declarations import Bundle, built_in, read_bundle  # noqa: E402
+from uid.bundles.declarations import Bundle, built_in  # noqa: E402
+from uid.bundles.manifest import read_bundle  # noqa: E402
 from uid.engines.registry import PROBE  # noqa: E402
 from uid.engines.trt import backend as tensorrt_backend  # noqa: E402
 from uid.engines.trt.backend import TensorrtBackend, engine_path  # noqa: E402

@@ -17,7 +17,8 @@ cuda = pytest.importorskip("uid.engines.cuda_device", reason="needs cuda-binding
 from cuda.bindings import runtime as cudart  # noqa: E402, after the skips
 
 from uid import engines  # noqa: E402
-from uid.bundles.declarations import Bundle, Component, read_bundle  # noqa: E402
+from uid.bundles.declarations import Bundle, Component  # noqa: E402
+from uid.bundles.manifest import read_bundle  # noqa: E402
 from uid.bundles.tensors import (  # noqa: E402
     Array,
     resolve,
