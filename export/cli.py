@@ -25,6 +25,7 @@ Examples:
   uid-export random edge checkpoint/           a seeded random checkpoint
   uid-export half checkpoint/ small/           the same in float16
   uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
+  uid-export bundle deblurdiff.pth -o bundle/  the same of DeblurDiff's published file
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
   uid-export inspect bundle/engines/           what engines were built for
   uid-export check bundle/ --image photo.jpg   which layer makes an image wrong
@@ -34,7 +35,9 @@ Examples:
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
-    """Export UID-Diff checkpoints to bundles that uid-run runs without torch, and bundles to TensorRT engines."""
+    """Export checkpoints of UID-Diff and DeblurDiff to bundles, which uid-run runs without torch, and bundles to TensorRT
+    engines.
+    """
     quieten_libraries()
 
 
@@ -47,6 +50,19 @@ def random(config: str, folder: Path, seed: int, half: bool) -> None:
     """Write a random checkpoint of CONFIG to FOLDER, to try the tools without trained weights."""
     with plain_errors("export"), folder_written_whole(folder) as temporary:
         registry.create(registry.configs()[config]).write_random(temporary, config, seed=seed, half=half)
+    click.echo(f"wrote {folder}")
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("folder", type=click.Path(path_type=Path))
+def convert(file: Path, folder: Path) -> None:
+    """Write FILE, a published checkpoint of DeblurDiff, to FOLDER as safetensors.
+
+    FOLDER/model_index.json holds the prompts and the numbers of steps, which may be edited before the export.
+    """
+    with plain_errors("export"), folder_written_whole(folder) as temporary:
+        registry.family_of(file).convert(file, temporary)
     click.echo(f"wrote {folder}")
 
 
@@ -90,7 +106,11 @@ def int8(checkpoint: Path, folder: Path) -> None:
 def bundle(
     checkpoint: Path, output: Path, precision: str, shortcuts: bool, image_steps: int | None, allow_pickle: bool
 ) -> None:
-    """Export CHECKPOINT, a folder in the diffusers layout, and compare every component with PyTorch."""
+    """Export CHECKPOINT, and compare every component with PyTorch.
+
+    CHECKPOINT is a folder: of UID-Diff in the diffusers layout, of DeblurDiff as `convert` writes it. Or it is the file
+    that DeblurDiff's authors publish.
+    """
     with plain_errors("export"):
         from uid.export.bundle import export_bundle
 

@@ -98,6 +98,10 @@ class Family(ABC):
         """The index of a checkpoint that is one file."""
         raise CheckpointError(f"{file} is a file; expected a folder, as this family's checkpoints are")
 
+    def convert(self, file: Path, folder: Path) -> None:
+        """Write a checkpoint that is one file to ``folder`` as safetensors, with an index that may be edited."""
+        raise CheckpointError(f"this family has no checkpoints that are one file: {file}")
+
     def write_random(self, folder: Path, config: str, *, seed: int = 0, half: bool = False) -> None:
         """Write a seeded random checkpoint of a configuration; ``half`` stores float16 weights."""
         raise CheckpointError(f"this family writes no random checkpoints, so none of {config!r}")

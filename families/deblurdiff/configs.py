@@ -75,6 +75,8 @@ def text_encoder(vocabulary: int, width: int, heads: int, layers: int) -> dict[s
         "num_attention_heads": heads,
         "max_position_embeddings": TOKENS,
         "hidden_act": "gelu",
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
     }
 
 

@@ -112,6 +112,13 @@ class DeblurDiffFamily(Family):
         network.run_in_windows()
         return DeblurDiffModel(network, index, prompts)
 
+    def convert(self, file: Path, folder: Path) -> None:
+        """Write the published file to ``folder`` as safetensors, once its tensors are checked."""
+        weights = checkpoint.read_weights(file)
+        checkpoint.loaded(CONFIGS["deblurdiff"], weights, str(file))
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / checkpoint.WEIGHTS)
+        write_index(folder, self.file_index(file))
+
     def write_random(self, folder: Path, config: str, *, seed: int = 0, half: bool = False) -> None:
         """Write a seeded random checkpoint with the published names: weights of variance 1 / fan-in."""
         with torch.device("meta"):
@@ -119,7 +126,12 @@ class DeblurDiffFamily(Family):
         generator = torch.Generator().manual_seed(seed)
         weights = {key: random_weight(key, shape, generator) for key, shape in shapes.items()}
         save_file({key: one.half() if half else one for key, one in weights.items()}, folder / checkpoint.WEIGHTS)
-        (folder / registry.INDEX).write_text(json.dumps(index_of(config, trained=False), indent=2) + "\n")
+        write_index(folder, index_of(config, trained=False))
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Write ``model_index.json``."""
+    (folder / registry.INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def index_of(config: str, *, trained: bool) -> dict[str, Any]:

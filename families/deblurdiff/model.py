@@ -110,7 +110,10 @@ class DeblurDiff(nn.Module):
     def noise_estimate(
         self, x: Tensor, t: Tensor, branches: Sequence[Branch], guidance: Tensor | None, tiling: Tiling | None = None
     ) -> Tensor:
-        """The noise in ``x``; with guidance ``branches`` are the negative and the positive one, else the positive."""
+        """The noise in ``x``; with guidance ``branches`` are the negative and the positive one, else the positive.
+
+        Both branches run as one batch: what differs between them is the latent, the text, and so the kernels.
+        """
         if tiling is not None:
 
             def run(part: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -118,10 +121,12 @@ class DeblurDiff(nn.Module):
                 return self.noise_estimate(part, t, own, guidance)
 
             return in_tiles(run, x, tiles_of(x.shape, tiling.side, tiling.stride))
-        positive = self.denoiser(x, branches[-1].c_img, t, branches[-1].text).noise
+        used = branches[-1:] if guidance is None else branches
+        c_img, text = torch.cat([one.c_img for one in used]), torch.cat([one.text for one in used])
+        noise = self.denoiser(torch.cat([x] * len(used)), c_img, torch.cat([t] * len(used)), text).noise
         if guidance is None:
-            return positive
-        negative = self.denoiser(x, branches[0].c_img, t, branches[0].text).noise
+            return noise
+        negative, positive = noise.float().chunk(2)
         return negative + guidance * (positive - negative)
 
     def step(
