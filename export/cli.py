@@ -35,8 +35,9 @@ Examples:
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
-    """Export checkpoints of UID-Diff and DeblurDiff to bundles, which uid-run runs without torch, and bundles to TensorRT
-    engines.
+    """Export checkpoints of UID-Diff and DeblurDiff to bundles, and bundles to TensorRT engines.
+
+    uid-run runs a bundle without torch.
     """
     quieten_libraries()
 

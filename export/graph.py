@@ -16,6 +16,7 @@ from torch.export import Dim
 from uid.bundles.declarations import Component
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH, Array, divisor_of, symbol_of
 from uid.export.dummies import dummy_inputs
+from uid.export.rewriting import quick_matching
 from uid.families.contract import ExportComponent
 from uid.families.weights import INT8_MAX
 
@@ -68,7 +69,7 @@ def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
     """Trace the component's module with dynamic height and width; weights stay PyTorch's own memory."""
     declaration = component.declaration
     inputs = dummy_inputs(declaration, trace_sizes(declaration.symbols, size_multiple))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quick_matching():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             component.module,
