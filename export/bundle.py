@@ -35,25 +35,27 @@ def export_bundle(
     source: Path,
     destination: Path,
     *,
+    family: str | None = None,
     precision: str = "fp32",
     shortcuts: bool = False,
     image_steps: int | None = None,
     allow_pickle: bool = False,
     report: Report = print,
 ) -> list[validate.Parity]:
-    """Export the checkpoint in ``source``, of any family, as a bundle in ``destination``, a new or empty folder.
+    """Export the checkpoint ``source``, of any family, as a bundle in ``destination``, a new or empty folder.
 
+    A checkpoint that is a file and not DeblurDiff's is of ``family``.
     ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps of a feature cache and without guidance.
     ``image_steps`` is the number of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results
     are computed first and its modules freed before the bundle is run, so that the two are never in memory together. The
     bundle appears whole or not at all. Raises ``BundleError`` for a checkpoint's name that a bundle cannot have,
     ``CheckpointError``, ``OutputError`` or ``ParityError``.
     """
-    index = registry.read_index(source)
+    index = registry.read_index(source, family)
     checked(index["name"], "name")  # now, and not after minutes
     with folder_written_whole(destination) as folder:
         report(f"loading {source}")
-        model = registry.load(source, allow_pickle=allow_pickle)
+        model = registry.load(source, family=family, allow_pickle=allow_pickle)
         report("running PyTorch, to compare with")
         components = model.components("fp32", shortcuts=shortcuts)
         cases = {c.declaration.name: case_of(c, model.size_multiple) for c in components}

@@ -26,6 +26,7 @@ Examples:
   uid-export half checkpoint/ small/           the same in float16
   uid-export bundle checkpoint/ -o bundle/     checkpoint to bundle, compared with PyTorch
   uid-export bundle deblurdiff.pth -o bundle/  the same of DeblurDiff's published file
+  uid-export restorer nafnet.pth -o bundle/    the same of a network without a denoising loop
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
   uid-export inspect bundle/engines/           what engines were built for
   uid-export check bundle/ --image photo.jpg   which layer makes an image wrong
@@ -124,6 +125,22 @@ def bundle(
             allow_pickle=allow_pickle,
             report=click.echo,
         )
+    click.echo(f"wrote {output}")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+@click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of weights and arithmetic.")
+def restorer(model: Path, output: Path, precision: str) -> None:
+    """Export MODEL, a file of weights of a network without a denoising loop, and compare it with PyTorch.
+
+    NAFNet's weights are read as published; those of other architectures by the spandrel library, where it is installed.
+    """
+    with plain_errors("export"):
+        from uid.export.bundle import export_bundle
+
+        export_bundle(model, output, family="restorer", precision=precision, report=click.echo)
     click.echo(f"wrote {output}")
 
 

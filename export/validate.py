@@ -139,5 +139,6 @@ def check_image(bundle: Bundle, backend: Backend, case: ImageCase) -> list[Parit
                 f"the {mode} image differs from PyTorch's by {error * 255:.2f}/255 on more than 0.1 % of its values "
                 f"after {case.steps} steps; tolerance {tolerance * 255:.0f}/255"
             )
-        parities.append(Parity(f"{mode} image, {case.steps} steps", error, tolerance))
+        steps = f", {case.steps} steps" if bundle.has_steps(mode) else ""
+        parities.append(Parity(f"{mode} image{steps}", error, tolerance))
     return parities

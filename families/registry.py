@@ -20,7 +20,7 @@ class FamilyEntry:
 
     factory: str  # "module:class", imported when first used
     configs: tuple[str, ...] = ()  # names of model sizes that it can write random checkpoints of
-    single_file: bool = False  # whether a checkpoint may be one file, which has no index: only one family's may
+    single_file: bool = False  # whether a file without a word about its family is this one's
 
 
 FAMILIES = {
@@ -28,6 +28,7 @@ FAMILIES = {
     "deblurdiff": FamilyEntry(
         "uid.families.deblurdiff.family:DeblurDiffFamily", ("deblurdiff", "deblurdiff-tiny"), single_file=True
     ),
+    "restorer": FamilyEntry("uid.families.restorers.family:RestorerFamily"),
 }
 
 
@@ -45,31 +46,31 @@ def configs() -> dict[str, str]:
     return {config: name for name, entry in FAMILIES.items() for config in entry.configs}
 
 
-def family_of(checkpoint: Path) -> "Family":
-    """The family of a checkpoint, a folder or a file."""
-    return create(read_index(checkpoint)["family"])
+def family_of(checkpoint: Path, family: str | None = None) -> "Family":
+    """The family of a checkpoint, a folder or a file; ``family``: what a file is said to be."""
+    return create(read_index(checkpoint, family)["family"])
 
 
-def load(checkpoint: Path, *, allow_pickle: bool = False) -> "Model":
+def load(checkpoint: Path, *, family: str | None = None, allow_pickle: bool = False) -> "Model":
     """Load a checkpoint, a folder or a file, of any family, in float32 on the CPU; raises ``CheckpointError``."""
-    return family_of(checkpoint).load(checkpoint, allow_pickle=allow_pickle)
+    return family_of(checkpoint, family).load(checkpoint, allow_pickle=allow_pickle)
 
 
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path, family: str | None = None) -> dict[str, Any]:
     """A checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults.
 
-    A checkpoint that is one file has those of the family that publishes such files.
+    A checkpoint that is one file has those of ``family``; None: of the family whose published file is recognised.
     """
     if folder.is_file():
-        (alone,) = (name for name, entry in FAMILIES.items() if entry.single_file)
-        return create(alone).file_index(folder)
+        (published,) = (name for name, entry in FAMILIES.items() if entry.single_file)
+        return create(family or published).file_index(folder)
     try:
         index = json.loads((folder / INDEX).read_text())
     except OSError as error:
         raise CheckpointError(f"{folder} is not a checkpoint: cannot read {INDEX} ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{folder / INDEX} is not JSON: {error}") from error
-    family = index.get("family") if isinstance(index, dict) else None
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise CheckpointError(f"{folder / INDEX} says family {family!r}; expected one of {', '.join(FAMILIES)}")
+    said = index.get("family") if isinstance(index, dict) else None
+    if not isinstance(said, str) or said not in FAMILIES:
+        raise CheckpointError(f"{folder / INDEX} says family {said!r}; expected one of {', '.join(FAMILIES)}")
     return dict(index)

@@ -1,7 +1,15 @@
-"""Changes to the weights of any family's modules, for smaller checkpoints."""
+"""Weights of any family: read from one file, and changed for smaller checkpoints."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from uid.errors import CheckpointError
 
 INT8_MAX = 127  # largest magnitude of an 8-bit weight
 
@@ -24,3 +32,28 @@ def rounded_to_int8(module: nn.Module) -> nn.Module:
             scale = (largest / INT8_MAX).where(largest > 0, 1.0)
             layer.weight.copy_((layer.weight / scale).round() * scale)
     return module
+
+
+def read_weights(file: Path, nested: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of one file, safetensors or pickled; those under the first key of ``nested`` that is there.
+
+    A pickled file is read with ``weights_only=True``, which runs no code of it. Raises ``CheckpointError``.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors, which may be code; expected a state dict, as it is published"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        first = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"cannot read {file}: it is cut off or no checkpoint ({first})") from error
+    if isinstance(weights, dict):
+        weights = next((weights[key] for key in nested if key in weights), weights)
+    if not isinstance(weights, dict) or not all(isinstance(one, Tensor) for one in weights.values()):
+        raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as it is published")
+    return weights

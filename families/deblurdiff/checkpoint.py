@@ -4,20 +4,18 @@ The file is one flat dict in the names of CompVis' latent diffusion. Which key h
 from the modules' own names, so that every missing, extra or misshapen tensor is known at once.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from uid.errors import CheckpointError
 from uid.families.deblurdiff.configs import TOKENS, Config
 from uid.families.deblurdiff.model import DeblurDiff
+from uid.families.weights import read_weights
 
 WEIGHTS = "model.safetensors"
 SHOWN = 5  # names of tensors in an error
@@ -168,33 +166,9 @@ def loaded(config: Config, weights: Mapping[str, Tensor], name: str) -> DeblurDi
     return model.eval().requires_grad_(False)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: a folder with ``model.safetensors``, or one file, pickled or safetensors.
-
-    A pickled file is read with ``weights_only=True``, which runs no code of it. Raises ``CheckpointError``.
-    """
-    file = path / WEIGHTS if path.is_dir() else path
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than tensors, which may be code; expected a state dict, as the authors publish it"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"cannot read {file}: it is cut off or no checkpoint ({first_line(error)})") from error
-    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(one, Tensor) for one in weights.values()):
-        raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as the authors publish it")
-    return weights
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return str(error).partition("\n")[0][:200]
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: the published file, or a folder with ``model.safetensors``."""
+    return read_weights(path / WEIGHTS if path.is_dir() else path, ("state_dict",))
 
 
 def check_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:

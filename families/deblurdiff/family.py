@@ -107,14 +107,14 @@ class DeblurDiffFamily(Family):
         config = CONFIGS[index["config"]]
         vocabulary = config.text_encoder["vocab_size"]
         ids = [tokens(index[key], folder, vocabulary) for key in ("negative_prompt", "prompt")]
-        network = checkpoint.loaded(config, checkpoint.read_weights(folder), str(folder))
+        network = checkpoint.loaded(config, checkpoint.read(folder), str(folder))
         prompts = components.prompts(network, *ids)
         network.run_in_windows()
         return DeblurDiffModel(network, index, prompts)
 
     def convert(self, file: Path, folder: Path) -> None:
         """Write the published file to ``folder`` as safetensors, once its tensors are checked."""
-        weights = checkpoint.read_weights(file)
+        weights = checkpoint.read(file)
         checkpoint.loaded(CONFIGS["deblurdiff"], weights, str(file))
         save_file({key: tensor.contiguous() for key, tensor in weights.items()}, folder / checkpoint.WEIGHTS)
         write_index(folder, self.file_index(file))
