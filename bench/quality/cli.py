@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RenamedOptions)
-@click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="BUNDLE",
+    help="Repeat to compare bundles, each called by its folder. Default: the built-in bundle.",
+)
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option("--steps", type=click.IntRange(min=1), help="Denoising steps. Default: the bundle's.")
 @click.option("--transforms", type=click.IntRange(1, 8), help="Flipped copies to average. Default: the bundle's.")
@@ -45,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Images side by side.")
 def quality(
-    model: Path | None,
+    models: Sequence[Path],
     backend: str,
     steps: int | None,
     transforms: int | None,
@@ -70,16 +78,20 @@ def quality(
 
         scores = metrics.load(learned)
         photos = held_out(names)
-        pipeline = load(model, backend=backend)
+        folders: Sequence[Path | None] = models or [None]
+        pipeline, *more = [load(folder, backend=backend) for folder in folders]
+        others = dict(zip((model.resolve().name for model in models[1:]), more, strict=True))
         options = Options(steps=steps, transforms=transforms, guidance=guidance, seed=seed)
         comparisons = []
-        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores):
+        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores, others=others):
             comparisons.append(comparison)
             for row in comparison.rows:
                 click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
         rows = [row for comparison in comparisons for row in comparison.rows]
         if output is not None:
             common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
+            if others:
+                common["others"] = {name: setting(other, options) for name, other in others.items()}
             if scores:
                 common["versions"] |= versions(metrics.LIBRARIES)
             write_rows(output, rows, common)

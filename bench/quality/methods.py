@@ -20,6 +20,7 @@ RICHARDSON_LUCY_ITERATIONS = 50
 
 BLURRED, UNSHARP, RICHARDSON_LUCY = "blurred", "unsharp mask", "richardson-lucy"
 REFINED_VAE, UID = "refined VAE", "uid"
+LATENT = "z_y"  # what UID-Diff's refined encoder writes
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:
         UNSHARP: lambda case: unsharp_mask(case.blurred),
         RICHARDSON_LUCY: lambda case: richardson_lucy(case.blurred, case.psf),
     }
-    if {"encoder", "decoder"} <= set(pipeline.bundle.components):
+    if any(spec.name == LATENT for part in pipeline.bundle.components.values() for spec in part.outputs):
         alone = RefinedVAE(pipeline, options.resolved(pipeline.bundle).transforms or 1)
         tried[REFINED_VAE] = lambda case: alone(case.blurred)
-    tried[UID] = lambda case: pipeline(case.blurred, options).image
+    tried[UID] = restored(pipeline, options)
     return tried
+
+
+def restored(pipeline: Pipeline, options: Options) -> Method:
+    """What a pipeline makes of the blurred image."""
+    return lambda case: pipeline(case.blurred, options).image
 
 
 class RefinedVAE:
@@ -83,7 +89,7 @@ class RefinedVAE:
                 buffers[spec.name].write(tensors[spec.name].astype(spec.dtype))
             engine.bind(buffers)()
             tensors |= {spec.name: buffers[spec.name].read() for spec in part.outputs}
-            tensors.setdefault(STATE, tensors["z_y"])
+            tensors.setdefault(STATE, tensors[LATENT])
         output: Array = tensors[OUTPUT][0]
         return output
 

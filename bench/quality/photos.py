@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods
+from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods, restored
 from uid.bench.quality.metrics import Score
 from uid.errors import InputError
 from uid.runtime.options import Options
@@ -172,16 +172,30 @@ def measure(
     noise: float,
     jpeg: int | None,
     metrics: Mapping[str, Score] = {},
+    others: Mapping[str, Pipeline] = {},
 ) -> Iterator[Comparison]:
-    """Every case of every photo; then the sharp photo itself through the pipeline, which must come back near."""
-    tried = methods(pipeline, options)
+    """Every case of every photo; then the sharp photo itself through the pipeline, which must come back near.
+
+    ``others`` are further pipelines, by what they are called, on the same cases.
+    """
+    for one in (pipeline, *others.values()):
+        check_size(one, options)
+    tried = methods(pipeline, options) | {name: restored(other, options) for name, other in others.items()}
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
-        pipeline(sharp, options)  # engines load and plans are made outside of the seconds
+        for one in (pipeline, *others.values()):
+            one(sharp, options)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
             yield compare(case, tried, metrics)
         unblurred = BlurCase(photo, NO_KERNEL, sharp, np.ones((1, 1), np.float32), sharp)
         yield compare(unblurred, {UID_ON_SHARP: tried[UID]}, metrics)
+
+
+def check_size(pipeline: Pipeline, options: Options) -> None:
+    """Raise ``InputError`` for a bundle whose outputs are larger than its inputs."""
+    bundle, mode = pipeline.bundle, options.resolved(pipeline.bundle).mode
+    if (scale := bundle.output_scale(mode)) != 1:
+        raise InputError(f"bundle {bundle.name!r} enlarges images {scale} times; expected one that keeps their size")
 
 
 # -- summary ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from uid.bench.cli import main
 from uid.bench.quality import photos as quality
 from uid.bench.quality.methods import BlurCase, richardson_lucy, unsharp_mask
 from uid.bench.quality.photos import BORDER, QualityRow, cases, compare, held_out, summarise
+from uid.bundles.declarations import built_in
 from uid.errors import InputError
 from uid.runtime import Options, load
 from uid.train.blur import KERNELS, UNKNOWN_KERNELS, RgbImage, degrade
@@ -193,6 +195,18 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
     for column, image in enumerate((sharp, first.blurred)):
         shown = picture[20:276, column * 256 : (column + 1) * 256]
         np.testing.assert_array_equal(shown, np.rint(image * 255.0).astype(np.uint8))
+
+
+def test_bundles_are_compared_on_the_same_cases(tmp_path: Path) -> None:
+    twin, output = Path(shutil.copytree(built_in(), tmp_path / "twin")), tmp_path / "rows.jsonl"
+    words = ["quality", "--photo", "chelsea", "-m", str(built_in()), "-m", str(twin), "--transforms", "1"]
+    result = CliRunner().invoke(main, [*words, "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    own, others = ([row["psnr"] for row in rows if row["method"] == name] for name in ("uid", "twin"))
+    assert own == others
+    assert rows[0]["others"]["twin"]["bundle"] == "edge"
+    assert " twin " in result.output
 
 
 def test_wrong_use_is_told_and_leaves_nothing(tmp_path: Path) -> None:
