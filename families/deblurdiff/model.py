@@ -126,7 +126,7 @@ class DeblurDiff(nn.Module):
         noise = self.denoiser(torch.cat([x] * len(used)), c_img, torch.cat([t] * len(used)), text).noise
         if guidance is None:
             return noise
-        negative, positive = noise.float().chunk(2)
+        negative, positive = noise.float().unflatten(0, (2, -1))
         return negative + guidance * (positive - negative)
 
     def step(
