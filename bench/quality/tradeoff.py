@@ -24,7 +24,7 @@ class Setting:
     """What one may choose to trade quality for speed or size."""
 
     bundle: str  # name of its folder
-    steps: int  # denoising steps
+    steps: int  # denoising steps; 0 where there is no loop
     transforms: int
     cache_interval: int = 1  # of so many steps one is computed in full
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # part of the steps that guidance acts in
@@ -33,7 +33,7 @@ class Setting:
     def options(self) -> Options:
         """What the pipeline is told."""
         return Options(
-            steps=self.steps,
+            steps=self.steps or None,
             transforms=self.transforms,
             cache_interval=self.cache_interval,
             guidance_interval=self.guidance_interval,

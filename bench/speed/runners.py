@@ -57,7 +57,8 @@ class EngineRunner:
 
         multiple = self.pipeline.bundle.size_multiple
         tile = self.task.tile or max(*padded(image.shape[:2], multiple), 2 * multiple)
-        options = Options(steps=steps, transforms=1, guidance=self.task.guidance, seed=self.task.seed, tile=tile)
+        task = self.task
+        options = Options(steps=steps or None, transforms=1, guidance=task.guidance, seed=task.seed, tile=tile)
         started = time.perf_counter()
         result = self.pipeline(image, options)
         seconds = time.perf_counter() - started

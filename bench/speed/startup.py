@@ -82,7 +82,8 @@ def starts(
         else:
             imports = IMPORTS.format(backend=backend)
             run = ["-m", "uid.runtime.app.cli", str(source), "-o", str(made), "-m", str(bundle.folder)]
-            run += ["--backend", backend, "--steps", str(steps), "--threads", str(repeats.threads)]
+            run += ["--backend", backend, "--threads", str(repeats.threads)]
+            run += ["--steps", str(steps)] if steps else []
             run += ["--tile", str(2 * max(size)), "--json", "--quiet"]
         for repeat in range(-repeats.warm_up, repeats.counted):
             made.unlink(missing_ok=True)

@@ -46,8 +46,8 @@ class LatencySummary:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the loop alone."""
-        return self.step / self.steps
+        """Of the loop alone; 0 where there is none."""
+        return self.step / self.steps if self.steps else 0.0
 
     @property
     def of_peak(self) -> float | None:
