@@ -148,15 +148,15 @@ class Start:
 def started(measurement: Measurement, image: Array, report: Report) -> Iterator[tuple[Crew, dict[str, Start]]]:
     """The runners, each ready for images of this size, and what this took; one after the other."""
     with ExitStack() as stack:
-        crew, starts = Crew({}, report), {}
+        crew, starts, few = Crew({}, report), {}, min(2, *measurement.steps)  # some samplers take no single step
         for runner in measurement.runners:
             report(f"{runner.name}: loading")
             taken = gpu_memory()
             try:
                 worker = stack.enter_context(Worker(runner.pictures))
-                worker.call("run", image, 1)
+                worker.call("run", image, few)
                 first = time.perf_counter() - worker.started
-                seconds = max(0.0, first - worker.call("run", image, 1).seconds)
+                seconds = max(0.0, first - worker.call("run", image, few).seconds)
                 if gpus():  # no library gives back what it took; a graph of more steps takes more
                     worker.call("run", image, max(measurement.steps))
                 starts[runner.name] = Start(seconds, gpu_memory() - taken)
