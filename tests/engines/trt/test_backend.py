@@ -22,7 +22,7 @@ from uid.engines.registry import PROBE  # noqa: E402
 from uid.engines.trt import backend as tensorrt_backend  # noqa: E402
 from uid.engines.trt.backend import TensorrtBackend, engine_path  # noqa: E402
 from uid.engines.trt.cache import engine_for  # noqa: E402
-from uid.engines.trt.library import Library, open_library  # noqa: E402
+from uid.engines.trt.library import Library  # noqa: E402
 from uid.engines.trt.profiles import Profile, Range, Target, square  # noqa: E402
 from uid.errors import BackendError, OutOfMemoryError  # noqa: E402
 from uid.runtime.app.cli import doctor, run  # noqa: E402
@@ -32,11 +32,6 @@ AHEAD = Target.ahead(["8.9"])
 HAS_DRIVER = cuda.call(cudart.cudaDriverGetVersion) != 0
 no_driver = pytest.mark.skipif(HAS_DRIVER, reason="there is an NVIDIA driver")
 Log = list[tuple[Any, ...]]
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return open_library("tensorrt-rtx")
 
 
 # Which engine is used

@@ -31,11 +31,6 @@ BUILD += ["--target-compute-capability", "8.9", "--target-compute-capability", "
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
-    return open_library("tensorrt-rtx")
-
-
-@pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return read_bundle(tiny_bundle)
 

@@ -20,7 +20,7 @@ from uid.bundles.declarations import Bundle, built_in
 from uid.bundles.manifest import read_bundle
 from uid.engines.trt.build import BuildOptions
 from uid.engines.trt.cache import Key, check, engine_for, engine_name, key_for, read_sidecar, runtime_cache_path
-from uid.engines.trt.library import Library, open_library
+from uid.engines.trt.library import Library
 from uid.engines.trt.profiles import Target, parse_profile, square
 from uid.errors import BackendError, OutOfMemoryError, OutputError
 
@@ -41,11 +41,6 @@ component = bundle.components[sys.argv[3]]
 say = lambda line: print(line, flush=True)
 engine_for(bundle, component, library, Target.ahead(["8.9"]), [square(16)], folder=Path(sys.argv[2]), report=say)
 """
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return open_library("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")

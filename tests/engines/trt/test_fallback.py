@@ -19,7 +19,7 @@ from uid.bundles.tensors import TensorSpec
 from uid.engines.trt.backend import engine_path
 from uid.engines.trt.build import NotBuiltError
 from uid.engines.trt.cache import check, engine_for, read_sidecar
-from uid.engines.trt.library import Library, open_library
+from uid.engines.trt.library import Library
 from uid.engines.trt.profiles import NAMED, Profile, Range, Target, fallbacks, parse_profile
 from uid.errors import BackendError
 
@@ -28,11 +28,6 @@ pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds eng
 ANY = Target.ahead()  # for no compute capability by name, which is where ranges fail
 CHANNELS = {"x": 32, "y": 64}
 GROUPS = 16
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return open_library("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")

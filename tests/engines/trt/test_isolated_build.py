@@ -8,7 +8,7 @@ import pytest
 from uid.engines.trt import isolated_build
 from uid.engines.trt.build import BuildOptions, NotBuiltError, Shapes, build
 from uid.engines.trt.isolated_build import build_apart, crash
-from uid.engines.trt.library import Library, open_library
+from uid.engines.trt.library import Library
 from uid.engines.trt.profiles import Target
 from uid.errors import BackendError, OutOfMemoryError
 from uid.runtime.pixels import GRAPHS, PIXELS_IN
@@ -18,11 +18,6 @@ pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds eng
 GRAPH = GRAPHS / PIXELS_IN.file
 AHEAD = Target.ahead(["8.9"])
 OTHER = "import os, sys; {}"  # a process that does something else and gives no answer
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    return open_library("tensorrt-rtx")
 
 
 def shapes(*sides: int) -> list[Shapes]:
