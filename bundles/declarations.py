@@ -14,6 +14,7 @@ STEPS = (FULL, SHALLOW, UNGUIDED)  # ways to compute a denoising step; a mode wi
 STAGES = (PREPARE, *STEPS, FINISH)
 
 TRANSFORMS = 8  # flips and transpositions of an image
+LARGEST_SIDE = 1 << 16  # that a manifest may ask for, in pixels
 
 # What a manifest may choose. The first of each is what a manifest without the choice means.
 REFLECT, ZEROS = PADDINGS = ("reflect", "zeros")  # what the lower and right edges are extended with
@@ -125,6 +126,11 @@ class Bundle:
         """How many times as high and wide as the image a mode's output is."""
         outputs = [spec for part in self.parts(mode) for spec in part.outputs if spec.name == OUTPUT]
         return factor_of(outputs[0].shape[-1]) if outputs else 1
+
+
+def smallest_tile(size_multiple: int, min_side: int) -> int:
+    """Side of the smallest tile in pixels: two size multiples, so that tiles can overlap, or the smallest image."""
+    return max(2 * size_multiple, min_side + -min_side % size_multiple)
 
 
 def built_in(name: str = "edge") -> Path:

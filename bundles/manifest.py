@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from uid.bundles.declarations import (
     COLOUR_FIXES,
     DRAWS,
+    LARGEST_SIDE,
     PADDINGS,
     ROUNDINGS,
     STAGES,
@@ -28,14 +29,15 @@ from uid.bundles.declarations import (
     Mode,
     Noise,
     Preset,
+    smallest_tile,
 )
 from uid.bundles.files import written_whole
 from uid.bundles.hashes import sha256, verify_files
 from uid.bundles.names import DIMENSION, KEY, checked
 from uid.bundles.schedules import check_schedule
 from uid.bundles.tensors import Array, TensorSpec
-from uid.bundles.values import chosen, real, text, whole
-from uid.bundles.wiring import check_coefficients, listed_specs, mode_of
+from uid.bundles.values import chosen, real, shown, text, truth, whole
+from uid.bundles.wiring import check_coefficients, check_constants, check_divisors, listed_specs, mode_of
 from uid.errors import BundleError
 
 SCHEMA = 2
@@ -70,11 +72,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST} ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}; export the bundle again") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if not isinstance(schema, int):
         raise BundleError(f"{path} states no schema version; expected {SCHEMA}; export the bundle again")
+    whole(schema, "schema", 1)
     if schema > SCHEMA:
         raise BundleError(f"{path} has schema {schema}, this uid-runtime reads up to {SCHEMA}: upgrade uid-runtime")
     return manifest
@@ -86,6 +89,12 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     modes = {checked(name, "mode"): mode_from(name, entry, components) for name, entry in manifest["modes"].items()}
     loop = any(components[part].stage in STEPS for mode in modes.values() for part in mode.components)
     multiple, max_side = whole(manifest["size_multiple"], "size_multiple", 1), manifest.get("max_side")
+    min_side = whole(manifest.get("min_side", 1), "min_side", 1, LARGEST_SIDE)
+    smallest = smallest_tile(multiple, min_side)
+    check_divisors(components.values(), multiple)
+    constants = read_constants(folder / listed(manifest["constants"], manifest))
+    for name, mode in modes.items():
+        check_constants(name, mode, components, constants)
     schedule = check_schedule(manifest["schedule"]) if loop else {}
     check_coefficients(components.values(), schedule)
     qualities: Mapping[str, Any] = manifest.get("qualities", {})
@@ -94,10 +103,10 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         digest=sha256(folder / MANIFEST),
         name=checked(manifest["name"], "name"),
         family=checked(manifest["family"], "family"),
-        trained=bool(manifest["trained"]),
+        trained=truth(manifest["trained"], "trained"),
         precision=checked(manifest["precision"], "precision"),
         size_multiple=multiple,
-        tile=whole(manifest["tile"], "tile", 2 * multiple),
+        tile=whole(manifest["tile"], "tile", smallest),
         presets={checked(name, "preset"): preset_from(entry, loop) for name, entry in qualities.items()},
         preset=default_preset(manifest),
         steps=whole(manifest["steps"], "steps", 1) if loop else 0,
@@ -105,11 +114,11 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         schedule=schedule,
         components=components,
         modes=modes,
-        constants=read_constants(folder / listed(manifest["constants"], manifest)),
+        constants=constants,
         padding=chosen(manifest.get("padding", PADDINGS[0]), "padding", PADDINGS),
         rounding=chosen(manifest.get("rounding", ROUNDINGS[0]), "rounding", ROUNDINGS),
-        min_side=whole(manifest.get("min_side", 1), "min_side", 1),
-        max_side=None if max_side is None else whole(max_side, "max_side", 2 * multiple),
+        min_side=min_side,
+        max_side=None if max_side is None else whole(max_side, "max_side", smallest) // multiple * multiple,
     )
 
 
@@ -136,7 +145,8 @@ def specs_from(entries: Iterable[Mapping[str, Any]]) -> Iterator[TensorSpec]:
     """Tensor declarations."""
     for entry in entries:
         shape = tuple(
-            size if isinstance(size, int) else checked(size, "dimension", DIMENSION) for size in entry["shape"]
+            whole(size, "dimension", 1) if isinstance(size, int) else checked(size, "dimension", DIMENSION)
+            for size in entry["shape"]
         )
         yield TensorSpec(checked(entry["name"], "tensor"), np.dtype(checked(entry["dtype"], "dtype")), shape)
 
@@ -168,6 +178,8 @@ def mode_from(name: str, entry: Mapping[str, Any], components: Mapping[str, Comp
 
 def noise_from(entries: Sequence[Mapping[str, Any]]) -> Iterator[Noise]:
     """The noise that a mode declares."""
+    if not isinstance(entries, list):
+        raise BundleError(f"the manifest has noise {shown(entries)}; expected a list: export the bundle again")
     for entry, spec in zip(entries, specs_from(entries), strict=True):
         yield Noise(spec, chosen(entry.get("draw", DRAWS[0]), "draw of noise", DRAWS))
 
@@ -175,7 +187,8 @@ def noise_from(entries: Sequence[Mapping[str, Any]]) -> Iterator[Noise]:
 def preset_from(entry: Mapping[str, Any], loop: bool) -> Preset:
     """One preset's declaration, of a bundle with a denoising loop or without."""
     figures = {checked(name, "figure"): real(value, "figure") for name, value in entry.get("figures", {}).items()}
-    preset = Preset(int(entry["steps"]) if loop else 0, int(entry["views"]), figures)
+    steps = whole(entry["steps"], "steps of a preset", 0) if loop else 0
+    preset = Preset(steps, whole(entry["views"], "views of a preset", 0), figures)
     if preset.steps < loop or not 1 <= preset.transforms <= TRANSFORMS:
         raise BundleError(
             f"the manifest has a preset of {preset.steps} steps and {preset.transforms} views; expected 1 step or more "

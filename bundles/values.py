@@ -35,6 +35,13 @@ def real(value: Any, what: str) -> float:
     raise BundleError(f"the manifest has {what} {shown(value)}; expected a finite number: {AGAIN}")
 
 
+def truth(value: Any, what: str) -> bool:
+    """``value`` if it is true or false; raises ``BundleError`` otherwise."""
+    if isinstance(value, bool):
+        return value
+    raise BundleError(f"the manifest has {what} {shown(value)}; expected true or false: {AGAIN}")
+
+
 def text(value: Any, what: str) -> str:
     """``value`` if it is text; raises ``BundleError`` otherwise."""
     if isinstance(value, str):

@@ -5,8 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from uid.bundles.declarations import COEFFICIENTS, PER_STEP, SAMPLERS, STEPS, Component, Mode, Noise
-from uid.bundles.tensors import BATCH, GUIDANCE, HEIGHT, IMAGE, STATE, WIDTH, TensorSpec
+from uid.bundles.declarations import COEFFICIENTS, FULL, PER_STEP, SAMPLERS, STEPS, Component, Mode, Noise
+from uid.bundles.tensors import (
+    BATCH,
+    GUIDANCE,
+    HEIGHT,
+    IMAGE,
+    OUTPUT,
+    STATE,
+    WIDTH,
+    Array,
+    TensorSpec,
+    divisor_of,
+    factor_of,
+    symbol_of,
+)
 from uid.errors import BundleError
 
 
@@ -18,9 +31,75 @@ def mode_of(
     ``constants`` are keys by input name; ``others`` further fields of a mode. Raises ``BundleError`` where the parts do
     not read what ``noise`` declares.
     """
+    check_stages(parts)
+    check_output(parts)
     drawn = noise_read(noise, parts, constants)
     images = images_read(parts, {*constants, *(one.spec.name for one in drawn)})
     return Mode(prompt, tuple(part.name for part in parts), constants, images, drawn, **others)
+
+
+def check_stages(parts: Sequence[Component]) -> None:
+    """Raise ``BundleError`` where a mode has shortcuts of a step and not the step itself."""
+    stages = {part.stage for part in parts}
+    if stages & set(STEPS) and FULL not in stages:
+        others = ", ".join(sorted(stages & set(STEPS)))
+        raise BundleError(f"a mode has the stage {others}, and no component of stage {FULL!r}; export the bundle again")
+
+
+def check_output(parts: Sequence[Component]) -> None:
+    """Raise ``BundleError`` for an output that is no RGB image of a whole number of times the input's size."""
+    for part in parts:
+        for spec in part.outputs:
+            if spec.name == OUTPUT and not is_output(spec.shape):
+                raise BundleError(
+                    f"component {part.name!r} writes {in_words(spec)}; expected [{BATCH}, 3, {HEIGHT}, {WIDTH}], or "
+                    f"both sides times the same whole number, such as {HEIGHT}*2"
+                )
+
+
+def is_output(shape: Sequence[int | str]) -> bool:
+    """Whether a shape is that of an output."""
+    if len(shape) != 4 or shape[0] not in (BATCH, 1) or shape[1] != 3:
+        return False
+    height, width = shape[2:]
+    times = factor_of(height)
+    return (height, width) in ((HEIGHT, WIDTH), (f"{HEIGHT}*{times}", f"{WIDTH}*{times}"))
+
+
+def check_divisors(components: Iterable[Component], size_multiple: int) -> None:
+    """Raise ``BundleError`` where a part of an image's size is no whole number for every padded image."""
+    for component in components:
+        for spec in (*component.inputs, *component.outputs):
+            for size in spec.shape:
+                if isinstance(size, str) and symbol_of(size) in (HEIGHT, WIDTH) and size_multiple % divisor_of(size):
+                    raise BundleError(
+                        f"component {component.name!r} has {in_words(spec)}, and sizes are multiples of "
+                        f"{size_multiple}, which {divisor_of(size)} does not divide; export the bundle again"
+                    )
+
+
+def check_constants(name: str, mode: Mode, components: Mapping[str, Component], constants: Mapping[str, Array]) -> None:
+    """Raise ``BundleError`` for a constant that is not in the file, or not as its reader expects it."""
+    readers = {spec.name: spec for part in mode.components for spec in components[part].inputs}
+    for tensor, key in mode.constants.items():
+        if key not in constants:
+            known = ", ".join(constants) or "none"
+            raise BundleError(f"mode {name!r} reads the constant {key!r}, and the file has {known}; export it again")
+        spec, value = readers.get(tensor), constants[key]
+        if spec is not None and not fits(value, spec):
+            raise BundleError(
+                f"constant {key!r} is {value.dtype}{list(value.shape)}, and its reader has {in_words(spec)}; export "
+                "the bundle again"
+            )
+
+
+def fits(value: Array, spec: TensorSpec) -> bool:
+    """Whether an array may be a tensor: its dtype, its rank, and its sizes where they are numbers."""
+    return (
+        value.dtype == spec.dtype
+        and len(value.shape) == len(spec.shape)
+        and all(isinstance(size, str) or size == own for size, own in zip(spec.shape, value.shape, strict=True))
+    )
 
 
 def images_read(parts: Sequence[Component], given: Iterable[str]) -> tuple[TensorSpec, ...]:
@@ -47,6 +126,8 @@ def noise_read(declared: Sequence[Noise], parts: Sequence[Component], constants:
     names = [one.spec.name for one in noise]
     if state is not None and STATE not in known and STATE not in names:
         noise.insert(0, Noise(state))
+    if any(one.spec.name == STATE and one.draw == PER_STEP for one in noise):
+        raise BundleError(f"the manifest draws {STATE!r} for each step; expected once: it is the loop's state")
     for one in noise:
         check_noise(one, [(part, spec) for part, spec in readers if spec.name == one.spec.name], known)
     if len(set(names)) < len(names):

@@ -24,8 +24,10 @@ from uid.export.fusion import ONNXRUNTIME_CUDA, fuse_for_cuda
 from uid.export.graph import WeightStore, store_weights, to_onnx
 from uid.families import registry
 from uid.families.contract import ExportComponent, Model
+from uid.runtime.pixels import padded
 
 WEIGHTS = "weights.bin"
+SMALL = 8  # pixels; some networks extend an image by a few pixels of its own, and so take no smaller one
 EXPANDED = "expanded.onnx"  # beside the weights while it is checked
 
 Report = Callable[[str], None]
@@ -58,7 +60,8 @@ def export_bundle(
         model = registry.load(source, family=family, allow_pickle=allow_pickle)
         report("running PyTorch, to compare with")
         components = model.components("fp32", shortcuts=shortcuts)
-        cases = {c.declaration.name: case_of(c, model.size_multiple) for c in components}
+        least = smallest_side(model)
+        cases = {c.declaration.name: case_of(c, least) for c in components}
         image = validate.image_case(model, components, image_steps or index.get("steps", 0), index.get("guidance", 1.0))
         write(model, folder, precision, shortcuts, report)
         del model, components
@@ -66,14 +69,20 @@ def export_bundle(
         return compare(folder, cases, image, report)
 
 
-def case_of(component: ExportComponent, multiple: int) -> validate.ParityCase:
+def smallest_side(model: Model) -> int:
+    """A side in pixels that is small, and that the model takes."""
+    side, _ = padded((SMALL, SMALL), model.size_multiple, model.min_side)
+    return side
+
+
+def case_of(component: ExportComponent, side: int) -> validate.ParityCase:
     """A component's inputs to compare at, and PyTorch's outputs."""
-    return validate.component_case(component, check_sizes(component.declaration.symbols, multiple))
+    return validate.component_case(component, check_sizes(component.declaration.symbols, side))
 
 
-def check_sizes(symbols: Iterable[str], multiple: int) -> dict[str, int]:
+def check_sizes(symbols: Iterable[str], side: int) -> dict[str, int]:
     """Sizes to compare at: none of them a size that is traced at."""
-    own = {BATCH: 2, HEIGHT: multiple, WIDTH: 2 * multiple}
+    own = {BATCH: 2, HEIGHT: side, WIDTH: 2 * side}
     return own | {symbol: 50 + 13 * i for i, symbol in enumerate(sorted(set(symbols) - set(own)))}
 
 
@@ -85,7 +94,7 @@ def write(model: Model, folder: Path, precision: str, shortcuts: bool, report: R
     components = model.components(precision, shortcuts=shortcuts)
     modes = model.modes(components)
     write_constants(folder / CONSTANTS, constants, modes, components)
-    variants = write_graphs(components, folder, precision, model.size_multiple, report)
+    variants = write_graphs(components, folder, precision, model, report)
     qualities = index.get("qualities", {})
     declarations = [replace(c.declaration, variants=variants[c.declaration.name]) for c in components]
     bundle = Bundle(
@@ -125,7 +134,7 @@ def write_constants(
 
 
 def write_graphs(
-    components: list[ExportComponent], folder: Path, precision: str, size_multiple: int, report: Report
+    components: list[ExportComponent], folder: Path, precision: str, model: Model, report: Report
 ) -> dict[str, dict[str, str]]:
     """Write one ONNX graph per component, its variants, and the weights that all share; returns each one's variants."""
     variants: dict[str, dict[str, str]] = {}
@@ -133,7 +142,7 @@ def write_graphs(
         for component in components:
             declaration = component.declaration
             report(f"exporting {declaration.name}")
-            graph = to_onnx(component, size_multiple)
+            graph = to_onnx(component, model.size_multiple, smallest_side(model))
             store_weights(graph, store)
             ir.save(graph, folder / declaration.file)
             variants[declaration.name] = write_variants(declaration, graph, folder, precision, report)

@@ -55,7 +55,7 @@ def check(
     """
     check_image(image, "image")
     steps = (reference or bundle).steps
-    if not 1 <= step <= steps:
+    if steps and not 1 <= step <= steps:
         raise InputError(f"step is {step}; expected 1 to {steps}, the bundle's number of steps", option="step")
     runner = create(backend, report=report) if backend else None
     compared = bool(backend or reference or bundle.precision == "fp16")

@@ -65,10 +65,13 @@ class WeightStore:
         self.file.close()
 
 
-def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
-    """Trace the component's module with dynamic height and width; weights stay PyTorch's own memory."""
+def to_onnx(component: ExportComponent, size_multiple: int, side: int) -> ir.Model:
+    """Trace the component's module with dynamic height and width; weights stay PyTorch's own memory.
+
+    ``side`` is a small one that the model takes, a multiple of ``size_multiple``.
+    """
     declaration = component.declaration
-    inputs = dummy_inputs(declaration, trace_sizes(declaration.symbols, size_multiple))
+    inputs = dummy_inputs(declaration, trace_sizes(declaration.symbols, side))
     with warnings.catch_warnings(), quick_matching():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -90,11 +93,11 @@ def to_onnx(component: ExportComponent, size_multiple: int) -> ir.Model:
     return model
 
 
-def trace_sizes(symbols: Iterable[str], size_multiple: int) -> dict[str, int]:
+def trace_sizes(symbols: Iterable[str], side: int) -> dict[str, int]:
     """Sizes to trace at: all different, and none 1, which tracing would take for a constant."""
-    own = {BATCH: 5, HEIGHT: 2 * size_multiple, WIDTH: 3 * size_multiple}
+    own = {BATCH: 5, HEIGHT: 2 * side, WIDTH: 3 * side}
     others = sorted(set(symbols) - set(own))
-    return own | {symbol: (4 + i) * size_multiple + 2 * i + 1 for i, symbol in enumerate(others)}
+    return own | {symbol: (4 + i) * side + 2 * i + 1 for i, symbol in enumerate(others)}
 
 
 def dynamic_shapes(component: ExportComponent, size_multiple: int) -> tuple[Any, ...]:

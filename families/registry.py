@@ -73,4 +73,23 @@ def read_index(folder: Path, family: str | None = None) -> dict[str, Any]:
     said = index.get("family") if isinstance(index, dict) else None
     if not isinstance(said, str) or said not in FAMILIES:
         raise CheckpointError(f"{folder / INDEX} says family {said!r}; expected one of {', '.join(FAMILIES)}")
+    check_entry(index, "name", str, folder / INDEX)
+    check_entry(index, "trained", bool, folder / INDEX)
+    check_entry(index, "tile", int, folder / INDEX)
+    if "steps" in index:
+        check_entry(index, "steps", int, folder / INDEX)
+    if "guidance" in index:
+        check_entry(index, "guidance", (int, float), folder / INDEX)
     return dict(index)
+
+
+def check_entry(index: dict[str, Any], key: str, kind: type | tuple[type, ...], where: Path) -> None:
+    """Raise ``CheckpointError`` unless an entry of an index is there, of its kind, and positive if it is a number."""
+    value = index.get(key)
+    number = kind is not bool and isinstance(value, bool)
+    positive = isinstance(value, str | bool) or key == "guidance" or (isinstance(value, int) and value > 0)
+    if key not in index or number or not isinstance(value, kind) or not positive:
+        names = {str: "text", bool: "true or false", int: "a whole number, 1 or more"}
+        expected = names.get(kind, "a number") if isinstance(kind, type) else "a number"
+        got = f"{value!r}" if key in index else "nothing"
+        raise CheckpointError(f"{where} has {got} for {key!r}; expected {expected}")

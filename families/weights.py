@@ -1,6 +1,7 @@
 """Weights of any family: read from one file, and changed for smaller checkpoints."""
 
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,19 +42,32 @@ def read_weights(file: Path, nested: Sequence[str] = ()) -> dict[str, Tensor]:
     """
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+            return checked_weights(load_file(file), file)
+        mapped = zipfile.is_zipfile(file)  # the files of PyTorch before 1.6 are none, and cannot be mapped
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds more than tensors, which may be code; expected a state dict, as it is published"
+            f"{file} is no checkpoint, or holds more than tensors, which may be code; expected a state dict, as it is "
+            "published"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         first = str(error).partition("\n")[0][:200]
         raise CheckpointError(f"cannot read {file}: it is cut off or no checkpoint ({first})") from error
     if isinstance(weights, dict):
         weights = next((weights[key] for key in nested if key in weights), weights)
-    if not isinstance(weights, dict) or not all(isinstance(one, Tensor) for one in weights.values()):
+    return checked_weights(weights, file)
+
+
+def checked_weights(weights: object, file: Path) -> dict[str, Tensor]:
+    """Tensors by name, all finite; raises ``CheckpointError`` for anything else."""
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(one, Tensor) for key, one in weights.items()
+    ):
         raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as it is published")
+    broken = [key for key, one in weights.items() if one.is_floating_point() and not torch.isfinite(one).all()]
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise CheckpointError(f"{file} has NaN or infinity in {', '.join(broken[:5])}{more}; get the file again")
     return weights

@@ -26,12 +26,19 @@ class Layout:
 
 
 def layout(
-    height: int, width: int, tile: int, multiple: int, *, max_side: int | None = None, few_sizes: bool = False
+    height: int,
+    width: int,
+    tile: int,
+    multiple: int,
+    *,
+    min_side: int = 1,
+    max_side: int | None = None,
+    few_sizes: bool = False,
 ) -> Layout:
     """The tiles of a padded image: none larger than ``tile * tile`` pixels, all sides multiples of ``multiple``.
 
-    ``max_side``: no side is longer than this either, which is ``tile`` or more. ``few_sizes``: tiles have one of
-    ``TILE_SIZES`` sides, for backends on which each new size costs time.
+    ``min_side``: no side of a tile is shorter; ``max_side``: nor longer, and it is ``tile`` or more. ``few_sizes``:
+    tiles have one of ``TILE_SIZES`` sides, for backends on which each new size costs time.
     """
     if height * width <= tile * tile and max(height, width) <= (max_side or max(height, width)):
         return Layout((slice(0, height),), (slice(0, width),))
@@ -39,7 +46,8 @@ def layout(
     step = max(1, tile // TILE_SIZES // multiple) * multiple if few_sizes else multiple
 
     def covered(length: int) -> tuple[slice, ...]:
-        return tuple(spans(length, min(tile, smallest_tile_for(length, tile, overlap, step)), overlap, multiple))
+        side = max(smallest_tile_for(length, tile, overlap, step), min_side + -min_side % multiple)
+        return tuple(spans(length, min(tile, side), overlap, multiple))
 
     return Layout(covered(height), covered(width))
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from uid.bundles.declarations import PER_STEP, Noise
-from uid.bundles.tensors import BATCH, HEIGHT, WIDTH, Array, divisor_of, resolve, symbol_of
+from uid.bundles.tensors import BATCH, HEIGHT, WIDTH, Array, divisor_of, factor_of, resolve, symbol_of
 from uid.errors import InputError
 
 NoiseArray = npt.NDArray[np.float32]
@@ -47,6 +47,8 @@ def checked(
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
             got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
             raise InputError(f"noise {name!r} is {got}; expected float32{list(shape)} for this image and these steps")
+        if not np.isfinite(array).all():
+            raise InputError(f"noise {name!r} has NaN or infinity; expected finite numbers")
     return given
 
 
@@ -56,8 +58,8 @@ def part(noise: Noise, array: NoiseArray, rows: slice, columns: slice) -> NoiseA
 
     def along(dimension: int | str) -> slice:
         span = spans.get(symbol_of(dimension)) if isinstance(dimension, str) else None
-        divisor = divisor_of(dimension)
-        return slice(None) if span is None else slice(span.start // divisor, span.stop // divisor)
+        factor, divisor = factor_of(dimension), divisor_of(dimension)
+        return slice(None) if span is None else slice(span.start * factor // divisor, span.stop * factor // divisor)
 
     index = tuple(along(dimension) for dimension in noise.spec.shape)
     if noise.draw == PER_STEP:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Literal
 
+from uid.bundles import declarations
 from uid.bundles.declarations import SHALLOW, UNGUIDED, Bundle, Preset
 from uid.bundles.tensors import GUIDANCE, Array
 from uid.errors import InputError
@@ -153,9 +154,8 @@ def reads(bundle: Bundle, mode: str, tensor: str) -> bool:
 
 
 def smallest_tile(bundle: Bundle) -> int:
-    """Side of the smallest tile in pixels: two size multiples, so that tiles can overlap, or the smallest image."""
-    multiple = bundle.size_multiple
-    return max(2 * multiple, bundle.min_side + -bundle.min_side % multiple)
+    """Side of the smallest tile in pixels."""
+    return declarations.smallest_tile(bundle.size_multiple, bundle.min_side)
 
 
 def largest_tile(bundle: Bundle) -> int:

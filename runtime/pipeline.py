@@ -12,12 +12,13 @@ from uid.bundles.declarations import UNGUIDED, Bundle, built_in
 from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import IMAGE, Array
 from uid.engines import Backend, Report, create
-from uid.errors import OutOfMemoryError
+from uid.errors import InputError, OutOfMemoryError
 from uid.runtime.options import AUTO, Options, Result, check_inputs, has_stage, largest_tile
 from uid.runtime.pixels import check_image, planes, to_float
 from uid.runtime.plan import Plans
 from uid.runtime.run import ImageRun, Limits, OnStep, Request
 from uid.runtime.schedule import Step, coefficients, stages
+from uid.runtime.transforms import TRANSPOSED
 
 
 class Pipeline:
@@ -66,8 +67,16 @@ class Pipeline:
         for name, value in {IMAGE: image, **given}.items():
             check_image(value, name)
         extra_planes = {name: to_float(planes(value)) for name, value in given.items()}
-        steps = loop_steps(self.bundle, options)
-        request = Request(image, options, steps, extra_planes, noise or {}, on_step)
+        own = {} if noise is None else noise
+        if not isinstance(own, Mapping):
+            raise InputError(f"noise is a {type(own).__name__}; expected arrays by name, such as {{'latent': array}}")
+        if own and (options.transforms or 1) > TRANSPOSED:
+            raise InputError(
+                f"got noise and {options.transforms} transforms; expected at most {TRANSPOSED}, since the others "
+                "exchange height and width",
+                option="transforms",
+            )
+        request = Request(image, options, loop_steps(self.bundle, options), extra_planes, own, on_step)
         with self._backend.exclusive():
             return self._run(request)
 

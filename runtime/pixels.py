@@ -94,7 +94,7 @@ def in_dtype(layer: Planes, dtype: np.dtype[Any], rounding: str = NEAREST) -> Ar
         rounded: Array = cv2.convertScaleAbs(layer, alpha=255.0)  # halves to even, as numpy, in a tenth of its time
         return rounded
     if np.issubdtype(dtype, np.integer):
-        layer = layer * np.float32(np.iinfo(dtype).max)
+        layer = np.clip(layer, 0.0, 1.0) * np.float32(np.iinfo(dtype).max)
         layer = np.rint(layer) if rounding == NEAREST else np.floor(layer)
     converted: Array = layer.astype(dtype)
     return converted

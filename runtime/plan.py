@@ -258,7 +258,8 @@ def check_wiring(parts: Sequence[Component], given: set[str]) -> None:
     """Raise ``ModelError`` unless every input is given, a name of the runtime's, or written before it is read, and the
     loop and the output are there.
     """
-    known = {IMAGE_PIXELS, STATE, GUIDANCE} | given
+    loop = any(part.stage in STEPS for part in parts)
+    known = {IMAGE_PIXELS, GUIDANCE} | given | ({STATE} if loop else set())
     for part in parts:
         for spec in part.inputs:
             if spec.name in COEFFICIENTS and part.stage not in STEPS:
@@ -266,7 +267,6 @@ def check_wiring(parts: Sequence[Component], given: set[str]) -> None:
             if spec.name not in known and spec.name not in COEFFICIENTS:
                 raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
         known |= {spec.name for spec in part.outputs}
-    loop = any(part.stage in STEPS for part in parts)
     for name in (NEXT_STATE, OUTPUT) if loop else (OUTPUT,):
         if name not in known:
             raise ModelError(f"no component writes {name!r}; export the bundle again")

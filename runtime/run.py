@@ -226,14 +226,21 @@ class ImageRun:
 
     def layout(self, height: int, width: int) -> Layout:
         """The tiles of a padded image of this size."""
-        multiple, max_side, few = self.bundle.size_multiple, self.bundle.max_side, self.backend.new_sizes_cost
-        return layout(height, width, self.limits.tile, multiple, max_side=max_side, few_sizes=few)
+        return layout(
+            height,
+            width,
+            self.limits.tile,
+            self.bundle.size_multiple,
+            min_side=self.bundle.min_side,
+            max_side=self.bundle.max_side,
+            few_sizes=self.backend.new_sizes_cost,
+        )
 
     def noise(self, height: int, width: int) -> Mapping[str, Array]:
         """The noise for a padded image of this size: the caller's, or the seed's."""
         noise, steps, given = self.mode.noise, len(self.request.steps), self.request.noise
-        own = drawn(noise, height, width, steps, self.request.options.seed)
-        return {**own, **checked(given, noise, height, width, steps)}
+        own = checked(given, noise, height, width, steps)
+        return {**drawn(noise, height, width, steps, self.request.options.seed), **own}
 
     def symbols(self, piece: Piece) -> dict[str, int]:
         """The manifest's symbols for one piece."""

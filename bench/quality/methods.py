@@ -20,6 +20,7 @@ RICHARDSON_LUCY_ITERATIONS = 50
 
 BLURRED, UNSHARP, RICHARDSON_LUCY = "blurred", "unsharp mask", "richardson-lucy"
 REFINED_VAE, UID = "refined VAE", "uid"
+RESERVED = (BLURRED, UNSHARP, RICHARDSON_LUCY, REFINED_VAE, UID)
 LATENT = "z_y"  # what UID-Diff's refined encoder writes
 
 

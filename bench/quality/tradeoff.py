@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from uid.bench.quality.photos import cases, psnr, ssim
+from uid.bench.quality.photos import cases, check_size, psnr, ssim
 from uid.bundles.declarations import Preset
 from uid.bundles.manifest import read_bundle, record_figures
 from uid.runtime.options import Options
@@ -92,6 +92,8 @@ def measure(
     pipelines: Mapping[str, Pipeline], settings: Sequence[Setting], photos: Mapping[str, RgbImage], *, noise: float
 ) -> Iterator[TradeoffRow]:
     """Every setting on every case, in turn; ``pipelines`` by the names of their bundles' folders."""
+    for pipeline in pipelines.values():
+        check_size(pipeline, Options())
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
         for setting in settings:
             pipelines[setting.bundle](sharp, setting.options)  # engines load and plans are made outside of the seconds

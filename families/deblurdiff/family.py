@@ -99,11 +99,15 @@ class DeblurDiffFamily(Family):
 
     def load(self, folder: Path, *, allow_pickle: bool = False) -> DeblurDiffModel:
         """Load a checkpoint; a pickled file is always read with ``weights_only=True``."""
-        index = registry.read_index(folder)
-        if index.get("config") not in CONFIGS:
+        index = index_of("deblurdiff", trained=True) | registry.read_index(folder)
+        for key in ("config", "prompt", "negative_prompt"):
+            registry.check_entry(index, key, str, folder / registry.INDEX)
+        if index["config"] not in CONFIGS:
             raise CheckpointError(
-                f"{folder / registry.INDEX} has config {index.get('config')!r}; expected one of {', '.join(CONFIGS)}"
+                f"{folder / registry.INDEX} has config {index['config']!r}; expected one of {', '.join(CONFIGS)}"
             )
+        if index["steps"] < 2:
+            raise CheckpointError(f"{folder / registry.INDEX} has {index['steps']} steps; expected 2 or more")
         config = CONFIGS[index["config"]]
         vocabulary = config.text_encoder["vocab_size"]
         ids = [tokens(index[key], folder, vocabulary) for key in ("negative_prompt", "prompt")]

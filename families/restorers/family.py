@@ -97,7 +97,7 @@ class RestorerFamily(Family):
         return dict(self.load(file).index)
 
 
-WHOLE = 1 << 16  # side of tiles that no image is larger than
+WHOLE = 4096  # side in pixels of the tiles of a network that tiles harm
 
 
 def nafnet(weights: Mapping[str, Tensor], file: Path) -> Restorer | None:
@@ -107,6 +107,11 @@ def nafnet(weights: Mapping[str, Tensor], file: Path) -> Restorer | None:
         return None
     if config.channels != 3:
         raise CheckpointError(f"{file} is a NAFNet for {config.channels} channels; expected 3, for RGB images")
+    if len(config.encoders) != len(config.decoders) or 0 in (config.width, config.middle):
+        raise CheckpointError(
+            f"{file} is not a whole NAFNet: it has {len(config.encoders)} levels on the way down and "
+            f"{len(config.decoders)} on the way up; get the file again"
+        )
     with torch.device("meta"):
         network = NAFNet(config)
     wanted = network.state_dict()
@@ -130,6 +135,8 @@ def by_spandrel(weights: Mapping[str, Tensor], file: Path) -> Restorer:
         found = ModelLoader().load_from_state_dict(dict(weights))
     except UnsupportedModelError as error:
         raise CheckpointError(f"{file} is of no architecture that spandrel knows: {error}") from error
+    except Exception as error:  # whatever its networks raise for weights that are not whole
+        raise CheckpointError(f"spandrel cannot load {file}: {error}; get the file again") from error
     if not isinstance(found, ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
         raise CheckpointError(f"{file} is a {found.architecture.name}; expected a network from RGB to RGB images")
     sizes = found.size_requirements

@@ -106,7 +106,7 @@ class NAFNet(nn.Module):
 def config_of(weights: Mapping[str, Tensor]) -> NAFNetConfig | None:
     """The size of the NAFNet that has these weights, by their names and shapes; None where it is none."""
     needed = ("intro.weight", "ending.weight", "encoders.0.0.beta", "middle_blks.0.beta", "downs.0.weight")
-    if any(key not in weights for key in needed):
+    if any(key not in weights for key in needed) or weights["intro.weight"].ndim != 4:
         return None
 
     def numbers(prefix: str) -> int:

@@ -52,6 +52,12 @@ def test_missing_file_is_named(make_toy: MakeToy) -> None:
         read_bundle(folder)
 
 
+def output(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The declaration of the output."""
+    entry: dict[str, Any] = manifest["components"]["decode"]["outputs"][0]
+    return entry
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -66,7 +72,23 @@ def test_missing_file_is_named(make_toy: MakeToy) -> None:
         (lambda m: m.update(schedule={}), "schedule lacks 'num_train_timesteps'"),
         (lambda m: m.update(padding="mirror"), "has padding 'mirror'; expected one of reflect, zeros"),
         (lambda m: m.update(rounding="up"), "has rounding 'up'; expected one of nearest, down"),
-        (lambda m: m.update(min_side=-1), "has min_side -1; expected a whole number, 1 or more"),
+        (lambda m: m.update(min_side=-1), "has min_side -1; expected a whole number, 1 to 65536"),
+        (lambda m: m.update(min_side=40), "has tile 32; expected a whole number, 40 or more"),
+        (lambda m: m.update(trained="false"), "has trained 'false'; expected true or false"),
+        (lambda m: m.update(schema=0), "has schema 0; expected a whole number, 1 or more"),
+        (lambda m: m["modes"]["deblur"].update(noise={}), "has noise {}; expected a list"),
+        (
+            lambda m: m["modes"]["deblur"]["constants"].update(offset="other"),
+            "constant 'other', and the file has",
+        ),
+        (
+            lambda m: m["components"]["step"].update(stage="step-shallow"),
+            "has the stage step-shallow, and no",
+        ),
+        (lambda m: output(m).update(shape=["batch", 3, "height*2", "width"]), "both sides times the same whole number"),
+        (lambda m: output(m).update(shape=["batch", 1, "height", "width"]), r"expected \[batch, 3, height, width\]"),
+        (lambda m: output(m).update(shape=["batch", 3, -4, "width"]), "has dimension -4; expected a whole number"),
+        (lambda m: m["components"]["encode"]["outputs"][0]["shape"].append("height/3"), "which 3 does not divide"),
         (lambda m: m.update(max_side=4), "has max_side 4; expected a whole number, 8 or more"),
         (
             lambda m: m["modes"]["deblur"].update(colour_fix="gamma"),

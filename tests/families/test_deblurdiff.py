@@ -4,6 +4,8 @@
 """
 
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,10 @@ from safetensors.torch import load_file  # noqa: E402  (torch is there)
 from torch import Tensor  # noqa: E402
 
 from uid.errors import CheckpointError  # noqa: E402
+from uid.families import registry  # noqa: E402
 from uid.families.deblurdiff import checkpoint, windows  # noqa: E402
 from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE, text_encoder  # noqa: E402
+from uid.families.deblurdiff.family import index_of  # noqa: E402
 from uid.families.deblurdiff.model import (  # noqa: E402
     Branch,
     Coefficients,
@@ -26,6 +30,7 @@ from uid.families.deblurdiff.model import (  # noqa: E402
     low_frequencies,
 )
 from uid.families.deblurdiff.networks import adaptive_convolution  # noqa: E402
+from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, tokens  # noqa: E402
 from uid.runtime.colour import colour_fixed  # noqa: E402
 from uid.runtime.pixels import like, pad, planes, to_float  # noqa: E402
 from uid.runtime.schedule import coefficients  # noqa: E402
@@ -213,6 +218,32 @@ def test_the_full_model_has_the_published_keys_and_shapes() -> None:
     found = {source.key: source.shape for source in checkpoint.sources(full).values()}
     text = "".join(f"{key} {list(shape)}\n" for key, shape in sorted(found.items()))
     assert (len(found), hashlib.sha256(text.encode()).hexdigest()[:16]) == (2224, PUBLISHED)
+
+
+def test_a_folder_has_the_index_that_convert_writes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copyfile(FIXTURE / "weights.safetensors", folder / "model.safetensors")
+    whole = index_of("deblurdiff-tiny", trained=False)
+    for change, message in (
+        ({"config": "large"}, "has config 'large'; expected one of deblurdiff, deblurdiff-tiny"),
+        ({"prompt": 5}, "has 5 for 'prompt'; expected text"),
+        ({"steps": 1}, "has 1 steps; expected 2 or more"),
+        ({"steps": "50"}, "has '50' for 'steps'; expected a whole number, 1 or more"),
+        ({"tile": None}, "has None for 'tile'; expected a whole number"),
+        ({"name": 3}, "has 3 for 'name'; expected text"),
+        ({"prompt": "a sharp photo"}, "needs the tokenizer's files"),
+    ):
+        (folder / "model_index.json").write_text(json.dumps(whole | change))
+        with pytest.raises(CheckpointError, match=message):
+            registry.load(folder)
+
+
+def test_prompts_have_the_originals_tokens() -> None:
+    known = tokens(DEFAULT_NEGATIVE, Path(), 49408)[0].tolist()
+    assert known[:4] == [49406, 1042, 3027, 267]
+    assert known[16:] == [28063, 49407, *[0] * 59]
+    assert tokens("", Path(), 49408)[0].tolist() == [49406, 49407, *[0] * 75]
 
 
 def test_what_is_missing_extra_misshapen_or_broken_is_named() -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fixture's model as a bundle, with prompts that the tests replace."""
     config = CONFIGS["deblurdiff-tiny"]
-    CONFIGS["fixture"] = type(config)(**{**vars(config), "text_encoder": text_encoder(512, 32, 4, 3)})
+    CONFIGS["fixture"] = type(config)(**{**vars(config), "text_encoder": text_encoder(512, 32, 4, 3), "min_side": 64})
     weights = {key: tensor.float() for key, tensor in load_file(FIXTURE / "weights.safetensors").items()}
     network = checkpoint.loaded(CONFIGS["fixture"], weights, "the fixture")
     network.run_in_windows()

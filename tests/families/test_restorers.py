@@ -79,6 +79,11 @@ def test_the_size_follows_from_the_weights() -> None:
     assert config_of({"intro.weight": weights["intro.weight"]}) is None
 
 
+def test_files_of_old_versions_of_pytorch_are_read(tmp_path: Path, network: NAFNet) -> None:
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert registry.load(tmp_path / "old.pth", family="restorer").size_multiple == 4
+
+
 def test_files_that_are_no_restorer_are_refused(tmp_path: Path, network: NAFNet) -> None:
     def refused(contents: object, message: str) -> None:
         torch.save(contents, tmp_path / "file.pth")
@@ -88,6 +93,11 @@ def test_files_that_are_no_restorer_are_refused(tmp_path: Path, network: NAFNet)
     whole = network.state_dict()
     refused({"params": {key: value for key, value in whole.items() if key != "ending.bias"}}, "ending.bias do not fit")
     refused(whole | {"intro.bias": torch.zeros(3)}, "intro.bias do not fit")
+    upward = {key: value for key, value in whole.items() if not key.startswith("decoders.1.")}
+    refused(upward, "2 levels on the way down and 1 on the way up")
+    refused(whole | {"intro.weight": torch.zeros(3)}, "other architectures need the spandrel library|spandrel")
+    refused(whole | {"intro.bias": torch.full((8,), torch.nan)}, "NaN or infinity in intro.bias")
+    refused(whole | {7: torch.zeros(3)}, "no flat dict of tensors")
     refused([1, 2], "no flat dict of tensors")
     refused({"params": Path}, "holds more than tensors, which may be code")
     (tmp_path / "file.pth").write_bytes((tmp_path / "file.pth").read_bytes()[:50])

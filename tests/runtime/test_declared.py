@@ -18,7 +18,7 @@ from toy import SCHEDULE, graph
 from uid.bundles.hashes import sha256
 from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import Array
-from uid.errors import BundleError, InputError
+from uid.errors import BundleError, InputError, ModelError
 from uid.runtime import Options, Pipeline, load
 from uid.runtime.app.cli import run
 from uid.runtime.layout import layout
@@ -174,12 +174,28 @@ def test_a_callers_own_noise_is_used(tmp_path: Path) -> None:
         ({"start": np.zeros((1, 3, 8, 8))}, "noise 'start' is float64[1, 3, 8, 8]; expected float32[1, 3, 8, 8]"),
         ({"step_noise": np.zeros((1, 3, 8, 8), np.float32)}, "expected float32[5, 1, 3, 8, 8]"),
         ({"start": "random"}, "noise 'start' is str; expected float32[1, 3, 8, 8]"),
+        ({"start": np.full((1, 3, 8, 8), np.nan, np.float32)}, "noise 'start' has NaN or infinity"),
     ],
 )
 def test_noise_that_does_not_fit_is_refused(tmp_path: Path, noise: dict[str, Any], message: str) -> None:
     folder = make_bundle(tmp_path / "b", ancestral_parts(), {"noise": NOISE})
     with pytest.raises(InputError, match=re.escape(message)):
         load(folder)(random_image(32, 32), noise=noise)
+
+
+@pytest.mark.parametrize("noise", [[1], np.zeros(3, np.float32), "latent"])
+def test_noise_is_a_mapping(tmp_path: Path, noise: Any) -> None:
+    folder = make_bundle(tmp_path / "b", ancestral_parts(), {"noise": NOISE})
+    with pytest.raises(InputError, match="expected arrays by name"):
+        load(folder)(random_image(32, 32), noise=noise)
+
+
+def test_noise_goes_with_transforms_that_keep_the_size(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b", ancestral_parts(), {"noise": NOISE})
+    image, noise = random_image(32, 48), from_seed(0, 5, 32, 48)
+    assert load(folder)(image, Options(transforms=4), noise=noise).image.shape == image.shape
+    with pytest.raises(InputError, match="got noise and 5 transforms; expected at most 4"):
+        load(folder)(image, Options(transforms=5), noise=noise)
 
 
 def test_the_state_is_noise_without_being_declared(tmp_path: Path) -> None:
@@ -211,6 +227,7 @@ def test_a_state_that_a_component_writes_is_not_drawn(tmp_path: Path) -> None:
         ({"name": "z"}, "declares 'z' as noise, and as what a component or constant gives"),
         ({"name": "latent"}, "declares one noise twice, of latent, step_noise, latent"),
         ({"shape": ("batch", 3, "height/8", "width/4")}, "and component 'encode' reads start float32"),
+        ({"shape": ("batch", 3, -4, "width/4")}, "has dimension -4; expected a whole number, 1 or more"),
         ({"draw": "per-step"}, "component 'encode' reads 'start', which is drawn for steps alone"),
     ],
 )
@@ -348,6 +365,34 @@ def test_a_colour_fix_of_a_larger_output_reads_an_enlarged_input(tmp_path: Path)
     large = cv2.resize(image, (48, 64), interpolation=cv2.INTER_CUBIC)
     np.testing.assert_allclose(got.mean((0, 1)), large.mean((0, 1)), atol=1e-4)
     np.testing.assert_allclose(got.std((0, 1)), large.std((0, 1)), atol=1e-4)
+
+
+def test_no_tile_is_smaller_than_the_bundle_takes(tmp_path: Path) -> None:
+    assert layout(72, 72, 64, 4).rows[0] == slice(0, 40)
+    tiles = layout(72, 72, 64, 4, min_side=48)
+    assert {span.stop - span.start for span in (*tiles.rows, *tiles.columns)} == {48}
+    folder = make_bundle(tmp_path / "b", INVERT, {}, schedule=None, steps=0, min_side=48)
+    image = random_image(70, 70)
+    result = load(folder)(image)
+    assert result.tiles == 4
+    np.testing.assert_allclose(result.image, 1 - image, atol=1e-6)
+
+
+def test_a_finish_without_a_loop_has_no_state(tmp_path: Path) -> None:
+    parts = finish_parts([node("Identity", "image", "output")])
+    stage, inputs, outputs, nodes, weights = parts["finish"]
+    parts["finish"] = stage, {**inputs, "latent": LATENT}, outputs, nodes, weights
+    folder = make_bundle(tmp_path / "b", parts, {}, schedule=None, steps=0)
+    with pytest.raises(ModelError, match="reads 'latent', which nothing before it writes"):
+        load(folder)(random_image(32, 32))
+
+
+def test_values_beyond_white_do_not_wrap(tmp_path: Path) -> None:
+    bright = finish_parts([node("Mul", "image factor", "output")], factor=3.0)
+    folder = make_bundle(tmp_path / "b", bright, {}, schedule=None, steps=0, rounding="down")
+    for dtype in (np.uint8, np.uint16):
+        image = np.full((16, 16, 3), np.iinfo(dtype).max // 2, dtype)
+        assert (load(folder)(image).image == np.iinfo(dtype).max).all()
 
 
 def test_a_longer_side_than_the_bundle_takes_is_cut(tmp_path: Path) -> None:
