@@ -8,17 +8,12 @@ import click
 from uid import __version__
 from uid.bundles.files import folder_written_whole
 from uid.command import plain_errors, quieten_libraries
-from uid.errors import BackendError
+from uid.export.engine_commands import SETTINGS, build, inspect
 from uid.families import registry
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from uid.engines.trt.cache import Sidecar
-    from uid.engines.trt.profiles import Target
     from uid.export.findings import LayerRow
 
-MAY_NOT_LOAD = 2
 LAYER_FOUND = 1
 EXAMPLES = """\b
 Examples:
@@ -33,7 +28,7 @@ Examples:
 """  # \b: click keeps the lines as they are
 
 
-@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(epilog=EXAMPLES, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
     """Export checkpoints of UID-Diff and DeblurDiff to bundles, and bundles to TensorRT engines.
@@ -146,149 +141,6 @@ def restorer(model: Path, output: Path, precision: str) -> None:
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--backend", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Library to build with."
-)
-@click.option(
-    "--profile",
-    "profiles",
-    multiple=True,
-    metavar="NAME|HxW",
-    help="Image sizes: 720p, 1080p, the side of a square, or one height x width; repeat for more.  "
-    "[default: the side of the bundle's tiles]",
-)
-@click.option(
-    "--target-compute-capability",
-    "capabilities",
-    multiple=True,
-    metavar="X.Y",
-    help="GPUs to build for, with tensorrt-rtx; repeat for more.  [default: 8.0 and later]",
-)
-@click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Limit of a layer's scratch memory.")
-@click.option(
-    "--strip", is_flag=True, help="With tensorrt: leave the weights out; the bundle's are put in at each load."
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: in the bundle]")
-def build(
-    bundle: Path,
-    backend: str,
-    profiles: tuple[str, ...],
-    capabilities: tuple[str, ...],
-    workspace: int | None,
-    strip: bool,
-    output: Path | None,
-) -> None:
-    """Build TensorRT engines from every component of BUNDLE, or reuse those that fit."""
-    with plain_errors(backend):
-        from uid.bundles.manifest import read_bundle
-        from uid.engines.trt.build import BuildOptions
-        from uid.engines.trt.cache import engine_for
-        from uid.engines.trt.library import open_library
-        from uid.engines.trt.profiles import parse_profile, square
-
-        classes = dict.fromkeys(parse_profile(text) for text in profiles)
-        library = open_library(backend)
-        target = _target(backend, capabilities)
-        checked = read_bundle(bundle)
-        rounded = [
-            profile.rounded(checked.size_multiple).with_batch(checked.tile)
-            for profile in classes or [square(checked.tile)]
-        ]
-        for profile in rounded:
-            click.echo(f"profile {profile}")
-        for component in checked.components.values():
-            engine_for(
-                checked,
-                component,
-                library,
-                target,
-                rounded,
-                BuildOptions(workspace, strip),
-                folder=output,
-                report=click.echo,
-            )
-
-
-def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
-    """Ahead of time where that is asked for or the only way, or else for the GPU of this machine."""
-    from uid.engines.trt.profiles import Target
-
-    if capabilities or backend == "tensorrt-rtx":
-        return Target.ahead(capabilities)
-
-    from uid.engines.cuda_device import Device
-    from uid.engines.trt.library import target_of
-
-    return target_of(Device.find())
-
-
-@main.command()
-@click.argument("engines", type=click.Path(path_type=Path, exists=True), metavar="ENGINE_OR_DIR")
-@click.pass_context
-def inspect(ctx: click.Context, engines: Path) -> None:
-    """Show what built engines are for; exit status 2 if one may not be loaded."""
-    from rich.console import Console
-
-    from uid.engines.trt.cache import check, read_sidecar
-
-    paths = sorted(engines.rglob("[!.]*.engine")) if engines.is_dir() else [engines]
-    if not paths:
-        raise click.ClickException(f"{engines} holds no engine; `uid-export build` makes them")
-    refused = []
-    for path in paths:
-        sound, reason = check(path)
-        if sound:
-            sidecar = read_sidecar(path)
-            Console(markup=False).print(_table(path, sidecar))
-            reason = _foreign(sidecar)
-        if reason:
-            refused.append(f"{path} may not be loaded: it {reason}")
-    for line in refused:
-        click.echo(line, err=True)
-    ctx.exit(MAY_NOT_LOAD if refused else 0)
-
-
-def _foreign(sidecar: "Sidecar") -> str:
-    """Why the library installed here must not load an engine that is sound in itself, or "" (also where none is)."""
-    from uid.engines.trt.library import open_library
-
-    backend, version = sidecar.key["backend"], sidecar.key["version"]
-    try:
-        library = open_library(backend)
-    except BackendError:
-        return ""
-    return "" if library.version == version else f"was built with {backend} {version}, installed is {library.version}"
-
-
-def _table(path: Path, sidecar: "Sidecar") -> "Table":
-    """What an engine was built from and for."""
-    from rich.table import Table
-
-    from uid.engines.trt.cache import target_from
-    from uid.engines.trt.profiles import Profile, Range
-
-    key = sidecar.key
-    table = Table("", "", title=str(path), title_justify="left", show_header=False)
-    table.add_row("component", f"{key['component']}, {key['precision']}")
-    table.add_row("built with", f"{key['backend']} {key['version']} in {sidecar.seconds:.1f} s")
-    table.add_row("for", str(target_from(key["target"])))
-    table.add_row("size", f"{sidecar.size / 1e6:.1f} MB, sha256 {sidecar.sha256[:16]}...")
-    for name, digest in key["sources"].items():
-        table.add_row("from", f"{name}, sha256 {digest[:16]}...")
-    for name, value in key["options"].items():
-        table.add_row("option", f"{name}: {value}")
-    for index, entry in enumerate(key["profiles"]):
-        # An earlier version wrote no "batch".
-        ranges = {side: Range(**entry[side]) for side in ("height", "width", "batch") if side in entry}
-        table.add_row(f"profile {index}", str(Profile(name=entry["name"], **ranges)))
-    for tensor in sidecar.tensors:
-        shape = ", ".join(str(size) for size in tensor["shape"])
-        table.add_row(tensor["mode"], f"{tensor['name']} {tensor['dtype']}[{shape}]")
-    return table
-
-
-@main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Repeat for more.  [default: all]")
 @click.option("--image", type=click.Path(path_type=Path), help="Image to run.  [default: a generated one]")
 @click.option("--size", default=256, type=click.IntRange(16), help="Side in pixels of the middle part that is run.")
@@ -369,3 +221,7 @@ def _show(rows: "list[LayerRow]", top: int) -> None:
         Console().print(table)
     for line in summary(rows, min(top, len(worst))):
         click.echo(line)
+
+
+main.add_command(build)
+main.add_command(inspect)

@@ -72,9 +72,8 @@ def quality(
     Learned metrics need pip install 'uid-runtime[metrics]' and weights; what is missing is told, not downloaded.
     """
     with plain_errors("bench"):
-        from uid.bench.quality.methods import RESERVED
+        from uid.bench.quality.methods import method_names
         from uid.bench.quality.photos import CASE_SEED, contact_sheet, held_out, measure
-        from uid.errors import InputError
         from uid.runtime.options import Options
         from uid.runtime.pipeline import load
 
@@ -82,13 +81,7 @@ def quality(
         photos = held_out(names)
         folders: Sequence[Path | None] = models or [None]
         pipeline, *more = [load(folder, backend=backend) for folder in folders]
-        names_ = [folder.resolve().name for folder in models[1:]]
-        if len({*names_, *RESERVED}) < len(names_) + len(RESERVED):
-            raise InputError(
-                f"the bundles are called {', '.join(names_)}; expected different names, none of them "
-                f"{', '.join(RESERVED)}: rename a folder"
-            )
-        others = dict(zip(names_, more, strict=True))
+        others = dict(zip(method_names(models[1:]), more, strict=True))
         options = Options(steps=steps, transforms=transforms, guidance=guidance, seed=seed)
         comparisons = []
         for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores, others=others):

@@ -1,13 +1,15 @@
 """What a bundle is compared with: its own refined VAE alone, and two classical methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from uid.bundles.tensors import OUTPUT, STATE, Array, resolve
 from uid.engines import Engine, create
+from uid.errors import InputError
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.runtime.pixels import interleaved, planes
@@ -50,6 +52,17 @@ def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:
         tried[REFINED_VAE] = lambda case: alone(case.blurred)
     tried[UID] = restored(pipeline, options)
     return tried
+
+
+def method_names(folders: Sequence[Path]) -> list[str]:
+    """What further bundles are called, each by its folder; raises ``InputError`` for a name that is taken."""
+    names = [folder.resolve().name for folder in folders]
+    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
+        raise InputError(
+            f"the bundles are called {', '.join(names)}; expected different names, none of them {', '.join(RESERVED)}: "
+            "rename a folder"
+        )
+    return names
 
 
 def restored(pipeline: Pipeline, options: Options) -> Method:

@@ -124,10 +124,11 @@ class Windowed(nn.Module):
         return (averaged(pieces, grid, x.shape[-2:]),)
 
 
-def run_in_windows(network: nn.Module, windows: Sequence[int]) -> None:
+def run_in_windows(network: UNet2DConditionModel | ControlNet, windows: Sequence[int]) -> None:
     """Let each transformer of a U-Net or ControlNet run on windows, by its level; the middle has the last level's."""
-    ups = getattr(network, "up_blocks", ())
-    levels = [*zip(network.down_blocks, windows, strict=True), *zip(ups, reversed(windows), strict=bool(ups))]  # type: ignore[arg-type]
-    for block, window in [*levels, (network.mid_block, windows[-1])]:
+    blocks = dict(zip(network.down_blocks, windows, strict=True))
+    if isinstance(network, UNet2DConditionModel):
+        blocks |= zip(network.up_blocks, reversed(windows), strict=True)
+    for block, window in [*blocks.items(), (network.mid_block, windows[-1])]:
         if hasattr(block, "attentions"):
             block.attentions = nn.ModuleList(Windowed(one, window) for one in block.attentions)
