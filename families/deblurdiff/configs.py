@@ -29,6 +29,14 @@ WINDOWS, CONTROL_WINDOWS = (64, 32, 16, 8), (64, 64, 64, 64)
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """Tiles of the latent, as the original code has them with ``--tiled``."""
+
+    side: int  # latent pixels
+    stride: int
+
+
+@dataclass(frozen=True)
 class Config:
     """Configurations of every network of one model size."""
 
@@ -37,6 +45,7 @@ class Config:
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
     min_side: int = SIZE_MULTIPLE  # of an image, in pixels
+    tiling: Tiling = Tiling(64, 32)  # of the mode that has it
 
 
 def unet(widths: tuple[int, ...], head: int, context: int, outputs: int = 4, inputs: int = 4) -> dict[str, Any]:
@@ -94,5 +103,6 @@ CONFIGS = {
         vae=vae(32, (1, 2, 1, 1)),
         text_encoder=text_encoder(512, 64, 4, 3),
         min_side=2 * SIZE_MULTIPLE,  # groups of one channel have nothing to normalise where a map is 1 x 1
+        tiling=Tiling(16, 12),
     ),
 }

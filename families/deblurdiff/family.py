@@ -15,7 +15,7 @@ from uid.errors import CheckpointError
 from uid.families import registry
 from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.deblurdiff import checkpoint, components
-from uid.families.deblurdiff.configs import CONFIGS, GUIDANCE, SCHEDULE, SIZE_MULTIPLE, STEPS, TILE
+from uid.families.deblurdiff.configs import CONFIGS, GUIDANCE, SCHEDULE, SIZE_MULTIPLE, STEPS, TILE, Tiling
 from uid.families.deblurdiff.model import Branch, Coefficients, DeblurDiff
 from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, DEFAULT_PROMPT, tokens
 from uid.runtime.schedule import coefficients
@@ -27,6 +27,8 @@ class Features(NamedTuple):
     """What is computed once per image: both branches' latents and texts, the negative one first."""
 
     branches: list[Branch]
+    start: Tensor | None = None  # the first latent, where it is not noise
+    tiling: Tiling | None = None
 
 
 class DeblurDiffModel(Model):
@@ -38,16 +40,17 @@ class DeblurDiffModel(Model):
 
     def __init__(self, network: DeblurDiff, index: Mapping[str, Any], prompts: Tensor) -> None:
         self.module = self.network = network
-        self.min_side = CONFIGS[index["config"]].min_side
+        self.min_side, self.tiling = CONFIGS[index["config"]].min_side, CONFIGS[index["config"]].tiling
         self.index, self.prompts = index, prompts
 
     def components(self, precision: str, *, shortcuts: bool = False) -> list[ExportComponent]:
-        """Encoder, the step with guidance and without, decoder."""
-        return components.declare(self.network, precision)
+        """Encoder, the step with guidance and without, decoder, for each mode that the checkpoint names."""
+        return components.declare(self.network, precision, self.index["modes"], self.tiling)
 
     def modes(self, components_: Sequence[ExportComponent]) -> dict[str, Mode]:
-        """Deblurring."""
-        return components.modes(components_, self.index["prompt"], self.index["negative_prompt"])
+        """Those that the checkpoint names."""
+        index = self.index
+        return components.modes(index["modes"], components_, index["prompt"], index["negative_prompt"])
 
     def constants(self) -> dict[str, Tensor]:
         """The embeddings of both prompts."""
@@ -55,25 +58,30 @@ class DeblurDiffModel(Model):
 
     def prepare(self, mode: str, images: Mapping[str, Tensor], noise: Noises) -> Features:
         """A sample of the image's latent for each branch, and the texts."""
-        image, texts = images["image"], self.prompts.split(1)
-        names = "posterior_noise_negative", "posterior_noise"
-        mean, log_variance = self.network.moments(image)
-        samples = [self.network.sampled(mean, log_variance, noise[name]) for name in names]
-        return Features([Branch(c, text.expand(len(image), -1, -1)) for c, text in zip(samples, texts, strict=True)])
+        image, start = images["image"], None
+        tiling = self.tiling if mode == components.TILED else None
+        mean, log_variance = self.network.moments(image, tiling)
+        if mode == components.BETTER_START:
+            start = self.network.better_start(image, *(noise[name] for name in components.START_NOISE))
+        drawn = [noise.get(name) for name in reversed(components.POSTERIOR_NOISE)]
+        samples = [self.network.sampled(mean, log_variance, one) for one in drawn]
+        texts = [text.expand(len(image), -1, -1) for text in self.prompts.split(1)]
+        return Features(list(map(Branch, samples, texts)), start, tiling)
 
     def denoise(self, features: Features, noise: Noises, steps: int, guidance: float) -> Tensor:
         """Every step of spaced DDPM from the noise to the latent."""
-        x, scale = noise[STATE], None if guidance == 1.0 else x_like(noise[STATE], guidance)
+        x = noise[STATE] if features.start is None else features.start
+        scale = None if guidance == 1.0 else x_like(x, guidance)
         branches = features.branches[1:] if scale is None else features.branches
         for row, own in zip(coefficients(SCHEDULE, steps), noise["step_noise"], strict=True):
             values = Coefficients(**{name: x_like(x, value) for name, value in row})
-            x = self.network.step(x, branches, values, own, scale)
+            x = self.network.step(x, branches, values, own, scale, features.tiling)
         return x
 
     def finish(self, features: Features, state: Tensor | None) -> Tensor:
         """The image of a latent, before its colours are fixed."""
         assert state is not None, "the loop ran"
-        return self.network.decode(state)
+        return self.network.decode(state, features.tiling)
 
     def to(self, device: torch.device) -> None:
         """Move the networks and the texts to a device."""
@@ -102,6 +110,7 @@ class DeblurDiffFamily(Family):
         index = index_of("deblurdiff", trained=True) | registry.read_index(folder)
         for key in ("config", "prompt", "negative_prompt"):
             registry.check_entry(index, key, str, folder / registry.INDEX)
+        check_modes(index["modes"], folder / registry.INDEX)
         if index["config"] not in CONFIGS:
             raise CheckpointError(
                 f"{folder / registry.INDEX} has config {index['config']!r}; expected one of {', '.join(CONFIGS)}"
@@ -133,6 +142,13 @@ class DeblurDiffFamily(Family):
         write_index(folder, index_of(config, trained=False))
 
 
+def check_modes(names: Any, file: Path) -> None:
+    """Raise ``CheckpointError`` unless these are modes that a bundle can have, each once."""
+    known = list(components.MODES)
+    if not isinstance(names, list) or not names or any(name not in known or names.count(name) > 1 for name in names):
+        raise CheckpointError(f"{file} has {names!r} for 'modes'; expected a list of some of {', '.join(known)}")
+
+
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Write ``model_index.json``."""
     (folder / registry.INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -148,6 +164,7 @@ def index_of(config: str, *, trained: bool) -> dict[str, Any]:
         "steps": STEPS,
         "guidance": GUIDANCE,
         "tile": TILE,
+        "modes": [components.DEBLUR],
         "prompt": DEFAULT_PROMPT,
         "negative_prompt": DEFAULT_NEGATIVE,
     }

@@ -3,7 +3,7 @@
 Images come in as [0, 1], also to the autoencoder, which is what the published weights were trained with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,20 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from uid.families.deblurdiff.configs import CONTROL_WINDOWS, LATENT_FACTOR, LATENT_SCALE, WINDOWS, Config
-from uid.families.deblurdiff.networks import Denoiser, run_in_windows
-from uid.families.deblurdiff.windows import in_tiles, tiles_of
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Tiles of the latent, as the original code has them with ``--tiled``."""
-
-    side: int  # latent pixels
-    stride: int
+from uid.families.deblurdiff.configs import (
+    CONTROL_WINDOWS,
+    LATENT_FACTOR,
+    LATENT_SCALE,
+    SCHEDULE,
+    STEPS,
+    WINDOWS,
+    Config,
+    Tiling,
+)
+from uid.families.deblurdiff.networks import Denoiser
+from uid.families.deblurdiff.operators import tile_cover
+from uid.families.deblurdiff.windows import GAUSSIAN, LAST
+from uid.runtime.schedule import coefficients
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,7 @@ class DeblurDiff(nn.Module):
 
     def run_in_windows(self) -> None:
         """Let the transformers run on windows, as the original does above 512 image pixels. Once, after loading."""
-        run_in_windows(self.denoiser.unet, WINDOWS)
-        run_in_windows(self.denoiser.kernel_network, WINDOWS)
-        run_in_windows(self.denoiser.control_net, CONTROL_WINDOWS)
+        self.denoiser.run_in_windows(WINDOWS, CONTROL_WINDOWS)
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Token ids (B, 77) -> (B, 77, D): the text tower's last layer but one, normalised."""
@@ -66,27 +67,17 @@ class DeblurDiff(nn.Module):
     def moments(self, image: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of an image's latent; the image is (B, 3, H, W) in [0, 1].
 
-        In tiles a later tile's result replaces an earlier one's.
+        Of tiles that overlap, the last one's count.
         """
         if tiling is not None:
-            return self.tiled_moments(image, tiling)
+            side, stride = tiling.side, tiling.stride
+            tiles = tile_cover(image, side * LATENT_FACTOR, stride * LATENT_FACTOR, LAST)
+            latent = image[:, :, ::LATENT_FACTOR, ::LATENT_FACTOR]  # for its size
+            parts = each(lambda piece: torch.cat(self.moments(piece), 1), tiles.cut(image))
+            mean, log_variance = tile_cover(latent, side, stride, LAST).merge(parts, image).chunk(2, dim=1)
+            return mean, log_variance
         mean, log_variance = self.vae.quant_conv(self.vae.encoder(image)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
-
-    def tiled_moments(self, image: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
-        """The same from tiles of the image."""
-        size = [side // LATENT_FACTOR for side in image.shape[-2:]]
-        grid = tiles_of(size, tiling.side, tiling.stride)
-        whole: list[Tensor] = []
-        for top in grid.starts[0]:
-            for left in grid.starts[1]:
-                rows, columns = slice(top, top + tiling.side), slice(left, left + tiling.side)
-                down, right = (slice(one.start * LATENT_FACTOR, one.stop * LATENT_FACTOR) for one in (rows, columns))
-                parts = self.moments(image[:, :, down, right])
-                whole = whole or [part.new_zeros(*part.shape[:2], *size) for part in parts]
-                for target, part in zip(whole, parts, strict=True):
-                    target[:, :, rows, columns] = part
-        return whole[0], whole[1]
 
     def encode(self, image: Tensor, noise: Tensor | None, tiling: Tiling | None = None) -> Tensor:
         """A sample of an image's latent, (B, 4, H / 8, W / 8); None takes the mean."""
@@ -96,31 +87,40 @@ class DeblurDiff(nn.Module):
         """The same from the latent's moments."""
         return LATENT_SCALE * (mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise)
 
+    def better_start(self, image: Tensor, posterior_noise: Tensor, noise: Tensor) -> Tensor:
+        """A first latent that holds the image's low frequencies, at the first timestep of every schedule."""
+        start, row = self.encode(low_frequencies(image), posterior_noise), dict(coefficients(SCHEDULE, STEPS)[0])
+        return (start + row["sqrt_recipm1_alpha_bar"] * noise) / row["sqrt_recip_alpha_bar"]
+
     def decode(self, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
         """A latent's image, (B, 3, H, W), where 0 is black and 1 white; values go beyond."""
 
-        def run(part: Tensor, *_: slice) -> Tensor:
+        def run(part: Tensor) -> Tensor:
             return self.vae.decoder(self.vae.post_quant_conv(part / LATENT_SCALE))
 
         if tiling is None:
             return (run(latent) + 1) / 2
-        grid = tiles_of(latent.shape, tiling.side, tiling.stride)
-        return (in_tiles(run, latent, grid, LATENT_FACTOR) + 1) / 2
+        tiles = tile_cover(latent, tiling.side, tiling.stride, GAUSSIAN, LATENT_FACTOR)
+        return (tiles.merge(each(run, tiles.cut(latent)).float(), latent) + 1) / 2
 
     def noise_estimate(
         self, x: Tensor, t: Tensor, branches: Sequence[Branch], guidance: Tensor | None, tiling: Tiling | None = None
     ) -> Tensor:
         """The noise in ``x``; with guidance ``branches`` are the negative and the positive one, else the positive.
 
-        Both branches run as one batch: what differs between them is the latent, the text, and so the kernels.
+        Both branches run as one batch: what differs between them is the latent, the text, and so the kernels. Tiles'
+        estimates are blended.
         """
         if tiling is not None:
+            tiles = tile_cover(x, tiling.side, tiling.stride, GAUSSIAN)
+            texts, latents = [one.text[tiles.image] for one in branches], [tiles.cut(one.c_img) for one in branches]
 
-            def run(part: Tensor, rows: slice, columns: slice) -> Tensor:
-                own = [Branch(one.c_img[:, :, rows, columns], one.text) for one in branches]
-                return self.noise_estimate(part, t, own, guidance)
+            def run(part: Tensor, at: Tensor, *given: Tensor) -> Tensor:
+                own = list(map(Branch, given[::2], given[1::2]))
+                return self.noise_estimate(part, at, own, guidance).float()
 
-            return in_tiles(run, x, tiles_of(x.shape, tiling.side, tiling.stride))
+            given = [tensor for pair in zip(latents, texts, strict=True) for tensor in pair]
+            return tiles.merge(each(run, tiles.cut(x), t[tiles.image], *given), x)
         used = branches[-1:] if guidance is None else branches
         c_img, text = torch.cat([one.c_img for one in used]), torch.cat([one.text for one in used])
         noise = self.denoiser(torch.cat([x] * len(used)), c_img, torch.cat([t] * len(used)), text).noise
@@ -142,6 +142,13 @@ class DeblurDiff(nn.Module):
         t = coefficients.timestep.expand(x.shape[0])
         eps = self.noise_estimate(x.to(branches[0].c_img), t, branches, guidance, tiling)
         return posterior(x, eps.to(x), coefficients, noise)
+
+
+def each(run: Callable[..., Tensor], *pieces: Tensor) -> Tensor:
+    """``run`` for each piece of tensors (N, ...), in little memory; traced, for all at once."""
+    if torch.compiler.is_exporting():
+        return run(*pieces)
+    return torch.cat([run(*one) for one in zip(*(piece.split(1) for piece in pieces), strict=True)])
 
 
 def posterior(x: Tensor, eps: Tensor, coefficients: Coefficients, noise: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The networks of a denoising step: kernel prediction, adaptive convolution, ControlNet and U-Net."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, DownBlock2D
 from torch import Tensor, nn
 
-from uid.families.deblurdiff import operators
 from uid.families.deblurdiff.configs import KERNEL, LATENT_CHANNELS
+from uid.families.deblurdiff.operators import Cover, window_cover
 from uid.families.deblurdiff.windows import averaged, cut, windows_of
 
 
@@ -82,39 +83,69 @@ class Denoiser(nn.Module):
         self.unet = UNet2DConditionModel(**unet)
         self.kernel_network = UNet2DConditionModel(**kernel_network)
         self.control_net = ControlNet(unet)
+        self.covers = Covers()
+
+    def run_in_windows(self, windows: Sequence[int], control_windows: Sequence[int]) -> None:
+        """Let the transformers run on windows, whose sides are given by level. Once, after loading."""
+        run_in_windows(self.unet, windows, self.covers)
+        run_in_windows(self.kernel_network, windows, self.covers)
+        run_in_windows(self.control_net, control_windows, self.covers)
 
     def forward(self, x: Tensor, c_img: Tensor, t: Tensor, text: Tensor) -> Predicted:
         """The noise in ``x`` at timestep ``t`` (B,), given the blurred image's latent and the text (B, L, D).
 
         ``x`` and ``c_img`` are (B, 4, h, w), both sides multiples of 8.
         """
-        kernels = self.kernel_network(torch.cat([c_img, x], 1), t, text).sample
-        sharpened = adaptive_convolution(c_img, kernels) + c_img
-        control = self.control_net(torch.cat([x, c_img, sharpened], 1), t, text)
-        noise = self.unet(
-            x,
-            t,
-            text,
-            down_block_additional_residuals=control.skips,
-            mid_block_additional_residual=control.middle,
-        ).sample
+        with self.covers.of(x):
+            kernels = self.kernel_network(torch.cat([c_img, x], 1), t, text).sample
+            sharpened = adaptive_convolution(c_img, kernels) + c_img
+            control = self.control_net(torch.cat([x, c_img, sharpened], 1), t, text)
+            noise = self.unet(
+                x,
+                t,
+                text,
+                down_block_additional_residuals=control.skips,
+                mid_block_additional_residual=control.middle,
+            ).sample
         return Predicted(noise, sharpened, kernels, control)
+
+
+class Covers:
+    """The windows of a latent's feature maps; transformers whose maps and windows are of one size share them."""
+
+    def __init__(self) -> None:
+        self.latent: Tensor | None = None
+        self.made: dict[tuple[int, int], Cover] = {}
+
+    @contextmanager
+    def of(self, latent: Tensor) -> Iterator[None]:
+        """Those of this latent."""
+        self.latent = latent
+        yield
+        self.latent, self.made = None, {}
+
+    def get(self, factor: int, window: int) -> Cover:
+        """Windows of the maps at a ``factor``-th of the latent's sides."""
+        assert self.latent is not None, "transformers run inside Denoiser.forward"
+        if (factor, window) not in self.made:
+            self.made[factor, window] = window_cover(self.latent, factor, window)
+        return self.made[factor, window]
 
 
 class Windowed(nn.Module):
     """A transformer that runs on windows of a feature map, normalisation and all; their results are averaged."""
 
-    def __init__(self, transformer: nn.Module, window: int) -> None:
+    def __init__(self, transformer: nn.Module, window: int, factor: int, covers: Covers) -> None:
         super().__init__()
-        self.transformer, self.window = transformer, window
+        self.transformer, self.window, self.factor, self.covers = transformer, window, factor, covers
 
     def forward(self, x: Tensor, encoder_hidden_states: Tensor, **others: object) -> tuple[Tensor, ...]:
         """(B, C, H, W) and the text (B, L, D) -> the same shape, in a tuple as diffusers has it."""
-        if torch.compiler.is_exporting():  # the graph serves every size
-            pieces = operators.cut(x, self.window)
-            text = operators.for_each(encoder_hidden_states, pieces)
-            (pieces,) = self.transformer(pieces, encoder_hidden_states=text, **others)
-            return (operators.merge(pieces, x, self.window),)
+        if not all(isinstance(side, int) for side in x.shape[-2:]):  # traced: the graph serves every size
+            cover = self.covers.get(self.factor, self.window)
+            text = encoder_hidden_states[cover.image]
+            (pieces,) = self.transformer(cover.cut(x), encoder_hidden_states=text, **others)
+            return (cover.merge(pieces, x),)
         grid = windows_of(x.shape, self.window)
         if grid.count == 1:
             result: tuple[Tensor, ...] = self.transformer(x, encoder_hidden_states=encoder_hidden_states, **others)
@@ -124,11 +155,12 @@ class Windowed(nn.Module):
         return (averaged(pieces, grid, x.shape[-2:]),)
 
 
-def run_in_windows(network: UNet2DConditionModel | ControlNet, windows: Sequence[int]) -> None:
+def run_in_windows(network: UNet2DConditionModel | ControlNet, windows: Sequence[int], covers: Covers) -> None:
     """Let each transformer of a U-Net or ControlNet run on windows, by its level; the middle has the last level's."""
-    blocks = dict(zip(network.down_blocks, windows, strict=True))
+    levels = [(window, 2**level) for level, window in enumerate(windows)]
+    blocks = list(zip(network.down_blocks, levels, strict=True))
     if isinstance(network, UNet2DConditionModel):
-        blocks |= zip(network.up_blocks, reversed(windows), strict=True)
-    for block, window in [*blocks.items(), (network.mid_block, windows[-1])]:
+        blocks += zip(network.up_blocks, reversed(levels), strict=True)
+    for block, (window, factor) in [*blocks, (network.mid_block, levels[-1])]:
         if hasattr(block, "attentions"):
-            block.attentions = nn.ModuleList(Windowed(one, window) for one in block.attentions)
+            block.attentions = nn.ModuleList(Windowed(one, window, factor, covers) for one in block.attentions)

@@ -1,131 +1,124 @@
-"""Windows of a feature map as operators whose graphs serve every size of image.
+"""Windows and tiles as operators of PyTorch, whose translations to ONNX (``translations.py``) serve every size.
 
-How many windows there are, and how large, follows from the size. Traced as PyTorch, a graph would be of one number of
-windows: these operators have a translation to ONNX that computes it from the shape.
+How many windows there are, and how large, follows from the size of the image. Traced as PyTorch, a graph would be of
+one number of windows. All maps of one size share one cover.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from onnxscript import opset20 as op
 from torch import Tensor
 
 from uid.families.deblurdiff import windows
 
-
-@torch.library.custom_op("uid_deblurdiff::cut", mutates_args=())
-def cut(x: Tensor, window: int) -> Tensor:
-    """(B, C, H, W) -> (B * windows, C, h, w), as ``windows.cut``."""
-    return windows.cut(x, windows.windows_of(x.shape, window)).contiguous()
+NAMESPACE = "uid_deblurdiff"
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("uid_deblurdiff::merge", mutates_args=())
-def merge(pieces: Tensor, x: Tensor, window: int) -> Tensor:
-    """The mean of windows of ``x`` where they overlap, in the shape of ``x``."""
-    return windows.averaged(pieces, windows.windows_of(x.shape, window), x.shape[-2:]).contiguous()
+class Cover(NamedTuple):
+    """Windows that cover a map (B, C, H, W), as tensors."""
+
+    rows: Tensor  # (rows of windows, h) int64: the positions in each
+    columns: Tensor  # (columns of windows, w) int64
+    image: Tensor  # (B * windows,) int64: the image that each is of
+    down: Tensor  # (H, rows of windows * h) float32: the weights that rows are put together with
+    across: Tensor  # (columns of windows * w, W) float32
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B * windows, C, h, w)."""
+        pieces: Tensor = torch.ops.uid_deblurdiff.cut(x, self.rows, self.columns, self.image)
+        return pieces
+
+    def merge(self, pieces: Tensor, x: Tensor) -> Tensor:
+        """The windows' results (B * windows, C, h, w), put together: (B, C, H, W); only B is read of ``x``."""
+        down, across = self.down.to(pieces.dtype), self.across.to(pieces.dtype)
+        whole: Tensor = torch.ops.uid_deblurdiff.merge(pieces, x, self.rows, self.columns, down, across)
+        return whole
 
 
-@torch.library.custom_op("uid_deblurdiff::for_each", mutates_args=())
-def for_each(text: Tensor, pieces: Tensor) -> Tensor:
-    """(B, L, D) -> (B * windows, L, D): the text of each window."""
-    return text.repeat_interleave(len(pieces) // len(text), dim=0)
+def window_cover(x: Tensor, factor: int, window: int) -> Cover:
+    """The windows of transformers that see ``x`` at a ``factor``-th of its sides."""
+    return Cover(*torch.ops.uid_deblurdiff.window_cover(x, factor, window))
+
+
+def tile_cover(x: Tensor, tile: int, stride: int, weights: str, scale: int = 1) -> Cover:
+    """The tiles of ``x``, whose results are put together ``scale`` times as large, by weights of ``windows``."""
+    return Cover(*torch.ops.uid_deblurdiff.tile_cover(x, tile, stride, weights, scale))
+
+
+def covered(x: Tensor, size: tuple[int, int], grid: windows.Grid, weights: str, scale: int) -> Tensors:
+    """A cover's tensors."""
+    rows, columns = (
+        windows.positions(starts, side, length).to(x.device)
+        for starts, side, length in zip(grid.starts, grid.side, size, strict=True)
+    )
+    image = torch.arange(len(x), device=x.device).repeat_interleave(grid.count)
+    down, across = windows.placements(grid, size, weights, scale, like=x.float())
+    return rows, columns, image, down, across.contiguous()
+
+
+@torch.library.custom_op(f"{NAMESPACE}::window_cover", mutates_args=())
+def windows_as_tensors(x: Tensor, factor: int, window: int) -> Tensors:
+    """``window_cover``."""
+    size = x.shape[-2] // factor, x.shape[-1] // factor
+    return covered(x, size, windows.windows_of(size, window), windows.UNIFORM, 1)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::tile_cover", mutates_args=())
+def tiles_as_tensors(x: Tensor, tile: int, stride: int, weights: str, scale: int) -> Tensors:
+    """``tile_cover``."""
+    size = x.shape[-2], x.shape[-1]
+    return covered(x, size, windows.tiles_of(size, tile, stride), weights, scale)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::cut", mutates_args=())
+def cut(x: Tensor, rows: Tensor, columns: Tensor, image: Tensor) -> Tensor:
+    """``Cover.cut``."""
+    return windows.gathered(x, rows, columns).contiguous()
+
+
+@torch.library.custom_op(f"{NAMESPACE}::merge", mutates_args=())
+def merge(pieces: Tensor, x: Tensor, rows: Tensor, columns: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """``Cover.merge``."""
+    return windows.put_together(pieces, (len(rows), len(columns)), down, across).contiguous()
+
+
+# -- shapes, for the tracer -------------------------------------------------------------------------------------------
+
+
+@windows_as_tensors.register_fake
+def _(x: Tensor, factor: int, window: int) -> Tensors:
+    return traced_cover(x, sizes_to_come(2), [side // factor for side in x.shape[-2:]])
+
+
+@tiles_as_tensors.register_fake
+def _(x: Tensor, tile: int, stride: int, weights: str, scale: int) -> Tensors:
+    return traced_cover(x, [tile, tile], [scale * side for side in x.shape[-2:]])
 
 
 @cut.register_fake
-def _(x: Tensor, window: int) -> Tensor:
-    context = torch.library.get_ctx()
-    count, height, width = (context.new_dynamic_size(min=2) for _ in range(3))
-    return x.new_empty(count, x.shape[1], height, width)
+def _(x: Tensor, rows: Tensor, columns: Tensor, image: Tensor) -> Tensor:
+    return x.new_empty(image.shape[0], x.shape[1], rows.shape[1], columns.shape[1])
 
 
 @merge.register_fake
-def _(pieces: Tensor, x: Tensor, window: int) -> Tensor:
-    return torch.empty_like(x)
+def _(pieces: Tensor, x: Tensor, rows: Tensor, columns: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    return pieces.new_empty(x.shape[0], pieces.shape[1], down.shape[0], across.shape[1])
 
 
-@for_each.register_fake
-def _(text: Tensor, pieces: Tensor) -> Tensor:
-    return text.new_empty(pieces.shape[0], text.shape[1], text.shape[2])
+def traced_cover(x: Tensor, sides: list[Any], size: list[Any]) -> Tensors:
+    """A cover by windows with ``sides`` that puts together maps of ``size``; how many there are is seen in the run."""
+    rows, columns, image, down, across = sizes_to_come(5)
+    return (
+        x.new_empty(rows, sides[0], dtype=torch.int64),
+        x.new_empty(columns, sides[1], dtype=torch.int64),
+        x.new_empty(image, dtype=torch.int64),
+        x.new_empty(size[0], down, dtype=torch.float32),
+        x.new_empty(across, size[1], dtype=torch.float32),
+    )
 
 
-# -- in ONNX ----------------------------------------------------------------------------------------------------------
-
-
-def integers(*values: int) -> Any:
-    """A constant."""
-    return op.Constant(value_ints=list(values))
-
-
-def number(value: int) -> Any:
-    """A constant without dimensions."""
-    return op.Constant(value_int=value)
-
-
-class Axis:
-    """The windows along one axis of ``x``, as tensors of the graph."""
-
-    def __init__(self, x: Any, axis: int, window: int) -> None:
-        length = op.Squeeze(op.Shape(x, start=axis, end=axis + 1))
-        one = number(1)
-        self.side = op.Min(length, number(window))
-        self.count = op.Add(op.Div(op.Sub(length, one), self.side), one)
-        between = op.Max(op.Sub(self.count, one), one)
-        room = op.Sub(length, self.side)
-        stride = op.Div(op.Sub(op.Add(room, between), one), between)
-        numbers = op.Range(number(0), self.count, one)
-        starts = op.Min(op.Mul(numbers, stride), room)
-        offsets = op.Range(number(0), self.side, one)
-        self.index = op.Add(op.Unsqueeze(starts, integers(1)), op.Unsqueeze(offsets, integers(0)))  # (count, side)
-        # Of several windows that are flush with the end the first one counts.
-        before = op.Add(op.Mul(op.Sub(numbers, one), stride), self.side)
-        self.counts = op.Or(op.Equal(numbers, number(0)), op.Less(before, length))
-        self.positions = op.Range(number(0), length, one)
-
-    def placement(self, like: Any) -> Any:
-        """(length, count * side): which parts of which windows a position is the mean of."""
-        here = op.Equal(op.Unsqueeze(self.positions, integers(1, 2)), op.Unsqueeze(self.index, integers(0)))
-        counted = op.And(here, op.Unsqueeze(self.counts, integers(0, 2)))
-        flat = op.CastLike(op.Reshape(counted, integers(0, -1)), like)
-        return op.Div(flat, op.ReduceSum(flat, integers(1), keepdims=1))
-
-
-def sizes(*values: Any) -> Any:
-    """Numbers as a shape."""
-    return op.Concat(*(op.Reshape(value, integers(1)) for value in values), axis=0)
-
-
-def onnx_cut(x: Any, window: int) -> Any:
-    """``cut`` in ONNX."""
-    rows, columns = Axis(x, 2, window), Axis(x, 3, window)
-    pieces = op.Gather(op.Gather(x, rows.index, axis=2), columns.index, axis=4)
-    apart = op.Transpose(pieces, perm=[0, 2, 4, 1, 3, 5])
-    return op.Reshape(apart, sizes(number(-1), op.Squeeze(op.Shape(x, start=1, end=2)), rows.side, columns.side))
-
-
-def onnx_merge(pieces: Any, x: Any, window: int) -> Any:
-    """``merge`` in ONNX."""
-    rows, columns = Axis(x, 2, window), Axis(x, 3, window)
-    channels = op.Squeeze(op.Shape(x, start=1, end=2))
-    shape = sizes(number(-1), rows.count, columns.count, channels, rows.side, columns.side)
-    apart = op.Transpose(op.Reshape(pieces, shape), perm=[0, 3, 1, 4, 2, 5])
-    down, across = op.Mul(rows.count, rows.side), op.Mul(columns.count, columns.side)
-    flat = op.Reshape(apart, sizes(number(-1), channels, down, across))
-    across_ = op.Transpose(columns.placement(x), perm=[1, 0])
-    return op.MatMul(rows.placement(x), op.MatMul(flat, across_))
-
-
-def onnx_for_each(text: Any, pieces: Any) -> Any:
-    """``for_each`` in ONNX."""
-    batch = op.Squeeze(op.Shape(text, start=0, end=1))
-    count = op.Div(op.Squeeze(op.Shape(pieces, start=0, end=1)), batch)
-    tail = op.Shape(text, start=1, end=3)
-    wide = op.Expand(op.Unsqueeze(text, integers(1)), op.Concat(sizes(batch, count), tail, axis=0))
-    return op.Reshape(wide, op.Concat(integers(-1), tail, axis=0))
-
-
-TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.uid_deblurdiff.cut.default: onnx_cut,
-    torch.ops.uid_deblurdiff.merge.default: onnx_merge,
-    torch.ops.uid_deblurdiff.for_each.default: onnx_for_each,
-}
+def sizes_to_come(number: int) -> list[Any]:
+    """Sizes that are seen when the graph runs."""
+    context = torch.library.get_ctx()
+    return [context.new_dynamic_size(min=2) for _ in range(number)]

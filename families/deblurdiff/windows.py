@@ -5,13 +5,17 @@ gather along each axis, putting together a product with a matrix along each axis
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-TILE_VARIANCE = 0.01  # of the Gaussian weights of tiles, in squared tile sides
+# What windows weigh where they overlap: all the same, less away from their centres, or nothing but the last one.
+UNIFORM, GAUSSIAN, LAST = "uniform", "gaussian", "last"
+TILE_VARIANCE = 0.01  # of the Gaussian weights, in squared sides
+# The centre of the weights, in pixels before side / 2: the rows' and the columns' differ, as in the original code.
+OFF_CENTRE = (0.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,14 @@ class Grid:
     starts: tuple[tuple[int, ...], tuple[int, ...]]
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """The number of windows along the rows and along the columns."""
+        return len(self.starts[0]), len(self.starts[1])
+
+    @property
     def count(self) -> int:
         """The number of windows."""
-        return len(self.starts[0]) * len(self.starts[1])
+        return math.prod(self.counts)
 
 
 def window_starts(length: int, window: int) -> tuple[int, ...]:
@@ -42,8 +51,8 @@ def window_starts(length: int, window: int) -> tuple[int, ...]:
 
 def tile_starts(length: int, tile: int, stride: int) -> tuple[int, ...]:
     """Where the tiles of a latent start along an axis: a stride apart, and one flush with the end."""
-    starts = list(range(0, length - tile + 1, stride))
-    return tuple(starts if starts[-1] + tile == length else [*starts, length - tile])
+    starts = list(range(0, length - tile + 1, stride)) or [0]
+    return tuple(starts if starts[-1] + tile >= length else [*starts, length - tile])
 
 
 def windows_of(shape: Sequence[int], window: int) -> Grid:
@@ -54,39 +63,63 @@ def windows_of(shape: Sequence[int], window: int) -> Grid:
 
 
 def tiles_of(shape: Sequence[int], tile: int, stride: int) -> Grid:
-    """The tiles of a latent (..., H, W), both of whose sides are ``tile`` or more."""
+    """The tiles of a latent (..., H, W). One that reaches beyond its end repeats the last row or column."""
     return Grid((tile, tile), (tile_starts(shape[-2], tile, stride), tile_starts(shape[-1], tile, stride)))
+
+
+def positions(starts: Sequence[int], side: int, length: int) -> Tensor:
+    """(windows, side) int64: the positions in each window along an axis."""
+    return (torch.tensor(starts)[:, None] + torch.arange(side)).clamp(max=length - 1)
 
 
 def cut(x: Tensor, grid: Grid) -> Tensor:
     """(B, C, H, W) -> (B * windows, C, h, w), the windows of an image one after another, row by row."""
-    rows, columns = (
-        torch.tensor([[start + i for i in range(side)] for start in starts], device=x.device)
-        for side, starts in zip(grid.side, grid.starts, strict=True)
-    )
+    ways = [
+        positions(starts, side, length).to(x.device)
+        for starts, side, length in zip(grid.starts, grid.side, x.shape[-2:], strict=True)
+    ]
+    return gathered(x, *ways)
+
+
+def gathered(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The same from positions of rows (windows, h) and columns (windows, w)."""
     pieces = x[:, :, rows][..., columns]  # (B, C, rows, h, columns, w)
     return pieces.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def put_together(pieces: Tensor, grid: Grid, size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
-    """The weighted mean of windows (B * windows, C, h, w) where they overlap: (B, C, H, W).
+def averaged(pieces: Tensor, grid: Grid, size: Sequence[int]) -> Tensor:
+    """The mean of windows (B * windows, C, h, w) where they overlap: (B, C, H, W)."""
+    return put_together(pieces, grid.counts, *placements(grid, size, UNIFORM, like=pieces))
 
-    ``weights`` are those of a window's rows and of its columns, whose products its pixels are weighted by.
+
+def placements(grid: Grid, size: Sequence[int], weights: str, scale: int = 1, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``put_together`` multiplies by; the windows' results are ``scale`` times as large as the windows."""
+    down, across = (
+        placement([scale * start for start in starts], scale * side, scale * length, weights, before)
+        for starts, side, length, before in zip(grid.starts, grid.side, size, OFF_CENTRE, strict=True)
+    )
+    return down.to(like), across.T.to(like)
+
+
+def put_together(pieces: Tensor, counts: Sequence[int], down: Tensor, across: Tensor) -> Tensor:
+    """The weighted mean of windows (B * windows, C, h, w): (B, C, H, W).
+
+    ``down`` is (H, rows of windows * h) and ``across`` (columns of windows * w, W): products of their weights are those
+    of a pixel.
     """
-    ways = [
-        placement(starts, length, weight) for starts, length, weight in zip(grid.starts, size, weights, strict=True)
-    ]
-    rows, columns = len(grid.starts[0]), len(grid.starts[1])
-    apart = pieces.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, h, columns, w)
-    return ways[0] @ apart.flatten(4, 5).flatten(2, 3) @ ways[1].T
+    apart = pieces.unflatten(0, (-1, *counts)).permute(0, 3, 1, 4, 2, 5)  # (B, C, rows, h, columns, w)
+    return down @ apart.flatten(4, 5).flatten(2, 3) @ across
 
 
-def placement(starts: Sequence[int], length: int, weight: Tensor) -> Tensor:
-    """(length, windows * side): which parts of which windows a position is the weighted mean of."""
-    side = len(weight)
-    matrix = weight.new_zeros(length, len(starts), side)
+def placement(starts: Sequence[int], side: int, length: int, weights: str, before: float) -> Tensor:
+    """(length, windows * side) float32: which parts of which windows a position is the weighted mean of."""
+    own = gaussian(side, side / 2 - before) if weights == GAUSSIAN else torch.ones(side)
+    matrix = torch.zeros(length, len(starts), side)
     for index, start in enumerate(starts):
-        matrix[start : start + side, index] = torch.diag(weight)
+        end = min(start + side, length)
+        if weights == LAST:
+            matrix[start:end] = 0
+        matrix[start:end, index] = torch.diag(own)[: end - start]
     matrix = matrix.flatten(1)
     return matrix / matrix.sum(1, keepdim=True)
 
@@ -96,29 +129,3 @@ def gaussian(side: int, centre: float) -> Tensor:
     at = torch.arange(side, dtype=torch.float64)
     weights = torch.exp(-((at - centre) ** 2) / (side * side) / (2 * TILE_VARIANCE))
     return (weights / math.sqrt(2 * math.pi * TILE_VARIANCE)).float()
-
-
-def tile_weights(side: int) -> tuple[Tensor, Tensor]:
-    """The weights of a tile's rows and columns. Their centres differ by half a pixel, as in the original code."""
-    return gaussian(side, side / 2), gaussian(side, (side - 1) / 2)
-
-
-def in_tiles(run: Callable[[Tensor, slice, slice], Tensor], x: Tensor, grid: Grid, scale: int = 1) -> Tensor:
-    """The blend of what ``run`` gives for each tile of ``x`` with its rows and columns; ``scale`` times as large."""
-    side = grid.side[0] * scale
-    pieces = []
-    for top in grid.starts[0]:
-        for left in grid.starts[1]:
-            rows, columns = slice(top, top + grid.side[0]), slice(left, left + grid.side[1])
-            pieces.append(run(x[:, :, rows, columns], rows, columns))
-    stacked = torch.stack(pieces, dim=1).flatten(0, 1)
-    starts = [tuple(start * scale for start in axis) for axis in grid.starts]
-    larger = Grid((side, side), (starts[0], starts[1]))
-    weights = [one.to(x) for one in tile_weights(side)]
-    return put_together(stacked, larger, [scale * length for length in x.shape[-2:]], weights)
-
-
-def averaged(pieces: Tensor, grid: Grid, size: Sequence[int]) -> Tensor:
-    """The mean of windows (B * windows, C, h, w) where they overlap: (B, C, H, W)."""
-    uniform = [pieces.new_ones(side) for side in grid.side]
-    return put_together(pieces, grid, size, uniform)

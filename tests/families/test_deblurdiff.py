@@ -20,15 +20,9 @@ from torch import Tensor  # noqa: E402
 from uid.errors import CheckpointError  # noqa: E402
 from uid.families import registry  # noqa: E402
 from uid.families.deblurdiff import checkpoint, windows  # noqa: E402
-from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE, text_encoder  # noqa: E402
+from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE, Tiling, text_encoder  # noqa: E402
 from uid.families.deblurdiff.family import index_of  # noqa: E402
-from uid.families.deblurdiff.model import (  # noqa: E402
-    Branch,
-    Coefficients,
-    DeblurDiff,
-    Tiling,
-    low_frequencies,
-)
+from uid.families.deblurdiff.model import Branch, Coefficients, DeblurDiff  # noqa: E402
 from uid.families.deblurdiff.networks import adaptive_convolution  # noqa: E402
 from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, tokens  # noqa: E402
 from uid.runtime.colour import colour_fixed  # noqa: E402
@@ -130,8 +124,9 @@ def test_windows_that_change_nothing_put_the_map_together_again(shape: tuple[int
     assert pieces.shape == (2 * grid.count, 3, *grid.side)
     first = x[:, :, : grid.side[0], : grid.side[1]]
     torch.testing.assert_close(pieces[:: grid.count], first)
-    uniform = [torch.rand(side) + 0.1 for side in grid.side]
-    torch.testing.assert_close(windows.put_together(pieces, grid, shape, uniform), x)
+    for weights in (windows.UNIFORM, windows.GAUSSIAN, windows.LAST):
+        ways = windows.placements(grid, shape, weights, like=x)
+        torch.testing.assert_close(windows.put_together(pieces, grid.counts, *ways), x)
 
 
 # -- a step -----------------------------------------------------------------------------------------------------------
@@ -180,9 +175,7 @@ def sampled(model: DeblurDiff, known: Case, tiling: Tiling | None) -> tuple[Tens
         guidance = torch.tensor([2.5])
         branches = [Branch(model.encode(image, known["posterior_noise_neg"]), known["context_neg"]), *branches]
     if "better_start_q_noise" in known:
-        start = model.encode(low_frequencies(image), known["better_start_posterior_noise"])
-        row = rows(len(known["timesteps"]))[0]
-        x = (start + row.sqrt_recipm1_alpha_bar * known["better_start_q_noise"]) / row.sqrt_recip_alpha_bar
+        x = model.better_start(image, known["better_start_posterior_noise"], known["better_start_q_noise"])
     else:
         x = known["x_T"]
     for i, row in enumerate(rows(len(known["timesteps"]))):
