@@ -19,14 +19,17 @@ def adaptive_convolution(x: Tensor, kernels: Tensor) -> Tensor:
     """Element-wise adaptive convolution: every position of every channel has a kernel of its own.
 
     ``x`` is (B, C, H, W), ``kernels`` (B, C * 25, H, W) with rows before columns. Outside lie zeros; nothing is
-    flipped.
+    flipped. Slices are multiplied and added in a chain: of the forms that ``uid.bench.speed.adaptive_convolution``
+    times, it is fast on every backend.
     """
     height, width = x.shape[-2:]
     padded = F.pad(x, (KERNEL // 2,) * 4)
-    own = torch.unflatten(kernels, 1, (x.shape[1], KERNEL, KERNEL))
+    own = torch.unflatten(kernels, 1, (x.shape[1], KERNEL**2))
     shifts = [(row, column) for row in range(KERNEL) for column in range(KERNEL)]
-    terms = [own[:, :, r, s] * padded[:, :, r : r + height, s : s + width] for r, s in shifts]
-    return torch.stack(terms).sum(0)
+    total = torch.zeros_like(x)
+    for index, (r, s) in enumerate(shifts):
+        total = total + own[:, :, index] * padded[:, :, r : r + height, s : s + width]
+    return total
 
 
 class Control(NamedTuple):
