@@ -61,7 +61,7 @@ def shared_folder(request: pytest.FixtureRequest) -> SharedFolder:
 
     Later runs take it from pytest's cache, as long as the code that makes bundles and the libraries are the same.
     """
-    cache = request.config.cache
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
     assert cache is not None, "pytest runs without its cache plugin; leave out -p no:cacheprovider"
     root = cache.mkdir(f"bundles-{sources_digest()[:16]}")
 
@@ -77,8 +77,9 @@ def shared_folder(request: pytest.FixtureRequest) -> SharedFolder:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Remove the bundles that earlier code made."""
-    if config.cache is not None and "PYTEST_XDIST_WORKER" not in os.environ:
-        own = config.cache.mkdir(f"bundles-{sources_digest()[:16]}")
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        own = cache.mkdir(f"bundles-{sources_digest()[:16]}")
         for other in own.parent.glob("bundles-*"):
             if other != own:
                 shutil.rmtree(other, ignore_errors=True)
