@@ -12,35 +12,34 @@ from pathlib import Path
 from typing import TypeVar
 
 from uid import __version__
-from uid.bundles.declarations import BUILT_IN, Bundle
+from uid.bundles.declarations import Bundle
+from uid.bundles.user_cache import cache_folder, make_private
 from uid.errors import OutputError
 
 LOCK = ".lock"
+PATIENCE = 60.0  # seconds to wait for another process: compiling once more for the CPU takes less
+TELL_EVERY = 60.0  # seconds between two lines about the same wait
+FORMAT = 2  # of what is stored; raise it where an earlier version's is not to be used
 Found = TypeVar("Found")
 # What a writer that was killed leaves, under the temporary names of ``bundles/files.py``.
 LEFTOVER = re.compile(r"\..+-[0-9a-f]{16}(\.[0-9a-f]{16})?\.[0-9a-f]{8}(\.(engine|json|cache|kernels|blob))?")
 
 
 def default_folder(bundle: Bundle, backend: str) -> Path:
-    """Where a bundle's engines are stored: in the bundle, or in the user's cache when the bundle cannot be written.
+    """Where a bundle's engines are stored: in the user's own cache, by the bundle's contents.
 
-    A link in the bundle is not followed: it may come with the bundle, and lead anywhere.
+    Raises ``OutputError`` where there is no such cache, or others may write to it.
     """
-    folder = bundle.folder.resolve()
-    own = folder / "engines" / backend
-    if os.access(folder, os.W_OK) and own.resolve() == own and not folder.is_relative_to(BUILT_IN.resolve()):
-        return bundle.folder / "engines" / backend
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "uid-runtime" / "engines" / bundle.digest[:16] / backend
+    return cache_folder("engines", bundle.digest[:16], backend)
 
 
-def path_for(bundle: Bundle, backend: str, name: str, *depends: object, suffix: str = "") -> Path:
-    """Where what a backend makes of a component is stored; the name ends in a hash of all that it depends on.
+def path_for(bundle: Bundle, backend: str, component: str, file: str, *depends: object, suffix: str = "") -> Path:
+    """Where what a backend makes of a component's graph is stored; the name ends in a hash of all that it depends on.
 
-    The bundle's contents and this package's version are among that.
+    The contents of the bundle and of the graph, and this package's version, are among that.
     """
-    everything = repr((bundle.digest, __version__, *depends))
-    return default_folder(bundle, backend) / f"{name}-{short_hash(everything)}{suffix}"
+    everything = repr((FORMAT, bundle.digest, component, file, bundle.files[file], __version__, *depends))
+    return default_folder(bundle, backend) / f"{component}-{short_hash(everything)}{suffix}"
 
 
 def short_hash(text: str) -> str:
@@ -49,16 +48,20 @@ def short_hash(text: str) -> str:
 
 
 def reuse_or_make(
-    folder: Path, find: Callable[[], Found | None], make: Callable[[], Found], report: Callable[[str], None]
+    folder: Path,
+    find: Callable[[], Found | None],
+    make: Callable[[], Found],
+    report: Callable[[str], None],
+    patience: float = PATIENCE,
 ) -> Found:
     """What ``find`` finds in ``folder``, or else what ``make`` makes there.
 
     One process makes at a time. The others wait, and then find what it made. Raises ``OutputError`` when the folder
-    cannot be written, and what ``find`` and ``make`` raise.
+    cannot be written, or stays locked for ``patience`` seconds, and what ``find`` and ``make`` raise.
     """
     found = find()
     if found is None:
-        with writing(folder, report):
+        with writing(folder, report, patience):
             found = find()  # again: the process that held the folder may have made it
             if found is None:
                 found = make()
@@ -66,30 +69,46 @@ def reuse_or_make(
 
 
 @contextlib.contextmanager
-def writing(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+def writing(folder: Path, report: Callable[[str], None], patience: float = PATIENCE) -> Iterator[None]:
     """Hold a folder for one writer; waits for another that does, and removes what a killed one left.
 
-    The system frees it when its holder dies. Raises ``OutputError`` when the folder cannot be written.
+    The system frees it when its holder dies. Raises ``OutputError`` when the folder cannot be written, or another
+    process has held it for ``patience`` seconds.
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             file = stack.enter_context(open(folder / LOCK, "a+b", opener=open_no_link))
-            if not try_lock(file.fileno()):
-                report(f"waiting for another build in {folder}")
-                while not try_lock(file.fileno()):
-                    time.sleep(0.2)
+            wait_for_lock(file.fileno(), folder, report, patience)
+            for path in folder.iterdir():
+                if LEFTOVER.fullmatch(path.name):
+                    remove(path)
         except OSError as error:
             raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
-        for path in folder.iterdir():
-            if LEFTOVER.fullmatch(path.name):
-                remove(path)
         yield
+
+
+def wait_for_lock(descriptor: int, folder: Path, report: Callable[[str], None], patience: float) -> None:
+    """Lock an open file of ``folder``, at the latest after ``patience`` seconds; raises ``OutputError`` then."""
+    started = told = time.monotonic()
+    if not try_lock(descriptor):
+        report(f"waiting for another build in {folder}")
+        while not try_lock(descriptor):
+            time.sleep(0.2)
+            now = time.monotonic()
+            if now - started > patience:
+                raise OutputError(
+                    f"cannot write {folder}: another process has held {LOCK} there for {now - started:.0f} s; end it, "
+                    "or remove the folder"
+                )
+            if now - told > TELL_EVERY:
+                told = now
+                report(f"waiting for another build in {folder} for {now - started:.0f} s")
 
 
 def open_no_link(path: str, flags: int) -> int:
     """Open a file, or fail where its name is a link, on systems that can tell."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def try_lock(descriptor: int) -> bool:

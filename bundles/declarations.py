@@ -15,6 +15,7 @@ STAGES = (PREPARE, *STEPS, FINISH)
 
 TRANSFORMS = 8  # flips and transpositions of an image
 LARGEST_SIDE = 1 << 16  # that a manifest may ask for, in pixels
+LARGEST_GUIDANCE = 1000.0  # in either direction
 
 # What a manifest may choose. The first of each is what a manifest without the choice means.
 REFLECT, ZEROS = PADDINGS = ("reflect", "zeros")  # what the lower and right edges are extended with
@@ -113,6 +114,7 @@ class Bundle:
     rounding: str = NEAREST  # one of ``ROUNDINGS``
     min_side: int = 1  # an image's smaller side is padded to this at least
     max_side: int | None = None  # a longer side is cut into tiles, however few pixels the image has; None: no limit
+    files: Mapping[str, str] = field(default_factory=dict)  # of the graphs and weights: name below the folder -> sha256
 
     def parts(self, mode: str) -> list[Component]:
         """The components that a mode runs, in order."""

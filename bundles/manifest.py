@@ -1,4 +1,4 @@
-"""The manifest of a bundle: its schema, read and written here alone.
+"""The manifest of a bundle: its schema, read and written here alone. ``schema`` checks its parts.
 
 A bundle is a folder with a manifest, ONNX components and constants. Nothing in it can execute code. Everything in the
 manifest is checked before any of it is used: schema, names, files that stay inside the folder, sha256 of every file.
@@ -6,44 +6,42 @@ Schema 2 added noise, samplers, padding, rounding, limits of size, colour fix an
 has the value that it always meant.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+import safetensors.numpy
 
 from uid.bundles.declarations import (
-    COLOUR_FIXES,
-    DRAWS,
+    LARGEST_GUIDANCE,
     LARGEST_SIDE,
     PADDINGS,
     ROUNDINGS,
-    STAGES,
     STEPS,
-    TRANSFORMS,
     Bundle,
     Component,
     Mode,
-    Noise,
     Preset,
     smallest_tile,
 )
 from uid.bundles.files import written_whole
 from uid.bundles.hashes import sha256, verify_files
-from uid.bundles.names import DIMENSION, KEY, checked
-from uid.bundles.schedules import check_schedule
+from uid.bundles.names import checked
+from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
+from uid.bundles.schedules import LONGEST_SCHEDULE, check_schedule
+from uid.bundles.schema import components_from, default_preset, files_from, modes_from, presets_from
+from uid.bundles.sources import verified_bytes
 from uid.bundles.tensors import Array, TensorSpec
-from uid.bundles.values import chosen, real, shown, text, truth, whole
-from uid.bundles.wiring import check_coefficients, check_constants, check_divisors, listed_specs, mode_of
+from uid.bundles.values import chosen, field, real, text, truth, whole
+from uid.bundles.wiring import check_coefficients, check_constants, check_divisors
 from uid.errors import BundleError
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
-ARGUMENTS = ("self", "options", "on_step", "noise")  # of a pipeline's call, which takes a mode's images by name
+LARGEST_CONSTANTS = 1 << 28  # bytes of the file of constants, all of which is read
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -55,62 +53,79 @@ def read_bundle(folder: Path) -> Bundle:
     Raises ``BundleError`` when the manifest is missing, malformed or of a newer schema, when a path in it leaves the
     folder, or when a file is missing or its sha256 differs.
     """
-    manifest = read_manifest(folder)
-    try:
-        verify_files(folder, manifest["files"])
-        return bundle_from(folder, manifest)
-    except KeyError as error:
-        raise BundleError(f"{folder / MANIFEST} lacks {error}; export the bundle again") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{folder / MANIFEST} is malformed: {error}; export the bundle again") from error
+    data = manifest_bytes(folder)
+    manifest = manifest_from(folder, data)
+    files = files_from(field(manifest, "files", str(folder / MANIFEST)))
+    verify_files(folder, files)
+    return bundle_from(folder, manifest, files, hashlib.sha256(data).hexdigest())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest's JSON object, of a schema this version reads."""
+    return manifest_from(folder, manifest_bytes(folder))
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """What the manifest's file holds; it is read once, so that its hash is that of what is used."""
+    try:
+        return read_limited(folder / MANIFEST, LARGEST_JSON)
+    except (OSError, ValueError) as error:  # the latter of a name that no system has
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST} ({reason})") from error
+
+
+def manifest_from(folder: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in a manifest's bytes."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{folder} is not a bundle: cannot read {MANIFEST} ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+        manifest = parsed_json(data)
+    except ValueError as error:
         raise BundleError(f"{path} is not JSON: {error}; export the bundle again") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int):
+    if not isinstance(manifest, dict) or schema is None:
         raise BundleError(f"{path} states no schema version; expected {SCHEMA}; export the bundle again")
-    whole(schema, "schema", 1)
-    if schema > SCHEMA:
+    if whole(schema, "schema", 1) > SCHEMA:
         raise BundleError(f"{path} has schema {schema}, this uid-runtime reads up to {SCHEMA}: upgrade uid-runtime")
     return manifest
 
 
-def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
-    """The bundle that a manifest describes."""
-    components = {name: component_from(name, entry, manifest) for name, entry in manifest["components"].items()}
-    modes = {checked(name, "mode"): mode_from(name, entry, components) for name, entry in manifest["modes"].items()}
+def bundle_from(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, str], digest: str) -> Bundle:
+    """The bundle that a manifest describes; ``files`` are those that it lists, ``digest`` is its own sha256."""
+
+    def required(key: str) -> Any:
+        return field(manifest, key, str(folder / MANIFEST))
+
+    components = components_from(required("components"), files)
+    modes = modes_from(required("modes"), components)
     loop = any(components[part].stage in STEPS for mode in modes.values() for part in mode.components)
-    multiple, max_side = whole(manifest["size_multiple"], "size_multiple", 1), manifest.get("max_side")
-    min_side = whole(manifest.get("min_side", 1), "min_side", 1, LARGEST_SIDE)
+    multiple, max_side = (
+        whole(required("size_multiple"), "size_multiple", 1, LARGEST_SIDE // 2),
+        manifest.get("max_side"),
+    )
+    min_side = whole(manifest.get("min_side", 1), "min_side", 1, LARGEST_SIDE // 2)
     smallest = smallest_tile(multiple, min_side)
     check_divisors(components.values(), multiple)
-    constants = read_constants(folder / listed(manifest["constants"], manifest))
+    constants_file = text(required("constants"), "constants")
+    constants = constants_from(folder, constants_file, files)
     for name, mode in modes.items():
         check_constants(name, mode, components, constants)
-    schedule = check_schedule(manifest["schedule"]) if loop else {}
+    schedule = check_schedule(required("schedule")) if loop else {}
     check_coefficients(components.values(), schedule)
-    qualities: Mapping[str, Any] = manifest.get("qualities", {})
+    most_steps = schedule.get("num_train_timesteps", LONGEST_SCHEDULE)
+    presets = presets_from(manifest.get("qualities", {}), most_steps if loop else None)
     return Bundle(
         folder=folder,
-        digest=sha256(folder / MANIFEST),
-        name=checked(manifest["name"], "name"),
-        family=checked(manifest["family"], "family"),
-        trained=truth(manifest["trained"], "trained"),
-        precision=checked(manifest["precision"], "precision"),
+        digest=digest,
+        name=checked(required("name"), "name"),
+        family=checked(required("family"), "family"),
+        trained=truth(required("trained"), "trained"),
+        precision=checked(required("precision"), "precision"),
         size_multiple=multiple,
-        tile=whole(manifest["tile"], "tile", smallest),
-        presets={checked(name, "preset"): preset_from(entry, loop) for name, entry in qualities.items()},
-        preset=default_preset(manifest),
-        steps=whole(manifest["steps"], "steps", 1) if loop else 0,
-        guidance=real(manifest["guidance"], "guidance"),
+        tile=whole(required("tile"), "tile", smallest, LARGEST_SIDE),
+        presets=presets,
+        preset=default_preset(manifest.get("quality"), presets),
+        steps=whole(required("steps"), "steps", 1, most_steps) if loop else 0,
+        guidance=real(required("guidance"), "guidance", LARGEST_GUIDANCE),
         schedule=schedule,
         components=components,
         modes=modes,
@@ -118,99 +133,20 @@ def bundle_from(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         padding=chosen(manifest.get("padding", PADDINGS[0]), "padding", PADDINGS),
         rounding=chosen(manifest.get("rounding", ROUNDINGS[0]), "rounding", ROUNDINGS),
         min_side=min_side,
-        max_side=None if max_side is None else whole(max_side, "max_side", smallest) // multiple * multiple,
+        max_side=None
+        if max_side is None
+        else whole(max_side, "max_side", smallest, LARGEST_SIDE) // multiple * multiple,
+        files={name: digest for name, digest in files.items() if name != constants_file},
     )
 
 
-def listed(name: str, manifest: Mapping[str, Any]) -> str:
-    """``name`` if its hash is in the manifest: a file that was not verified is not opened."""
-    if name not in manifest["files"]:
-        raise BundleError(f"the manifest uses {name!r} but lists no sha256 for it; export the bundle again")
-    return name
-
-
-def component_from(name: str, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> Component:
-    """One component's declaration."""
-    checked(name, "component")
-    if entry["stage"] not in STAGES:
-        raise BundleError(f"component {name!r} has stage {entry['stage']!r}; expected one of {', '.join(STAGES)}")
-    inputs, outputs = tuple(specs_from(entry["inputs"])), tuple(specs_from(entry["outputs"]))
-    variants = {
-        checked(backend, "variant"): listed(file, manifest) for backend, file in entry.get("variants", {}).items()
-    }
-    return Component(name, listed(entry["file"], manifest), entry["stage"], inputs, outputs, variants)
-
-
-def specs_from(entries: Iterable[Mapping[str, Any]]) -> Iterator[TensorSpec]:
-    """Tensor declarations."""
-    for entry in entries:
-        shape = tuple(
-            whole(size, "dimension", 1) if isinstance(size, int) else checked(size, "dimension", DIMENSION)
-            for size in entry["shape"]
-        )
-        yield TensorSpec(checked(entry["name"], "tensor"), np.dtype(checked(entry["dtype"], "dtype")), shape)
-
-
-def mode_from(name: str, entry: Mapping[str, Any], components: Mapping[str, Component]) -> Mode:
-    """One task's declaration. Its inputs are those that its components read; older manifests do not list them."""
-    for unknown in set(entry["components"]) - set(components):
-        raise BundleError(f"{MANIFEST} names component {unknown!r} in mode {name!r} but does not declare it")
-    parts = [components[part] for part in entry["components"]]
-    constants = {checked(tensor, "tensor"): checked(key, "constant", KEY) for tensor, key in entry["constants"].items()}
-    mode = mode_of(
-        parts,
-        prompt=text(entry["prompt"], "prompt"),
-        constants=constants,
-        noise=list(noise_from(entry.get("noise", []))),
-        colour_fix=chosen(entry.get("colour_fix", COLOUR_FIXES[0]), "colour_fix", COLOUR_FIXES),
-        negative_prompt=None if entry.get("negative_prompt") is None else text(entry["negative_prompt"], "prompt"),
-    )
-    if "inputs" in entry and set(declared := tuple(specs_from(entry["inputs"]))) != set(mode.inputs):
-        raise BundleError(
-            f"mode {name!r} declares the inputs {listed_specs(declared)}, and its components read "
-            f"{listed_specs(mode.inputs)}; export the bundle again"
-        )
-    for spec in mode.inputs:
-        if spec.name in ARGUMENTS:
-            raise BundleError(f"mode {name!r} has an input called {spec.name!r}, which cannot be given; rename it")
-    return mode
-
-
-def noise_from(entries: Sequence[Mapping[str, Any]]) -> Iterator[Noise]:
-    """The noise that a mode declares."""
-    if not isinstance(entries, list):
-        raise BundleError(f"the manifest has noise {shown(entries)}; expected a list: export the bundle again")
-    for entry, spec in zip(entries, specs_from(entries), strict=True):
-        yield Noise(spec, chosen(entry.get("draw", DRAWS[0]), "draw of noise", DRAWS))
-
-
-def preset_from(entry: Mapping[str, Any], loop: bool) -> Preset:
-    """One preset's declaration, of a bundle with a denoising loop or without."""
-    figures = {checked(name, "figure"): real(value, "figure") for name, value in entry.get("figures", {}).items()}
-    steps = whole(entry["steps"], "steps of a preset", 0) if loop else 0
-    preset = Preset(steps, whole(entry["views"], "views of a preset", 0), figures)
-    if preset.steps < loop or not 1 <= preset.transforms <= TRANSFORMS:
-        raise BundleError(
-            f"the manifest has a preset of {preset.steps} steps and {preset.transforms} views; expected 1 step or more "
-            f"and 1 to {TRANSFORMS} views: export the bundle again"
-        )
-    return preset
-
-
-def default_preset(manifest: Mapping[str, Any]) -> str | None:
-    """The name of the default preset, which must be one of those declared."""
-    name: str | None = manifest.get("quality")
-    if name is not None and name not in manifest.get("qualities", {}):
-        raise BundleError(f"the manifest's default preset {name!r} is not declared; export the bundle again")
-    return name
-
-
-def read_constants(path: Path) -> dict[str, Array]:
+def constants_from(folder: Path, name: str, files: Mapping[str, str]) -> dict[str, Array]:
     """The constant inputs, by key."""
+    data = verified_bytes(folder, name, files, LARGEST_CONSTANTS)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"cannot read {path}: {error}; export the bundle again") from error
+        return safetensors.numpy.load(data)
+    except Exception as error:  # the library's own, and those of numpy for dtypes that it lacks
+        raise BundleError(f"cannot read {folder / name}: {error}; export the bundle again") from error
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

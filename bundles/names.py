@@ -8,9 +8,9 @@ from uid.errors import BundleError
 NAME_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEY = re.compile(NAME_PART)  # of a constant
-FILE = re.compile(rf"{NAME_PART}(/{NAME_PART})*")  # a path below the bundle's folder
+FILE = re.compile(rf"(?=.{{1,200}}\Z){NAME_PART}(/{NAME_PART})*")  # a path below the bundle's folder
 # A symbol, a part of it such as "height/8", or a multiple such as "height*2".
-DIMENSION = re.compile(rf"{NAME.pattern}([/*][1-9][0-9]{{0,3}})?")
+DIMENSION = re.compile(rf"{NAME.pattern}(/[1-9][0-9]{{0,3}}|[*][1-9][0-9]?)?")
 LONGEST_SHOWN = 80  # characters of a bad name in its error
 
 

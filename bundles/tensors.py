@@ -62,7 +62,8 @@ def factor_of(dimension: int | str) -> int:
 def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A symbolic shape in numbers: ("batch", 4, "height/8") with sizes {"height": 64} is (1, 4, 8).
 
-    The batch is 1 unless ``sizes`` has another. Raises ``ModelError`` for a symbol that is not in ``sizes``.
+    The batch is 1 unless ``sizes`` has another. Raises ``ModelError`` for a symbol that is not in ``sizes``, and for a
+    dimension that would be 0.
     """
     known = {BATCH: 1, **sizes}
 
@@ -72,7 +73,12 @@ def resolve(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, 
         symbol = symbol_of(size)
         if symbol not in known:
             raise ModelError(f"the manifest uses dimension {size!r}; expected one of {sorted(known)}")
-        return known[symbol] // divisor_of(size) * factor_of(size)
+        value = known[symbol] // divisor_of(size) * factor_of(size)
+        if value < 1:
+            raise ModelError(
+                f"the manifest's dimension {size!r} is 0 where {symbol} is {known[symbol]}; use a larger image"
+            )
+        return value
 
     return tuple(dimension(size) for size in shape)
 

@@ -1,14 +1,46 @@
-"""Which values a manifest may have: one of a few words, and numbers within limits."""
+"""Which values a manifest may have: one of a few words, numbers within limits, lists and objects of so many entries."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from uid.errors import BundleError
 
 LONGEST_SHOWN = 80  # characters of a bad value in its error
+LONGEST_TEXT = 4096  # characters of a prompt
+MOST_ENTRIES = 256  # of a list or an object
 AGAIN = "export the bundle again"
+
+
+def field(entry: Mapping[str, Any], key: str, where: str) -> Any:
+    """The value of a key that must be there; raises ``BundleError`` where it is not."""
+    if key not in entry:
+        raise BundleError(f"{where} lacks {key!r}; {AGAIN}")
+    return entry[key]
+
+
+def entries(value: Any, what: str) -> Mapping[str, Any]:
+    """``value`` if it is an object of at most ``MOST_ENTRIES`` keys; raises ``BundleError`` otherwise."""
+    if isinstance(value, Mapping) and len(value) <= MOST_ENTRIES:
+        return value
+    raise BundleError(
+        f"the manifest has {what} {shown(value)}; expected an object, {MOST_ENTRIES} keys at most: {AGAIN}"
+    )
+
+
+def listing(value: Any, what: str) -> Sequence[Any]:
+    """``value`` if it is a list of at most ``MOST_ENTRIES``; raises ``BundleError`` otherwise."""
+    if isinstance(value, list) and len(value) <= MOST_ENTRIES:
+        return value
+    raise BundleError(f"the manifest has {what} {shown(value)}; expected a list, {MOST_ENTRIES} at most: {AGAIN}")
+
+
+def distinct(values: Sequence[str], what: str) -> None:
+    """Raise ``BundleError`` where a name is there twice."""
+    if len(set(values)) < len(values):
+        double = next(value for value in values if values.count(value) > 1)
+        raise BundleError(f"the manifest has {what} {double!r} twice; {AGAIN}")
 
 
 def chosen(value: Any, what: str, allowed: Sequence[str]) -> str:
@@ -28,11 +60,17 @@ def whole(value: Any, what: str, least: int, most: int | None = None) -> int:
     raise BundleError(f"the manifest has {what} {shown(value)}; expected a whole number, {limits}: {AGAIN}")
 
 
-def real(value: Any, what: str) -> float:
-    """``value`` as a float if it is a finite number; raises ``BundleError`` otherwise."""
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    raise BundleError(f"the manifest has {what} {shown(value)}; expected a finite number: {AGAIN}")
+def real(value: Any, what: str, most: float | None = None) -> float:
+    """``value`` as a float if it is a finite number, at most ``most`` away from 0; raises ``BundleError`` otherwise."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # of a whole number beyond any float
+            number = math.inf
+        if math.isfinite(number) and (most is None or abs(number) <= most):
+            return number
+    limits = "" if most is None else f" from -{most:g} to {most:g}"
+    raise BundleError(f"the manifest has {what} {shown(value)}; expected a finite number{limits}: {AGAIN}")
 
 
 def truth(value: Any, what: str) -> bool:
@@ -43,10 +81,12 @@ def truth(value: Any, what: str) -> bool:
 
 
 def text(value: Any, what: str) -> str:
-    """``value`` if it is text; raises ``BundleError`` otherwise."""
-    if isinstance(value, str):
+    """``value`` if it is text of at most ``LONGEST_TEXT`` characters; raises ``BundleError`` otherwise."""
+    if isinstance(value, str) and len(value) <= LONGEST_TEXT:
         return value
-    raise BundleError(f"the manifest has {what} {shown(value)}; expected text: {AGAIN}")
+    raise BundleError(
+        f"the manifest has {what} {shown(value)}; expected text, {LONGEST_TEXT} characters at most: {AGAIN}"
+    )
 
 
 def shown(value: Any) -> str:

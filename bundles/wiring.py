@@ -22,6 +22,8 @@ from uid.bundles.tensors import (
 )
 from uid.errors import BundleError
 
+LARGEST_SCALE = 16  # of an output to its input
+
 
 def mode_of(
     parts: Sequence[Component], *, prompt: str, constants: Mapping[str, str], noise: Sequence[Noise] = (), **others: Any
@@ -63,7 +65,7 @@ def is_output(shape: Sequence[int | str]) -> bool:
         return False
     height, width = shape[2:]
     times = factor_of(height)
-    return (height, width) in ((HEIGHT, WIDTH), (f"{HEIGHT}*{times}", f"{WIDTH}*{times}"))
+    return times <= LARGEST_SCALE and (height, width) in ((HEIGHT, WIDTH), (f"{HEIGHT}*{times}", f"{WIDTH}*{times}"))
 
 
 def check_divisors(components: Iterable[Component], size_multiple: int) -> None:

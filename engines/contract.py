@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from uid.bundles.declarations import Bundle, Component
+from uid.bundles.sources import private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.errors import OutOfMemoryError
 
@@ -180,7 +181,8 @@ class Backend(ABC):
 
         A backend that builds engines for sizes reuses one that was built before, or builds it now.
         """
-        return self.load(bundle.folder / component.file)
+        with private_copy(bundle, component.file) as path:
+            return self.load(path)
 
     def batch(self, bundle: Bundle, components: Sequence[Component], sizes: Mapping[str, int], most: int) -> int:
         """How many images of these sizes to run together, from 1 to ``most``, which is at most ``largest_batch``."""

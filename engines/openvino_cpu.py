@@ -1,8 +1,8 @@
 """OpenVINO on the CPU: ``openvino`` computes in float32, ``openvino-bf16`` in bfloat16 where the CPU has such
 instructions.
 
-A component is compiled once, for all image sizes, and stored in the bundle's engine folder, since compiling takes
-longer than an image.
+A component is compiled once, for all image sizes, and stored in the user's cache, since compiling takes longer than an
+image.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from openvino import opset13
 from uid.bundles.cache import path_for, remove, remove_earlier, reuse_or_make
 from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import written_whole
+from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.errors import BackendError, BundleError, OutputError
@@ -105,6 +106,7 @@ class OpenvinoBackend(Backend):
 
     def load(self, path: Path) -> OpenvinoEngine:
         """Compile the graph at ``path`` for all sizes; nothing is stored on disk."""
+        check_graph(path)
         with load_errors(path):
             model = self.read(path)
             names = {port.any_name for port in (*model.inputs, *model.outputs)}
@@ -112,10 +114,9 @@ class OpenvinoBackend(Backend):
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OpenvinoEngine:
         """The component compiled before, or now; for all ``sizes``."""
-        path = self.cached_path(bundle, component)
 
         def make() -> tuple[ov.CompiledModel, Array | None]:
-            compiled = self.compiled(bundle, component)
+            compiled = self.compiled(bundle, component, path.parent)
             try:
                 self.store(compiled, path)
             except OutputError as error:
@@ -123,6 +124,7 @@ class OpenvinoBackend(Backend):
             return compiled, None
 
         try:
+            path = self.cached_path(bundle, component)
             compiled, memory = reuse_or_make(path.parent, lambda: self.cached(path), make, self.report)
         except OutputError as error:
             self.report(f"the next process will compile again: {error}")
@@ -130,10 +132,9 @@ class OpenvinoBackend(Backend):
         names = {spec.name for spec in (*component.inputs, *component.outputs)}
         return OpenvinoEngine(compiled, names, memory)
 
-    def compiled(self, bundle: Bundle, component: Component) -> ov.CompiledModel:
-        """A component compiled now."""
-        path = bundle.folder / component.file
-        with load_errors(path):
+    def compiled(self, bundle: Bundle, component: Component, folder: Path | None = None) -> ov.CompiledModel:
+        """A component compiled now; ``folder``: where its graph is copied to meanwhile."""
+        with private_copy(bundle, component.file, folder) as path, load_errors(bundle.folder / component.file):
             return self.core.compile_model(self.read(path), DEVICE, self.settings)
 
     def read(self, path: Path) -> ov.Model:
@@ -147,7 +148,7 @@ class OpenvinoBackend(Backend):
         """Where a compiled component is stored."""
         cpu = [self.core.get_property(DEVICE, name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
         name = f"{component.name}.{self.name}"
-        return path_for(bundle, "openvino", name, ov.get_version(), *cpu, self.name, suffix=".blob")
+        return path_for(bundle, "openvino", name, component.file, ov.get_version(), *cpu, self.name, suffix=".blob")
 
     def cached(self, path: Path) -> tuple[ov.CompiledModel, Array | None] | None:
         """What ``store`` wrote, and the mapped file that it uses; None where there is none or it is damaged.

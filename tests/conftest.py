@@ -67,7 +67,7 @@ def shared_folder(request: pytest.FixtureRequest) -> SharedFolder:
 
     def made(name: str, make: Callable[[Path], object]) -> Path:
         folder = root / name / name
-        with writing(folder.parent, lambda line: None):
+        with writing(folder.parent, lambda line: None, patience=3600.0):
             if not folder.exists():
                 make(folder)
         return folder

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU.
 
-A component's graph is stored in the bundle's engine folder as ONNX Runtime optimised it for this processor, with
+A component's graph is stored in the user's cache as ONNX Runtime optimised it for this processor, with
 weights in float32 and in the order that convolutions read. Loading it maps a file: weights are neither cast nor copied,
 and stay in the page cache, which all processes share.
 """
@@ -23,6 +23,8 @@ from uid.bundles.cache import path_for, remove, remove_earlier, reuse_or_make
 from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import folder_written_whole
 from uid.bundles.hashes import sha256, verify_files
+from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
+from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.errors import BackendError, BundleError, OutputError
@@ -121,20 +123,26 @@ class OrtBackend(Backend):
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtEngine:
         """Load a component from its stored, optimised graph, which is made when first needed."""
-        source = bundle.folder / component.variants.get(ONNXRUNTIME, component.file)
+        file = component.variants.get(ONNXRUNTIME, component.file)
+
+        def load_now(folder: Path | None = None) -> OrtEngine:
+            with private_copy(bundle, file, folder) as source:
+                return self.open(source, named=bundle.folder / file)
+
         if not self.caches:
-            return self.load(source)
-        path = path_for(bundle, self.name, component.name, ort.__version__, cpu())
+            return load_now()
 
         def make() -> OrtEngine:
-            self.store(source, path)
-            return self.cached(path) or self.load(source)
+            with private_copy(bundle, file, path.parent) as source:
+                self.store(source, path, bundle.folder / file)
+            return self.cached(path) or load_now(path.parent)
 
         try:
+            path = path_for(bundle, self.name, component.name, file, ort.__version__, cpu())
             return reuse_or_make(path.parent, lambda: self.cached(path), make, self.report)
         except OutputError as error:
             self.report(f"the next process will optimise again: {error}")
-            return self.load(source)
+            return load_now()
 
     def cached(self, path: Path) -> OrtEngine | None:
         """What ``store`` wrote; None where there is none, or it is damaged.
@@ -144,21 +152,21 @@ class OrtBackend(Backend):
         if not path.exists():
             return None
         try:
-            sums: dict[str, str] = json.loads((path / SUMS).read_bytes())
+            sums = parsed_json(read_limited(path / SUMS, LARGEST_JSON))
             verify_files(path, {name: sums[name] for name in (GRAPH, WEIGHTS)})
             # Matrices are then read from the file, not from packed copies, at the same speed.
             options = self.options(disable_prepacking="1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return self.load(path / GRAPH, options, path / WEIGHTS)
+            return OrtEngine(open_session(path / GRAPH, options, PROVIDER, {}), path / WEIGHTS)
         except (OSError, ValueError, TypeError, KeyError, BundleError) as error:
             self.report(f"{path} is not used, and optimised again: {error}")
             remove(path)
             return None
 
-    def store(self, source: Path, path: Path) -> None:
+    def store(self, source: Path, path: Path, named: Path) -> None:
         """Optimise a graph for this processor and write it to the folder ``path``; removes its earlier states.
 
-        Raises ``OutputError`` where it cannot be written.
+        ``named`` is what errors call the graph. Raises ``OutputError`` where it cannot be written.
         """
         options = self.options(
             optimized_model_external_initializers_file_name=WEIGHTS,
@@ -167,7 +175,7 @@ class OrtBackend(Backend):
         with folder_written_whole(path) as folder:
             options.optimized_model_filepath = str(folder / GRAPH)
             try:
-                self.load(source, options)
+                self.open(source, options, named)
             except BundleError as error:  # of a full disk too: ONNX Runtime writes the files
                 raise OutputError(f"cannot write {path}: {error}") from error
             (folder / WEIGHTS).touch()  # a graph without large weights leaves none
@@ -175,9 +183,14 @@ class OrtBackend(Backend):
             (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
         remove_earlier(path)
 
-    def load(self, path: Path, options: ort.SessionOptions | None = None, weights: Path | None = None) -> OrtEngine:
-        """Create a session of the graph at ``path``; ``weights`` is the file that its weights are mapped from."""
-        return OrtEngine(open_session(path, options or self.options(), PROVIDER, {}), weights)
+    def load(self, path: Path) -> OrtEngine:
+        """Create a session of the graph at ``path``, which may refer to files beside it alone."""
+        check_graph(path)
+        return self.open(path)
+
+    def open(self, path: Path, options: ort.SessionOptions | None = None, named: Path | None = None) -> OrtEngine:
+        """Create a session of a graph that was checked; ``named`` is what errors call it (None: by its path)."""
+        return OrtEngine(open_session(path, options or self.options(), PROVIDER, {}, named))
 
 
 # -- sessions, as the backend on CUDA opens them too -------------------------------------------------------------------
@@ -208,14 +221,20 @@ class Opened(NamedTuple):
     outputs: dict[str, TensorSpec]
 
 
-def open_session(path: Path, options: ort.SessionOptions, provider: str, provider_options: Mapping[str, str]) -> Opened:
+def open_session(
+    path: Path,
+    options: ort.SessionOptions,
+    provider: str,
+    provider_options: Mapping[str, str],
+    named: Path | None = None,
+) -> Opened:
     """Open a session on a provider; raises ``BackendError`` if another provider loaded in its place."""
     try:
         session = ort.InferenceSession(
             str(path), options, providers=[provider], provider_options=[dict(provider_options)]
         )
     except Exception as error:  # its exceptions share no base class
-        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+        raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {named or path}: {error}") from error
     if provider not in session.get_providers():
         raise BackendError(
             f"ONNX Runtime loaded {session.get_providers()} where {provider} was asked for: CUDA or cuDNN could "

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ import onnxruntime as ort
 from cuda.bindings import runtime as cudart
 
 from uid.bundles.declarations import Bundle, Component
+from uid.bundles.sources import check_graph, private_copy
 from uid.engines.contract import Buffer, Engine, Launch, Progress, Replay, Seconds, Work, check_bindings
 from uid.engines.cuda_device import CudaBackend, CudaBuffer, Device, Stream, call
 from uid.engines.garbage import no_collection
@@ -39,6 +40,7 @@ STALE_GRAPHS = 64  # of plans that are gone: from so many on, a session is repla
 DEVICE_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 Result = TypeVar("Result")
+Source = AbstractContextManager[Path]
 
 
 class SessionThread:
@@ -86,8 +88,9 @@ class OrtCudaEngine(Engine):
 
     session: ort.InferenceSession
 
-    def __init__(self, backend: "OrtCudaBackend", path: Path) -> None:
-        self.backend, self.path, self.captures = backend, path, True
+    def __init__(self, backend: "OrtCudaBackend", path: Path, source: Callable[[], Source]) -> None:
+        """``path`` is what errors call the graph; ``source`` gives it for as long as a session is opened."""
+        self.backend, self.path, self.source, self.captures = backend, path, source, True
         self.numbers = itertools.count(1)  # of recordings
         self.recordings: weakref.WeakValueDictionary[object, Recording] = weakref.WeakValueDictionary()
         self.graphs = 0  # that the session holds, or will
@@ -109,7 +112,8 @@ class OrtCudaEngine(Engine):
             "enable_cuda_graph": str(int(self.captures)),
             "use_tf32": "0",  # on by default; without it, float32 is float32
         }
-        opened = open_session(self.path, session_options(self.backend.threads), PROVIDER, options)
+        with self.source() as graph:
+            opened = open_session(graph, session_options(self.backend.threads), PROVIDER, options, self.path)
         self.session, self.inputs, self.outputs = opened
         for recording in recordings:
             recording.bind()
@@ -193,13 +197,16 @@ class OrtCudaBackend(CudaBackend):
         self.ran: weakref.WeakSet[OrtCudaEngine] = weakref.WeakSet()  # since that was last asked
 
     def load(self, path: Path) -> OrtCudaEngine:
-        """Create a session of the graph at ``path``."""
-        return self.worker.do(partial(OrtCudaEngine, self, path))
+        """Create a session of the graph at ``path``, which may refer to files beside it alone."""
+        check_graph(path)
+        return self.worker.do(partial(OrtCudaEngine, self, path, partial(nullcontext, path)))
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtCudaEngine:
         """Load the graph that is for this backend, or for ONNX Runtime, or the portable one."""
         files = component.variants.get(NAME), component.variants.get(ONNXRUNTIME), component.file
-        return self.load(bundle.folder / next(file for file in files if file))
+        file = next(file for file in files if file)
+        source = partial(private_copy, bundle, file)
+        return self.worker.do(partial(OrtCudaEngine, self, bundle.folder / file, source))
 
     def capture(self, work: Work) -> Replay:
         """Run all launches once, which captures them; returns what puts all of them on the stream again."""

@@ -6,6 +6,7 @@ Not yet run on hardware.
 import mmap
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from uid.bundles.cache import default_folder
 from uid.bundles.declarations import Bundle, Component
+from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda_device import CudaBackend, Device
@@ -45,6 +47,7 @@ class TensorrtBackend(CudaBackend):
 
         A symbolic dimension may be 1 to ``LONGEST_SIDE``.
         """
+        check_graph(path)
         inputs = graph_inputs(self.library, path)
         shapes = {
             entry["name"]: tuple(with_symbols(entry["shape"], size) for size in (1, 512, LONGEST_SIDE))
@@ -59,9 +62,9 @@ class TensorrtBackend(CudaBackend):
         """The engine in the cache that fits ``sizes`` best, or one that is built for them now."""
         path, profiles, options = engine_path(bundle, component, self.library, self.target, sizes, self.report)
         covers, kernels = partial(fits, profiles, component), runtime_cache_path(path, self.target)
-        weights = bundle.folder / component.file if options.stripped else None
+        source = private_copy(bundle, component.file) if options.stripped else nullcontext()
         # Mapped, not read: the check has just read it, so that it comes from the system's memory.
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        with source as weights, path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             return self.deserialised(f"component {component.name!r}", plan, weights, covers=covers, kernels=kernels)
 
     def batch(self, bundle: Bundle, components: Sequence[Component], sizes: Sizes, most: int) -> int:

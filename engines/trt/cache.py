@@ -17,7 +17,7 @@ from uid.bundles.cache import default_folder, reuse_or_make, short_hash
 from uid.bundles.declarations import Bundle, Component
 from uid.bundles.files import written_whole
 from uid.bundles.hashes import sha256
-from uid.bundles.manifest import read_manifest
+from uid.bundles.sources import private_copy
 from uid.engines.trt.build import BuildOptions, Built, NotBuiltError, Report, Shapes, build, check_options
 from uid.engines.trt.isolated_build import build_apart
 from uid.engines.trt.library import Library, check_target, header_problem
@@ -25,6 +25,7 @@ from uid.engines.trt.profiles import Profile, Target, fallbacks, profile_shapes
 from uid.errors import BackendError, OutOfMemoryError, UIDError
 
 HEADER = 64  # bytes of an engine that say what it is
+PATIENCE = 3600.0  # seconds to wait for another process that builds
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def engine_for(
         report(f"{component.name}: building with {library} for {target}, since {reason}")
         return build_any(folder, keys, bundle, component, library, report)
 
-    return reuse_or_make(folder, find_sound, build_now, report)
+    return reuse_or_make(folder, find_sound, build_now, report, PATIENCE)
 
 
 def attempts(key: Key, component: Component) -> list[Key]:
@@ -136,15 +137,16 @@ def build_any(
 
 def build_into(folder: Path, key: Key, bundle: Bundle, component: Component, library: Library, report: Report) -> Path:
     """Build the engine that ``key`` describes and store it; for who holds the folder's lock."""
-    built = (build_apart if fallbacks(key.profiles) else build)(
-        library,
-        bundle.folder / component.file,
-        shapes_of(component, key.profiles),
-        key.target,
-        key.options,
-        timing_cache=folder / f"timing-{short_hash(f'{library} {key.target}')}.cache",
-        report=lambda line: report(f"{component.name}: {line}"),
-    )
+    with private_copy(bundle, component.file, folder) as graph:
+        built = (build_apart if fallbacks(key.profiles) else build)(
+            library,
+            graph,
+            shapes_of(component, key.profiles),
+            key.target,
+            key.options,
+            timing_cache=folder / f"timing-{short_hash(f'{library} {key.target}')}.cache",
+            report=lambda line: report(f"{component.name}: {line}"),
+        )
     path = store(folder, key, built)
     report(f"{component.name}: built in {built.seconds:.1f} s, {built.plan.nbytes / 1e6:.1f} MB: {path}")
     return path
@@ -159,12 +161,11 @@ def key_for(
     options: BuildOptions,
 ) -> Key:
     """The key of a component's engine; the hashes are the manifest's, which ``read_bundle`` has verified."""
-    manifest = read_manifest(bundle.folder)
     graphs = {file for part in bundle.components.values() for file in (part.file, *part.variants.values())}
-    others = graphs - {component.file} | {manifest["constants"]}
+    others = graphs - {component.file}
     return Key(
         component.name,
-        {name: digest for name, digest in manifest["files"].items() if name not in others},
+        {name: digest for name, digest in bundle.files.items() if name not in others},
         bundle.precision,
         library.name,
         library.version,

@@ -1,25 +1,31 @@
 """What the CPU backends store on disk: one writer at a time, no leftovers, and only their own files are removed."""
 
 import importlib.util
+import os
 import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from uid import engines
-from uid.bundles.cache import default_folder, remove_earlier, writing
-from uid.bundles.declarations import Bundle
+from uid.bundles import cache
+from uid.bundles.cache import default_folder, remove_earlier, try_lock, writing
+from uid.bundles.declarations import Bundle, built_in
 from uid.bundles.manifest import MANIFEST, read_bundle
+from uid.bundles.tensors import Array, resolve
 from uid.engines import Backend
+from uid.errors import OutputError
 
 SIZES = {"height": 16, "width": 16}
 OPENVINO = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A copy of the tiny bundle with an empty engine cache."""
+def bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy of the tiny bundle with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny", ignore=shutil.ignore_patterns("engines"))))
 
 
@@ -39,17 +45,24 @@ def stored(bundle: Bundle, backend: Backend) -> set[str]:
     return {path.name for path in default_folder(bundle, backend.name).iterdir() if path.name != ".lock"}
 
 
-def test_a_stored_component_replaces_only_its_own_earlier_versions(bundle: Bundle, backend: Backend) -> None:
+def test_a_stored_component_replaces_only_its_own_earlier_versions(
+    bundle: Bundle, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("step", "step_blur", "decoder"):
         backend.load_component(bundle, bundle.components[name], SIZES)
     before = stored(bundle, backend)
-    manifest = bundle.folder / MANIFEST
-    manifest.write_text(manifest.read_text() + " ")
-    again = read_bundle(bundle.folder)
-    backend.load_component(again, again.components["step"], SIZES)
+    monkeypatch.setattr(cache, "__version__", "0.0.9")
+    backend.load_component(bundle, bundle.components["step"], SIZES)
     (gone,), (new,) = before - stored(bundle, backend), stored(bundle, backend) - before
     assert gone.startswith(("step-", "step."))
     assert new.startswith(("step-", "step."))
+
+
+def test_another_manifest_has_another_folder(bundle: Bundle, backend: Backend) -> None:
+    backend.load_component(bundle, bundle.components["decoder"], SIZES)
+    manifest = bundle.folder / MANIFEST
+    manifest.write_text(manifest.read_text() + " ")
+    assert not default_folder(read_bundle(bundle.folder), backend.name).exists()
 
 
 def test_a_name_with_the_same_prefix_is_not_an_earlier_version(tmp_path: Path) -> None:
@@ -69,21 +82,37 @@ def test_pattern_characters_in_a_name_match_literally(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("linked", ["engines", "engines/openvino", "engines/onnxruntime"])
-def test_a_link_in_a_bundle_is_not_followed(
-    bundle: Bundle, backend: Backend, linked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A bundle may come with a link to a private folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    outside, link = tmp_path / "outside", bundle.folder / linked
-    outside.mkdir()
-    leftover = f".mine-{16 * '0'}.{8 * '0'}"  # the name of a killed writer's leftover
-    (outside / leftover).touch()
-    link.parent.mkdir(exist_ok=True)
-    link.symlink_to(outside)
-    backend.load_component(bundle, bundle.components["decoder"], SIZES)
-    assert [path.name for path in outside.rglob("*")] == [leftover]
+def test_nothing_is_read_from_or_written_to_a_bundles_own_folder(bundle: Bundle, backend: Backend) -> None:
+    """A bundle may come with prepared models of its maker's."""
+    part = bundle.components["decoder"]
+    expected = decoded(bundle, backend)
+    other = read_bundle(built_in())
+    backend.load_component(other, other.components["decoder"], SIZES)
+    own, theirs = (next(default_folder(one, backend.name).glob("decoder*")) for one in (bundle, other))
+    planted = bundle.folder / "engines" / backend.name / own.name
+    (shutil.copytree if theirs.is_dir() else shutil.copy)(theirs, make_parent(planted))
+    shutil.rmtree(default_folder(bundle, backend.name))
+    before = {path: path.read_bytes() for path in bundle.folder.rglob("*") if path.is_file()}
+    np.testing.assert_array_equal(decoded(bundle, backend), expected)
+    assert {path: path.read_bytes() for path in bundle.folder.rglob("*") if path.is_file()} == before
     assert stored(bundle, backend)
+    assert part.file in bundle.files
+
+
+def make_parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def decoded(bundle: Bundle, backend: Backend) -> Array:
+    """What the decoder makes of random numbers."""
+    part, generator = bundle.components["decoder"], np.random.default_rng(0)
+    specs = (*part.inputs, *part.outputs)
+    buffers = {spec.name: backend.allocate(resolve(spec.shape, SIZES), spec.dtype) for spec in specs}
+    for spec in part.inputs:
+        buffers[spec.name].write(generator.random(buffers[spec.name].shape).astype(spec.dtype))
+    backend.load_component(bundle, part, SIZES).bind(buffers)()
+    return buffers["output"].read()
 
 
 def test_a_lock_that_is_a_link_is_not_followed(
@@ -124,8 +153,38 @@ def test_one_writer_at_a_time(bundle: Bundle, backend: Backend, lines: list[str]
 
 
 def test_an_unwritable_folder_is_reported_in_one_line(bundle: Bundle, backend: Backend, lines: list[str]) -> None:
-    (bundle.folder / "engines").write_bytes(b"in the way")
+    make_parent(default_folder(bundle, backend.name)).write_bytes(b"in the way")
     assert backend.load_component(bundle, bundle.components["decoder"], SIZES).covers(SIZES)
     assert len(lines) == 1
     assert "the next process will" in lines[0]
     assert "cannot write" in lines[0]
+
+
+@pytest.mark.parametrize("without", ["a home folder", "room"])
+def test_without_a_cache_a_component_is_prepared_for_this_process(
+    bundle: Bundle, backend: Backend, lines: list[str], without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = decoded(bundle, backend)
+    if without == "room":
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 54321)  # whom the system does not know
+    np.testing.assert_allclose(decoded(bundle, backend), expected, rtol=0, atol=1e-5)
+    assert len(lines) == 1
+    assert ("this user has no home folder" if without == "a home folder" else "cannot write /proc/none") in lines[0]
+
+
+@pytest.mark.parametrize("held", ["a+b", "rb"])
+def test_a_lock_that_is_never_released_is_not_waited_for_without_end(tmp_path: Path, held: str) -> None:
+    lines: list[str] = []
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open(held) as file:
+        assert try_lock(file.fileno())
+        with pytest.raises(OutputError, match=r"another process has held \.lock there"):  # noqa: SIM117
+            with writing(tmp_path, lines.append, patience=0.5):
+                pass
+    assert lines == [f"waiting for another build in {tmp_path}"]
+    with writing(tmp_path, lines.append):
+        assert len(lines) == 1

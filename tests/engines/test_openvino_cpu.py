@@ -1,7 +1,6 @@
 """OpenVINO as a backend, compared with ONNX Runtime."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import cv2
@@ -40,14 +39,10 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """The tiny bundle with an empty engine cache."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for path in tiny_bundle.iterdir():
-        if path.is_file():
-            shutil.copy(path, folder)
-    return read_bundle(folder)
+def bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """The tiny bundle with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return read_bundle(tiny_bundle)
 
 
 def noise(height: int, width: int, seed: int = 0) -> Array:

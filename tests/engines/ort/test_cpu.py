@@ -65,8 +65,9 @@ def test_buffers_that_do_not_fit_are_refused(doubler: Path) -> None:
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A copy of the tiny bundle with an empty engine cache."""
+def bundle(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A copy of the tiny bundle with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return read_bundle(Path(shutil.copytree(tiny_bundle, tmp_path / "tiny", ignore=shutil.ignore_patterns("engines"))))
 
 

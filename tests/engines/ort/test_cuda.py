@@ -138,7 +138,9 @@ class Rig:
     refusing: set[str] = field(default_factory=set)  # files whose sessions cannot capture
     failing: dict[str, str] = field(default_factory=dict)  # files whose runs fail, and how
 
-    def open(self, path: Path, options: ort.SessionOptions, provider: str, settings: Mapping[str, str]) -> Opened:
+    def open(
+        self, path: Path, options: ort.SessionOptions, provider: str, settings: Mapping[str, str], named: Path
+    ) -> Opened:
         self.opened.append((path.name, settings))
         captures = settings["enable_cuda_graph"] == "1"
         if captures and path.name in self.refusing:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from uid.bundles.cache import default_folder
-from uid.bundles.declarations import Bundle, built_in
+from uid.bundles.declarations import Bundle
 from uid.bundles.manifest import read_bundle
 from uid.engines.trt.build import BuildOptions
 from uid.engines.trt.cache import Key, check, engine_for, engine_name, key_for, read_sidecar, runtime_cache_path
@@ -274,14 +274,11 @@ def test_files_of_a_killed_build_are_removed_and_not_used(
     assert check(engine, key) == (True, "")
 
 
-def test_engines_are_stored_in_the_bundle_or_in_the_users_cache(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert default_folder(bundle, "tensorrt-rtx") == bundle.folder / "engines" / "tensorrt-rtx"
+def test_engines_are_stored_in_the_users_cache(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    inside = default_folder(replace(bundle, folder=built_in()), "tensorrt")
-    assert inside.parent.parent == tmp_path / "uid-runtime" / "engines"
-    assert re.fullmatch("[0-9a-f]{16}", inside.parent.name)
+    folder = default_folder(bundle, "tensorrt-rtx")
+    assert folder.parent.parent == tmp_path / "uid-runtime" / "engines"
+    assert re.fullmatch("[0-9a-f]{16}", folder.parent.name)
 
 
 def test_an_unwritable_folder_is_an_error(bundle: Bundle, library: Library, tmp_path: Path) -> None:
