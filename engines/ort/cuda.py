@@ -40,7 +40,7 @@ STALE_GRAPHS = 64  # of plans that are gone: from so many on, a session is repla
 DEVICE_TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 Result = TypeVar("Result")
-Source = AbstractContextManager[Path]
+Source = AbstractContextManager[Path]  # of a graph, there for the time of the block
 
 
 class SessionThread:
@@ -199,7 +199,7 @@ class OrtCudaBackend(CudaBackend):
     def load(self, path: Path) -> OrtCudaEngine:
         """Create a session of the graph at ``path``, which may refer to files beside it alone."""
         check_graph(path)
-        return self.worker.do(partial(OrtCudaEngine, self, path, partial(nullcontext, path)))
+        return self.worker.do(partial(OrtCudaEngine, self, path, lambda: nullcontext(path)))
 
     def load_component(self, bundle: Bundle, component: Component, sizes: Mapping[str, int]) -> OrtCudaEngine:
         """Load the graph that is for this backend, or for ONNX Runtime, or the portable one."""
