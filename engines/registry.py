@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from uid.engines.contract import Backend, Report
-from uid.errors import BackendError, BundleError
+from uid.errors import BackendError, BundleError, printable
 
 PROBE = Path(__file__).with_name("probe.onnx")  # y = Identity(x), float32[1]
 
@@ -78,7 +78,7 @@ def create(name: str = "auto", *, threads: int | None = None, report: Report | N
         name = os.environ.get("UID_BACKEND") or first_working()
     backend = made(name, threads)
     if report is not None:
-        backend.report = report
+        backend.report = lambda line: report(printable(line))
     if backend.doubt:
         check(backend)
         backend.report(backend.doubt)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from uid.command import plain_errors
-from uid.errors import BackendError
+from uid.errors import BackendError, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from uid.engines.trt.cache import Sidecar
     from uid.engines.trt.profiles import Target
+    from uid.engines.trt.sidecar import Sidecar
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 MAY_NOT_LOAD = 2
@@ -42,7 +42,7 @@ MAY_NOT_LOAD = 2
 @click.option(
     "--strip", is_flag=True, help="With tensorrt: leave the weights out; the bundle's are put in at each load."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: in the bundle]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder.  [default: the user's cache]")
 def build(
     bundle: Path,
     backend: str,
@@ -103,7 +103,8 @@ def inspect(ctx: click.Context, engines: Path) -> None:
     """Show what built engines are for; exit status 2 if one may not be loaded."""
     from rich.console import Console
 
-    from uid.engines.trt.cache import check, read_sidecar
+    from uid.engines.trt.cache import check
+    from uid.engines.trt.sidecar import read_sidecar
 
     paths = sorted(engines.rglob("[!.]*.engine")) if engines.is_dir() else [engines]
     if not paths:
@@ -113,12 +114,12 @@ def inspect(ctx: click.Context, engines: Path) -> None:
         sound, reason = check(path)
         if sound:
             sidecar = read_sidecar(path)
-            Console(markup=False).print(_table(path, sidecar))
+            Console(markup=False, emoji=False).print(_table(path, sidecar))
             reason = _foreign(sidecar)
         if reason:
             refused.append(f"{path} may not be loaded: it {reason}")
     for line in refused:
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     ctx.exit(MAY_NOT_LOAD if refused else 0)
 
 
@@ -138,11 +139,11 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
     """What an engine was built from and for."""
     from rich.table import Table
 
-    from uid.engines.trt.cache import target_from
     from uid.engines.trt.profiles import Profile, Range
+    from uid.engines.trt.sidecar import target_from
 
     key = sidecar.key
-    table = Table("", "", title=str(path), title_justify="left", show_header=False)
+    table = Table("", "", title=printable(str(path)), title_justify="left", show_header=False)
     table.add_row("component", f"{key['component']}, {key['precision']}")
     table.add_row("built with", f"{key['backend']} {key['version']} in {sidecar.seconds:.1f} s")
     table.add_row("for", str(target_from(key["target"])))

@@ -19,14 +19,14 @@ from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.contract import OneByOne, Replay, Report, Work
 from uid.engines.cuda_device import CudaBackend, Device
 from uid.engines.trt.build import BuildOptions, build, describe, made, make_builder, parse
-from uid.engines.trt.cache import check, engine_files, engine_for, key_for, read_sidecar, runtime_cache_path
+from uid.engines.trt.cache import check, engine_files, engine_for, key_for, runtime_cache_path
 from uid.engines.trt.engine import NotCapturableError, Scratch, Shared, TensorrtEngine, library_error
 from uid.engines.trt.library import Library, error_of, open_library, remedy, supports, target_of
 from uid.engines.trt.profiles import Profile, Range, Shape, Target, nearest, ranges
-from uid.errors import BackendError, OutputError, UIDError
+from uid.engines.trt.sidecar import MALFORMED, read_sidecar
+from uid.errors import BackendError, OutputError
 
 LONGEST_SIDE = 16384  # of an image, in a graph that belongs to no bundle
-MALFORMED = (OSError, KeyError, TypeError, ValueError, AttributeError, UIDError)  # what reading a sidecar may raise
 
 Sizes = Mapping[str, int]  # the manifest's symbols, such as "height", and their values
 

@@ -9,7 +9,7 @@ The engine is written first and the sidecar last, so an engine that has no sidec
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from uid.engines.trt.build import BuildOptions, Built, NotBuiltError, Report, Sh
 from uid.engines.trt.isolated_build import build_apart
 from uid.engines.trt.library import Library, check_target, header_problem
 from uid.engines.trt.profiles import Profile, Target, fallbacks, profile_shapes
-from uid.errors import BackendError, OutOfMemoryError, UIDError
+from uid.engines.trt.sidecar import MALFORMED, Sidecar, flat, read_sidecar, target_from
+from uid.errors import BackendError, OutOfMemoryError, printable
 
 HEADER = 64  # bytes of an engine that say what it is
 PATIENCE = 3600.0  # seconds to wait for another process that builds
@@ -47,17 +48,6 @@ class Key:
         data = {**asdict(self), "profiles": profiles, "options": self.options.recorded()}
         recorded: dict[str, Any] = json.loads(json.dumps(data))
         return recorded
-
-
-@dataclass(frozen=True)
-class Sidecar:
-    """What is known of an engine file."""
-
-    key: dict[str, Any]  # ``Key.recorded()``
-    sha256: str
-    size: int  # bytes
-    seconds: float  # that the build took
-    tensors: list[dict[str, Any]]  # ``Built.tensors``
 
 
 def engine_for(
@@ -225,15 +215,9 @@ def check(path: Path, key: Key | None = None) -> tuple[bool, str]:
         reason = reason or damage(path, sidecar)
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
-    except (KeyError, TypeError, ValueError, AttributeError, UIDError) as error:
+    except MALFORMED as error:
         reason = f"has a malformed sidecar ({type(error).__name__}: {error})"
-    return not reason, reason
-
-
-def read_sidecar(path: Path) -> Sidecar:
-    """The sidecar of the engine at ``path``."""
-    data = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return Sidecar(**{field.name: data[field.name] for field in fields(Sidecar)})
+    return not reason, printable(reason)
 
 
 def difference(found: Mapping[str, Any], wanted: Key) -> str:
@@ -247,21 +231,6 @@ def difference(found: Mapping[str, Any], wanted: Key) -> str:
         if theirs.get(name) != ours.get(name):
             return f"has {name} {theirs.get(name)!r}, expected {ours.get(name)!r}"
     return ""
-
-
-def target_from(data: Mapping[str, Any]) -> Target:
-    """A target as it was recorded."""
-    names = data["ahead_of_time"]
-    return Target(**{**data, "ahead_of_time": None if names is None else tuple(names)})
-
-
-def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested JSON as one level: {"target.gpu": ..., "profiles.0.height.minimum": ...}."""
-    if not isinstance(value, dict | list):
-        return {name: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = [flat(item, f"{name}.{key}" if name else str(key)) for key, item in items]
-    return {key: item for part in parts for key, item in part.items()} or {name: value}
 
 
 def damage(path: Path, sidecar: Sidecar) -> str:

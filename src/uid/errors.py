@@ -4,6 +4,11 @@ from functools import partial
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """Text that a terminal may be given: control characters but line ends are spelled out."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
 class UIDError(Exception):
     """Base of every error this project raises on purpose; command lines print its text without a traceback.
 
@@ -19,7 +24,7 @@ class UIDError(Exception):
         return partial(type(self), option=self.option), (super().__str__(),)
 
     def __str__(self) -> str:
-        return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in super().__str__())
+        return printable(super().__str__())
 
 
 class InputError(UIDError):

@@ -14,9 +14,10 @@ from uid.bundles.declarations import Bundle
 from uid.bundles.manifest import read_bundle
 from uid.engines.trt import build as tensorrt_build
 from uid.engines.trt.build import BuildOptions, build
-from uid.engines.trt.cache import check, engine_name, read_sidecar
+from uid.engines.trt.cache import check, engine_name
 from uid.engines.trt.library import Library, check_target, open_library, remedy, supports
 from uid.engines.trt.profiles import NAMED, Profile, Range, Target, profile_shapes
+from uid.engines.trt.sidecar import read_sidecar
 from uid.errors import BackendError
 from uid.export.cli import main
 

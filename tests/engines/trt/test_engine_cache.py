@@ -19,9 +19,10 @@ from uid.bundles.cache import default_folder
 from uid.bundles.declarations import Bundle
 from uid.bundles.manifest import read_bundle
 from uid.engines.trt.build import BuildOptions
-from uid.engines.trt.cache import Key, check, engine_for, engine_name, key_for, read_sidecar, runtime_cache_path
+from uid.engines.trt.cache import Key, check, engine_for, engine_name, key_for, runtime_cache_path
 from uid.engines.trt.library import Library
 from uid.engines.trt.profiles import Target, parse_profile, square
+from uid.engines.trt.sidecar import read_sidecar
 from uid.errors import BackendError, OutOfMemoryError, OutputError
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")

@@ -17,9 +17,10 @@ from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import TensorSpec
 from uid.engines.trt.backend import engine_path
 from uid.engines.trt.build import NotBuiltError
-from uid.engines.trt.cache import check, engine_for, read_sidecar
+from uid.engines.trt.cache import check, engine_for
 from uid.engines.trt.library import Library
 from uid.engines.trt.profiles import NAMED, Profile, Range, Target, fallbacks, parse_profile
+from uid.engines.trt.sidecar import read_sidecar
 from uid.errors import BackendError
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds engines without a GPU")
