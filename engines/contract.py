@@ -145,6 +145,7 @@ class Backend(ABC):
         False  # whether a new image size takes long, as to build or capture: tiles then have few sizes
     )
     largest_batch: int = 1  # images of one size that run together; above 1 where launches cost more than memory
+    precision: str | None = None  # what it computes in, such as "bf16"; None: what the bundle's graphs say
     memory_limit: int | None = None  # bytes that the buffers of all cached plans may take together; None: no limit
     doubt: str = ""  # why the backend is tried before it is used; "": it needs no trial
     report: Report = staticmethod(no_report)  # receives what takes long, such as the build of an engine

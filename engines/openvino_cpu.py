@@ -90,6 +90,7 @@ class OpenvinoBackend(Backend):
     def __init__(self, name: str, precision: str, threads: int | None) -> None:
         super().__init__()
         self.name = name
+        self.precision = "bf16" if precision == "bf16" else None
         self.core = ov.Core()
         self.settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,

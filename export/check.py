@@ -20,6 +20,7 @@ from uid.bundles.tensors import GUIDANCE, HEIGHT, IMAGE, STATE, WIDTH, Array, Te
 from uid.engines import Report, create
 from uid.engines.ort.cpu import create_cpu
 from uid.errors import InputError
+from uid.export.check_memory import check_room
 from uid.export.compare_layers import Pair
 from uid.export.findings import LayerRow
 from uid.export.layers import (
@@ -50,8 +51,8 @@ def check(
     denoising step that is looked at, from 1. ``backend`` runs the bundle's graphs as they are (None: the CPU, rounding
     to float16 after every layer that is float16). It is held against ``reference`` (None: the bundle itself) in
     float32; of another bundle, those layers count that have the same name and kind. An fp32 bundle that is given
-    neither is not compared, and its values are judged as if they were float16. Raises ``InputError`` or
-    ``BackendError``.
+    neither is not compared, and its values are judged as if they were float16. Raises ``InputError``, also for an image
+    that is too large for the memory here, or ``BackendError``.
     """
     check_image(image, "image")
     steps = (reference or bundle).steps
@@ -63,6 +64,7 @@ def check(
     with TemporaryDirectory() as temporary:
         exact = in_float32(reference or bundle, Path(temporary) / "reference")
         wanted = chosen(bundle, exact, components)
+        check_room(bundle, exact, wanted, max(image.shape[:2]), Path(temporary) / "checked", report)
         report("running the reference in float32")
         inputs = component_inputs(exact, image, step - 1, wanted)
         for name in wanted:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uid.export.findings import LayerRow
 
 LAYER_FOUND = 1
+LARGEST_SIDE = 256  # pixels, that a check runs unless more is asked for
 EXAMPLES = """\b
 Examples:
   uid-export random edge checkpoint/           a seeded random checkpoint
@@ -143,7 +144,12 @@ def restorer(model: Path, output: Path, precision: str) -> None:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Repeat for more.  [default: all]")
 @click.option("--image", type=click.Path(path_type=Path), help="Image to run.  [default: a generated one]")
-@click.option("--size", default=256, type=click.IntRange(16), help="Side in pixels of the middle part that is run.")
+@click.option(
+    "--size",
+    type=click.IntRange(16),
+    metavar="PIXELS",
+    help="Side of the middle part that is run.  [default: the bundle's tile, 256 at most]",
+)
 @click.option("--step", default=1, type=click.IntRange(1), help="Denoising step to look at.")
 @click.option(
     "--backend", help="Run the graphs unchanged on this backend.  [default: the CPU, rounding after each layer]"
@@ -162,7 +168,7 @@ def check(
     bundle: Path,
     components: tuple[str, ...],
     image: Path | None,
-    size: int,
+    size: int | None,
     step: int,
     backend: str | None,
     reference: Path | None,
@@ -188,9 +194,10 @@ def check(
         from uid.export.check import check as check_layers
         from uid.export.check import example_image
 
+        checked = read_bundle(bundle)
         rows = check_layers(
-            read_bundle(bundle),
-            example_image(image, size),
+            checked,
+            example_image(image, size or min(LARGEST_SIDE, checked.tile)),
             components=components,
             reference=None if reference is None else read_bundle(reference),
             backend=backend,

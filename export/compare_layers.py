@@ -34,7 +34,7 @@ from uid.export.layers import (
     widen,
 )
 
-CHUNK_BYTES = 1 << 30  # of the tensors that are outputs at a time, in float32
+CHUNK_BYTES = 1 << 28  # of the tensors that are outputs at a time, in float32
 NUMBERED = re.compile(r"val_\d+")  # what the exporter calls a tensor that has no name in PyTorch
 
 

@@ -12,6 +12,7 @@ from uid.export.layers import (
     Layer,
 )
 
+BLOCK = 1 << 20  # values that are looked at together
 HALF_MAX = 65504.0
 HALF_INFINITE = 65520.0  # from here on float16 rounds to infinity
 HALF_NORMAL = 2.0**-14  # below it float16 has fewer than 11 bits
@@ -92,20 +93,35 @@ class LayerRow:
 
 def values_of(tensor: Array, total: float) -> Values:
     """Magnitudes of a float32 tensor."""
-    magnitudes = np.abs(tensor[np.isfinite(tensor) & (tensor != 0)])
-    tiny = np.count_nonzero(magnitudes < HALF_NORMAL) / max(magnitudes.size, 1)
-    return Values(tensor.shape, float(magnitudes.max(initial=0.0)), tiny, total)
+    largest, tiny, count = 0.0, 0, 0
+    for block in blocks(tensor):
+        magnitudes = np.abs(block[np.isfinite(block) & (block != 0)])
+        largest = max(largest, float(magnitudes.max(initial=0.0)))
+        tiny += np.count_nonzero(magnitudes < HALF_NORMAL)
+        count += magnitudes.size
+    return Values(tensor.shape, largest, tiny / max(count, 1), total)
 
 
 def difference(expected: Array, got: Array) -> Difference:
-    """A tensor against the reference's, both float32 and of one shape."""
-    finite = np.isfinite(expected)
-    infinite = int(np.count_nonzero(finite & ~np.isfinite(got)))
-    both = finite & np.isfinite(got)
-    expected, error = expected[both].astype(np.float64), (got[both] - expected[both]).astype(np.float64)
+    """A tensor against the reference's, both of one shape, ``expected`` float32."""
+    largest, square, error_square, count, infinite = 0.0, 0.0, 0.0, 0, 0
+    for want, have in zip(blocks(expected), blocks(got), strict=True):
+        finite = np.isfinite(want)
+        both = finite & np.isfinite(have)
+        infinite += int(np.count_nonzero(finite & ~both))
+        exact = want[both].astype(np.float64)
+        error = have[both] - exact
+        largest = max(largest, float(np.abs(error).max(initial=0.0)))
+        square, error_square, count = square + exact @ exact, error_square + error @ error, count + exact.size
     # Below what float16 can distinguish, an error is large only in proportion.
-    norm = max(float(np.linalg.norm(expected)), HALF_NORMAL * math.sqrt(max(expected.size, 1)))
-    return Difference(float(np.abs(error).max(initial=0.0)), float(np.linalg.norm(error)) / norm, infinite)
+    norm = max(math.sqrt(square), HALF_NORMAL * math.sqrt(max(count, 1)))
+    return Difference(largest, math.sqrt(error_square) / norm, infinite)
+
+
+def blocks(tensor: Array) -> Iterator[Array]:
+    """A tensor's values in parts, so that what is computed of them takes little memory."""
+    flat = tensor.reshape(-1)
+    return (flat[start : start + BLOCK] for start in range(0, max(flat.size, 1), BLOCK))
 
 
 def findings(values: Values, jumps: bool, half: bool) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """``uid-train``: one stage of training on one checkpoint folder, resumable."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,14 @@ STAGES = (
 @click.command(cls=RenamedOptions, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("checkpoint", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="New folder for the trained checkpoint; CHECKPOINT stays as it is.",
+)
+@click.option("--in-place", is_flag=True, help="Write what was trained into CHECKPOINT itself.")
 @click.option("--config", metavar="NAME", help="Start a new checkpoint of this model size: edge, tiny or sd15.")
 @click.option("--steps", required=True, type=click.IntRange(1), help="Steps in all, including those of earlier runs.")
 @click.option(
@@ -65,6 +72,8 @@ STAGES = (
 def main(
     stage: str,
     checkpoint: Path,
+    output: Path | None,
+    in_place: bool,
     config: str | None,
     sharp: Path | None,
     blurry: Path | None,
@@ -75,36 +84,40 @@ def main(
     learning_rate: float | None,
     **settings: Any,
 ) -> None:
-    """Train STAGE of CHECKPOINT, a folder in the diffusers layout, and write what it trained back into it.
+    """Train STAGE of CHECKPOINT, a folder in the diffusers layout.
 
-    Without --sharp, procedural images are used. A run that was stopped goes on from CHECKPOINT/training/STAGE when it
-    is started again.
+    What is trained goes into a new checkpoint, -o FOLDER, or back into CHECKPOINT with --in-place. Without --sharp,
+    procedural images are used. A run that was stopped goes on when it is started again: its state lies beside the
+    checkpoint that it writes, in FOLDER.training/STAGE.
     """
+    if (output is None) == (not in_place):
+        raise click.UsageError("give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself")
     quieten_libraries()
     with plain_errors("train"):
         from uid.families.registry import read_index
         from uid.families.uid_diff import checkpoint as checkpoints
+        from uid.train.checkpoints import Target, make_state_folder
         from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
         from uid.train.loop import TrainingSettings, train
 
+        target = Target(checkpoint, output)
+        target.check()
         if config and not checkpoint.exists():
             checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
         index = read_index(checkpoint)
         settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
-        made_file = checkpoint / "training" / f"pictures-{settings['seed']}-{images}.npy"
+        make_state_folder(target.state)
+        made_file = target.state / f"pictures-{settings['seed']}-{images}.npy"
         source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
         module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
         examples = Pairs(source, size, settings["seed"])
         if stage in ("blur-transfer", "joint"):
             examples = Domains(source, size, settings["seed"], ImageFolder(blurry) if blurry else None)
-        train(module, examples, TrainingSettings(**settings), checkpoint / "training" / stage, report=click.echo)
+        train(module, examples, TrainingSettings(**settings), target.state / stage, report=click.echo)
         if stage == "vae":
             module.set_scaling_factor(examples[i] for i in range(64))
-        for name, component in module.trained.items():
-            replace_component(checkpoint / name, component)
-            click.echo(f"wrote {checkpoint / name}")
-        if stage in ("deblur", "joint", "delivery"):
-            checkpoints.mark_trained(checkpoint)
+        written = target.write(module.trained, trained=stage in ("deblur", "joint", "delivery"))
+        click.echo("\n".join(f"wrote {written / name}" for name in module.trained))
 
 
 def default_learning_rate(name: str) -> float:
@@ -131,14 +144,3 @@ def build(stage: str, model: "UIDDiff", backbone: bool, without: tuple[str, ...]
         "delivery": lambda: diffusion.Delivery(model, steps=steps),
     }
     return stages[stage]()
-
-
-def replace_component(folder: Path, module: Any) -> None:
-    """Write a component beside its folder and then in its place, so that either version is whole at any time."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    module.save_pretrained(new)
-    folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old)

@@ -223,17 +223,20 @@ def ablation(
 ) -> None:
     """Train CHECKPOINT's diffusion without each part of the method in turn, and compare them on held-out photos.
 
-    Runs in CHECKPOINT/training/ablation, and goes on from there when started again. CHECKPOINT itself stays as it is.
+    Runs in CHECKPOINT.training/ablation, beside the checkpoint, and goes on from there when started again. CHECKPOINT
+    itself stays as it is.
     """
     with plain_errors("train"):
         from uid.bench.quality.ablation import score
         from uid.bench.quality.methods import BLURRED
         from uid.bench.quality.photos import held_out
         from uid.train.ablation import ablate
+        from uid.train.checkpoints import make_state_folder, state_folder
         from uid.train.data import Domains, ProceduralImages
         from uid.train.loop import TrainingSettings
 
-        work = checkpoint / "training"
+        work = state_folder(checkpoint)
+        make_state_folder(work)
         made = ProceduralImages(work / f"pictures-0-{images}.npy", images, 0, click.echo)
         settings = TrainingSettings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
         photos = held_out(names)

@@ -9,7 +9,7 @@ import numpy as np
 from uid.bench.speed.latency import PSNR_CAP
 from uid.bundles.declarations import SHALLOW, Bundle
 from uid.bundles.tensors import Array
-from uid.engines import create
+from uid.engines import Backend, create
 from uid.export.bundle import case_of, check_sizes
 from uid.export.validate import TOLERANCES, ParityCase, run_engine
 from uid.families import registry
@@ -43,7 +43,12 @@ def component_parities(
         for component, case in cases.items():
             part = bundle.components[component]
             engine = backend.load_component(bundle, part, check_sizes(part.symbols, bundle.size_multiple))
-            yield worst(name, component, run_engine(backend, engine, case), case, TOLERANCES[bundle.precision])
+            yield worst(name, component, run_engine(backend, engine, case), case, tolerance(bundle, backend))
+
+
+def tolerance(bundle: Bundle, backend: Backend) -> float:
+    """How far a component may be from PyTorch: by the coarser of the graph's precision and the backend's own."""
+    return max(TOLERANCES[bundle.precision], TOLERANCES[backend.precision or bundle.precision])
 
 
 def reference_cases(bundle: Bundle, checkpoint: Path) -> dict[str, ParityCase]:

@@ -14,8 +14,9 @@ from uid.bundles.declarations import built_in
 from uid.bundles.hashes import sha256
 from uid.bundles.manifest import read_bundle
 from uid.errors import InputError
-from uid.export import compare_layers
-from uid.export.check import check, example_image
+from uid.export import check_memory, compare_layers
+from uid.export.check import check, example_image, in_float32
+from uid.export.check_memory import largest_tensor, sizes_at
 from uid.export.cli import main
 from uid.export.findings import LayerRow, worst_first
 from uid.export.layers import HALF, largest_sum, layers_of, save, tensors_of
@@ -181,3 +182,20 @@ def test_command_line(half_bundle: Path, tmp_path: Path) -> None:
 def test_a_step_that_the_bundle_does_not_take_is_refused(half_bundle: Path) -> None:
     with pytest.raises(InputError, match="step is 31; expected 1 to 30"):
         check(read_bundle(half_bundle), MADE, step=31)
+
+
+def test_memory_is_told_before_and_held_against_what_is_free(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle, told = read_bundle(tiny_bundle), list[str]()
+    exact = in_float32(bundle, tmp_path / "exact")
+    small, middle, large = (largest_tensor(bundle, exact, "step", side, tmp_path / "cut") for side in (16, 64, 256))
+    measured = sizes_at(bundle, exact, "step", 64, tmp_path / "cut")
+    assert middle == pytest.approx(max(measured.values()), rel=0.1), "extrapolated from smaller sides"
+    assert small < middle / 4
+    assert large > 16 * middle, "attention grows with the fourth power of the side"
+    monkeypatch.setattr(check_memory, "free_memory", lambda: 10 << 30)
+    with pytest.raises(InputError, match=r"at 512 x 512 pixels the largest tensor has .* take a smaller size"):
+        check(bundle, example_image(None, 512), report=told.append)
+    assert "512 x 512 pixels this takes up to " in told[0]
+    assert not any(line.startswith("running") for line in told)

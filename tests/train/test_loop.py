@@ -189,18 +189,45 @@ def test_the_papers_rate_is_the_default_but_for_the_small_presets() -> None:
     assert [default_learning_rate(name) for name in ("sd15", "edge", "a user's own")] == [5e-5, 3e-4, 5e-5]
 
 
-def test_command_line_trains_in_place_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def run(*words: str | Path, code: int = 0) -> str:
+    """The output of ``uid-train`` at tiny size, which must end with this status."""
+    small = ["--size", "16", "--batch", "2", "--workers", "0", "--images", "8"]
+    result = CliRunner().invoke(main, [*map(str, words), *small], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_checkpoint_is_written_and_the_first_stays_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    source, new = Path(shutil.copytree(tiny_checkpoint, tmp_path / "released")), tmp_path / "new"
+    before = contents(source)
+    assert "give one of -o FOLDER" in run("vae", source, "--steps", "3", code=2)
+    assert "lies in the checkpoint itself" in run("vae", source, "-o", source / "new", "--steps", "3", code=1)
+    run("vae", source, "-o", new, "--steps", "3")
+    assert contents(source) == before
+    assert set(contents(new)) == set(before)
+    assert contents(new)["vae/config.json"] != before["vae/config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"released", "new", "new.training"}
+    assert (tmp_path / "new.training" / ".gitignore").read_text() == "*\n"
+    assert "new is in use" in run("vae", source, "-o", new, "--steps", "4", code=1)
+
+
+def test_training_in_place_is_asked_for_and_the_result_exports_as_it_is(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
     before = checkpoint.load(folder).encoder.vae.state_dict()
-    words = ["vae", str(folder), "--steps", "3", "--size", "16", "--batch", "2", "--workers", "0", "--images", "8"]
-    result = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    (folder / "training").mkdir()
+    assert "earlier version's training; move it to" in run("vae", folder, "--in-place", "--steps", "3", code=1)
+    (folder / "training").rmdir()
+    run("vae", folder, "--in-place", "--steps", "3")
     loaded = checkpoint.load(folder)
     assert any(not torch.equal(before[key], value) for key, value in loaded.encoder.vae.state_dict().items())
     z = torch.cat([loaded.encoder(torch.rand(1, 3, 16, 16))[0].flatten() for _ in range(4)])
     assert 0.01 < z.std() < 100.0
     assert loaded.encoder.vae.config.scaling_factor != 0.18215
-    assert {path.name for path in folder.iterdir()} == {path.name for path in tiny_checkpoint.iterdir()} | {"training"}
+    assert set(contents(folder)) == set(contents(tiny_checkpoint))
 
 
 def test_made_images_are_made_once_and_a_domain_shares_its_blur(tmp_path: Path) -> None:
