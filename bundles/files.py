@@ -1,46 +1,228 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what writers that were killed leave behind.
+
+A temporary file lies beside its destination under a name of its own kind, and is locked as long as its writer lives.
+So the next writer tells those of the living from those of the dead, whatever their age, and removes the latter.
+"""
 
 import contextlib
+import errno
+import os
+import re
 import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from uid.errors import OutputError
 
+# Recognised beyond doubt, since what matches may be removed; short, so that names of 255 bytes can be written.
+TEMPORARY = re.compile(r"\.uid-[0-9a-f]{16}\.[0-9a-f]{8}(\.\w{1,16})?")
+# How file systems say that they know no hard links.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES}
+_own: set[tuple[int, Path]] = set()  # process and path of what is being written
+_swept: set[str] = set()  # folders from which this process has removed the leftovers of others
+
 
 @contextlib.contextmanager
-def written_whole(destination: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``destination``; rename it there when the block ends, remove it when it raises.
+def written_whole(destination: Path, *, replace: bool = True, parents: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside ``destination``; put it there when the block ends, remove it when it raises.
 
-    The temporary name keeps the destination's suffix, since writers choose their format by it. Parent folders are
-    made. Raises ``OutputError`` when the folder cannot be written or the disk is full.
+    The temporary file exists, empty. Its name keeps the destination's suffix, since writers choose their format by it.
+    A file that is replaced passes on its mode and, where that is allowed, its owner. ``replace`` False: what appears at
+    the destination meanwhile is left, and the block ends in an error. Parent folders are made unless ``parents`` is
+    False. Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
     """
-    temporary = destination.with_name(f".{destination.stem}.{secrets.token_hex(4)}{destination.suffix}")
+    temporary = _beside(destination, destination.suffix)
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(destination)
+        with _tracked(temporary):
+            _ready(destination.parent, parents)
+            with _held(temporary, destination) as held:
+                yield temporary
+                os.fsync(held.descriptor)  # or a power cut could leave the name without the contents
+                if os.name == "nt":  # which does not rename what is open
+                    held.close()
+                _put(temporary, destination, replace)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # nothing to remove, or a parent that is no folder
-            temporary.unlink()
 
 
 @contextlib.contextmanager
 def folder_written_whole(destination: Path) -> Iterator[Path]:
     """Like ``written_whole``, for a folder that does not exist yet or is empty; in use, it raises ``OutputError``."""
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+    temporary = _beside(destination, "")
     try:
         if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
             raise OutputError(f"{destination} is in use; choose an empty or a new folder")
-        temporary.mkdir(parents=True)
-        yield temporary
-        if destination.exists():
-            destination.rmdir()
-        temporary.replace(destination)
+        with _tracked(temporary):
+            _ready(destination.parent, parents=True)
+            temporary.mkdir()
+            with _locked_folder(temporary):
+                yield temporary
+                if destination.exists():
+                    destination.rmdir()
+                temporary.replace(destination)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove the temporary files and folders below which no writer lives any more; those of other users stay."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name) and _is_dead(path):
+                _remove(path)
+
+
+def remove_own() -> None:
+    """Remove what this process is writing, as the last thing before it ends."""
+    for process, path in list(_own):
+        if process == os.getpid():
+            _remove(path)
+
+
+def _beside(destination: Path, suffix: str) -> Path:
+    suffix = suffix if re.fullmatch(r"\.\w{1,16}", suffix) else ""
+    return destination.with_name(f".uid-{secrets.token_hex(8)}.{secrets.token_hex(4)}{suffix}")
+
+
+@contextlib.contextmanager
+def _tracked(temporary: Path) -> Iterator[None]:
+    """Remove a temporary path at the end of the block, or when the process is told to end while that is being done."""
+    entry = os.getpid(), temporary.absolute()
+    _own.add(entry)
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+        _own.discard(entry)
+
+
+def _ready(folder: Path, parents: bool) -> None:
+    """Make the folder, unless it is one that is itself being written, and remove what dead writers left there."""
+    if not parents or any(map(TEMPORARY.fullmatch, folder.parts)):
+        if not folder.is_dir():
+            raise OutputError(f"cannot write to {folder}: the folder is gone; it was there when the run began")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    key = os.path.abspath(folder)  # noqa: PTH100  (Path.resolve would read links, which may change)
+    if key not in _swept:
+        _swept.add(key)
+        remove_dead(folder)
+
+
+@contextlib.contextmanager
+def _held(temporary: Path, destination: Path) -> "Iterator[_Held]":
+    """The temporary file, made and locked, with the mode and owner of the file that it will replace."""
+    before = _replaced(destination)
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
+        held = _Held(os.open(temporary, flags, 0o666 if before is None else 0o600))
+        try:
+            _lock(held.descriptor, wait=True)
+            if os.fstat(held.descriptor).st_nlink:  # else a sweeper came between the two calls
+                if before is not None:
+                    _inherit(temporary, before)
+                yield held
+                return
+        finally:
+            held.close()
+
+
+class _Held:
+    """An open file descriptor, closed once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _replaced(destination: Path) -> os.stat_result | None:
+    """The status of the regular file that is replaced, if any."""
+    try:
+        status = destination.stat()
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _inherit(temporary: Path, before: os.stat_result) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # AttributeError: Windows has no owners
+        os.chown(temporary, before.st_uid, before.st_gid)
+    temporary.chmod(stat.S_IMODE(before.st_mode) & 0o777)
+
+
+def _put(temporary: Path, destination: Path, replace: bool) -> None:
+    """Rename; where ``replace`` is False, fail if something is there, without a moment between look and act."""
+    if replace:
+        temporary.replace(destination)
+        return
+    try:
+        if os.name == "nt":
+            temporary.rename(destination)  # which never replaces
+            return
+        try:
+            os.link(temporary, destination)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL))  # reserves the name
+            temporary.replace(destination)
+    except FileExistsError as error:
+        raise OutputError(f"{destination} was made by another program meanwhile, and is left as it is") from error
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder; Windows cannot, so that a killed writer's folder stays there."""
+    if os.name == "nt":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock an open file or folder until it is closed; whether that was possible."""
+    if sys.platform == "win32":
+        return False  # there, nobody removes what is open
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # another holds it, or the file system has no locks: then nothing is ever taken for dead
+        return False
+    return True
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether no process holds a temporary file or folder, of this user."""
+    if os.name == "nt":
+        return path.is_file()  # removing it fails while it is open
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        return kind and status.st_uid == os.geteuid() and _lock(descriptor, wait=False)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # nothing to remove, or a parent that is no folder
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()

@@ -216,9 +216,9 @@ def _tell(what: str, works: bool, detail: str) -> None:
 
 def main() -> None:
     """``uid-run doctor``, or else ``uid-run INPUT...``; a file of that name is given as ``./doctor``."""
-    if sys.argv[1:2] == ["doctor"]:
-        doctor.main(sys.argv[2:], prog_name="uid-run doctor")
-    run.main(sys.argv[1:], prog_name="uid-run")
+    from uid.__main__ import run as start
+
+    start()
 
 
 if __name__ == "__main__":
