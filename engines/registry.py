@@ -21,6 +21,7 @@ class BackendEntry:
     factory: str  # "module:function" taking the thread count, imported when first used
     distributions: tuple[str, ...]  # any of these brings it
     install: str  # what to install when none of them is there
+    device: str = "cpu"  # "cpu" or "cuda", where it computes
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,19 @@ BACKENDS = {
         "uid.engines.trt.backend:create_tensorrt",
         wheels("tensorrt"),
         "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU and driver",
+        device="cuda",
     ),
     "tensorrt-rtx": BackendEntry(
         "uid.engines.trt.backend:create_tensorrt_rtx",
         wheels("tensorrt-rtx"),
         "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
+        device="cuda",
     ),
     "onnxruntime-cuda": BackendEntry(
         "uid.engines.ort.cuda:create_cuda",
         ("onnxruntime-gpu",),
         f"{CUDA}; needs an NVIDIA GPU and driver",
+        device="cuda",
     ),
     "openvino-bf16": BackendEntry("uid.engines.openvino_cpu:create_bf16", ("openvino",), OPENVINO),
     "onnxruntime": BackendEntry(

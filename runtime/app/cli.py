@@ -1,8 +1,7 @@
 """The command line ``uid-run``: sharpen images and videos, or say what works here."""
 
-import importlib
-import platform
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from fractions import Fraction
@@ -11,19 +10,19 @@ from typing import Any, Literal
 
 import click
 
-from uid import __version__
-from uid.command import RenamedOptions, interval, with_flag
+from uid import __version__, stop
+from uid.command import RenamedOptions, interval
 from uid.errors import UIDError
-from uid.runtime.app.jobs import Job, plan
-from uid.runtime.app.progress import reporter
-from uid.runtime.app.runner import FLAGS, JobRunner
-from uid.runtime.app.settings import RunSettings
-from uid.runtime.media.formats import FORMATS, MAX_PIXELS
+from uid.runtime.app.border import explained
+from uid.runtime.app.doctor import doctor
+from uid.runtime.app.jobs import Plan, plan
+from uid.runtime.app.session import Session
+from uid.runtime.app.settings import DEVICE, RunSettings
+from uid.runtime.media.formats import FORMATS, MAX_PIXELS, SUFFIXES
 from uid.runtime.options import AUTO, Options
 from uid.runtime.transforms import TRANSFORMS
 
-CANNOT_RUN = 2  # as click does for wrong usage
-INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+__all__ = ["doctor", "main", "run"]
 EXAMPLES = """\b
 Examples:
   uid-run blurred.jpg -o sharp.png
@@ -59,6 +58,24 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return int(value)
 
 
+def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A format by its name or by a suffix of its files."""
+    if value is None:
+        return None
+    name = value.lower().removeprefix(".")
+    found = name if name in FORMATS else SUFFIXES.get(f".{name}")
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no format; expected one of {', '.join(FORMATS)} (-y replaces outputs)")
+    return found
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """cpu, cuda or a GPU by its number."""
+    if value is not None and not DEVICE.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no device; expected cpu, cuda, or a GPU by its number such as cuda:1")
+    return value
+
+
 @click.command(cls=RenamedOptions, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", required=True, metavar="OUT", help="File, folder, or - for standard output.")
@@ -67,6 +84,12 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option(
     "--backend", default=AUTO, show_default=True, metavar="NAME", help="What computes; `uid-run doctor` lists them."
+)
+@click.option(
+    "--device",
+    callback=_device,
+    metavar="cpu|cuda[:N]",
+    help="Where to compute: --backend auto takes the first that works there.",
 )
 @click.option(
     "--mode", default="deblur", show_default=True, metavar="NAME", help="deblur, blur-transfer, or the bundle's."
@@ -114,8 +137,14 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: the backend's choice.")
 @click.option("--suffix", default="", metavar="TEXT", help="Text added to the name of each output in a folder.")
-@click.option("--format", type=click.Choice(list(FORMATS)), help="Format of written images. Default: as the input.")
-@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option(
+    "-f",
+    "--format",
+    callback=_format,
+    metavar="NAME",
+    help=f"Format of written images: {', '.join(FORMATS)}, or a suffix such as jpg. Default: as the input.",
+)
+@click.option("-y", "--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs that exist, and go on.")
 @click.option("--recursive/--no-recursive", default=True, show_default=True, help="Whether to look into subfolders.")
 @click.option(
@@ -130,8 +159,24 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 )
 @click.option("--compare", is_flag=True, help="Write the input to the left of the output.")
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Threads that read the next images, and as many that write the last ones, beside the computing.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--watch", is_flag=True, help="Go on with what is put into the input folders, until Ctrl-C.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="JSON file to write in the end: what became of every input.",
+)
 @click.option("--json", is_flag=True, help="Print one JSON object per file on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__, prog_name="uid-run")
 @click.pass_context
 def run(ctx: click.Context, /, blur_from: Path | None, **values: Any) -> None:
@@ -142,76 +187,42 @@ def run(ctx: click.Context, /, blur_from: Path | None, **values: Any) -> None:
 
     `uid-run doctor` tells which backends work here, and what to install for the others.
 
-    Exit status: 0 all done, 1 a file failed, 2 wrong usage or nothing can run, 130 interrupted.
+    Beside an output folder, a record tells what was done: the same command does the rest, what has changed, and what
+    failed.
+
+    Exit status: 0 all done, 1 a file failed, 2 wrong usage or nothing can run; 129, 130, 143 ended by a signal.
     """
     try:
         options = Options(**{option.name: values.pop(option.name) for option in fields(Options)})
         extra = {} if blur_from is None else {"blur_image": blur_from}
         settings = RunSettings(options=options, extra_images=extra, **values)
-        jobs = plan(settings.inputs, settings.output, settings.naming, keep=list(settings.extra_images.values()))
-        _refuse_unused_options(settings, jobs)
-        ctx.exit(_done(settings, jobs))
+        planned = _planned(settings)
+        _refuse_unused_options(settings, planned)
+        ctx.exit(Session(settings, planned).run(_planned))
     except UIDError as error:
-        raise click.UsageError(with_flag(error, FLAGS)) from error
+        raise click.UsageError(explained(error)) from error
+    except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+        raise
     except KeyboardInterrupt:
-        click.echo("interrupted: what was written is whole, no partial file is left", err=True)
-        ctx.exit(INTERRUPTED)
+        ctx.exit(stop.status())  # where commands start, a line says that a signal ended it
+    except Exception as error:  # of no file in particular, and of no kind that was thought of
+        if values.get("debug"):
+            traceback.print_exc()
+        raise click.ClickException(explained(error)) from error
 
 
-def _refuse_unused_options(settings: RunSettings, jobs: Sequence[Job]) -> None:
+def _planned(settings: RunSettings) -> Plan:
+    """The jobs that the settings ask for."""
+    keep = list(settings.extra_images.values())
+    return plan(settings.inputs, settings.output, settings.naming, keep=keep)
+
+
+def _refuse_unused_options(settings: RunSettings, planned: Plan) -> None:
     """Raise ``UsageError`` for options that have no effect on these inputs."""
-    if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in jobs):
+    if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in planned.jobs):
         raise click.UsageError("--frame-rate is for a folder of frames that becomes a video; leave it out here")
     if settings.output == "-" and sys.stdout.isatty():
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
-
-
-def _done(settings: RunSettings, jobs: Sequence[Job]) -> int:
-    """The exit status after doing ``jobs``."""
-    # JSON lines and bars on one terminal would garble each other.
-    bars = sys.stderr.isatty() and not (settings.json and sys.stdout.isatty())
-    shown = reporter(len(jobs), quiet=settings.quiet, bars=bars)
-    runner = JobRunner(settings, shown)
-    try:
-        with shown:
-            runner.run(jobs)
-    except UIDError as error:  # nothing is wrong with the usage's form, so its summary would only distract
-        click.echo(f"error: {with_flag(error, FLAGS)}", err=True)
-        return CANNOT_RUN
-    if not runner.failures:
-        return 0
-    if settings.keep_going:
-        click.echo("\n  ".join([f"{len(runner.failures)} of {len(jobs)} files failed:", *runner.failures]), err=True)
-    elif (left := len(jobs) - runner.done - 1) > 0:
-        click.echo(f"stopped with {left} files left to do; --keep-going does them in spite of an error", err=True)
-    return 1
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-def doctor() -> None:
-    """Tell which backends work here and, for each that does not, what to install."""
-    # The engines' libraries take seconds to import, which `uid-run --help` should not.
-    from uid import engines
-    from uid.bundles.declarations import built_in
-    from uid.bundles.manifest import read_bundle
-
-    click.echo(f"uid-runtime {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for backend in engines.report():
-        _tell(f"backend {backend.name}", backend.available, backend.detail)
-    try:
-        video = importlib.import_module("av")
-        _tell("video", True, f"PyAV {video.__version__}")
-    except ImportError as error:
-        _tell("video", False, f"{error}; pip install 'uid-runtime[video]'")
-    try:
-        bundle = read_bundle(built_in())
-        _tell("built-in bundle", True, f"{bundle.name}, {'trained' if bundle.trained else 'random weights'}")
-    except UIDError as error:
-        _tell("built-in bundle", False, str(error))
-
-
-def _tell(what: str, works: bool, detail: str) -> None:
-    click.echo(f"{'works  ' if works else 'missing'}  {what}: {detail}")
 
 
 def main() -> None:

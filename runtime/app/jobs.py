@@ -2,15 +2,16 @@
 
 import glob
 import os
+import stat
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from uid.errors import InputError, OutputError
 from uid.runtime.media.formats import FORMATS, MUXERS, format_of, is_image_path, is_video_path
 
 STREAM = "-"  # the name of standard input and standard output
+RECORD_SUFFIX = ".uid-run.jsonl"  # of the file beside an output folder that tells what was done
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,24 @@ class Job:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that was come across and is no input."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, and what was found beside it."""
+
+    jobs: list[Job]
+    folder: Path | None = None  # where all outputs go; None: the one output has a name of its own
+    left_out: list[LeftOut] = field(default_factory=list)  # files of other kinds
+    unreadable: list[LeftOut] = field(default_factory=list)  # folders that may hold inputs
+
+
+@dataclass(frozen=True)
 class Naming:
     """Which files of a folder are taken, and how the outputs are named."""
 
@@ -50,21 +69,45 @@ class Naming:
         return path.with_name(path.stem + self.suffix + extension)
 
 
-def plan(inputs: Sequence[str], output: str, naming: Naming, *, keep: Sequence[Path] = ()) -> list[Job]:
+def plan(inputs: Sequence[str], output: str, naming: Naming, *, keep: Sequence[Path] = ()) -> Plan:
     """The jobs that turn ``inputs`` (files, globs, folders or ``-``) into ``output`` (a file, a folder or ``-``).
 
-    Raises ``InputError`` when an input does not exist or nothing is left to do, and ``OutputError`` when the output
-    does not fit the inputs, when two inputs would become one output, or when an output would replace an input or one
-    of the files in ``keep``.
+    Raises ``InputError`` when an input does not exist, cannot be looked at or nothing is left to do, and
+    ``OutputError`` when the output does not fit the inputs, when two inputs would become one output, or when an output
+    would replace an input or one of the files in ``keep``.
     """
+    try:
+        made = _planned(inputs, output, naming)
+        _refuse_clashes(made.jobs, keep)
+    except OSError as error:  # a name that is too long, a folder above that may not be looked into
+        raise InputError(f"cannot look at {error.filename}: {error.strerror or error}") from error
+    return made
+
+
+def _planned(inputs: Sequence[str], output: str, naming: Naming) -> Plan:
     if STREAM in (*inputs, output):
-        jobs = [_streamed(inputs, output, naming)]
-    else:
-        sources = [source for text in inputs for source in _expanded(text)]
-        single = _single(sources[0], Path(output), naming) if len(sources) == 1 else None
-        jobs = [single] if single else _into_folder(sources, Path(output), naming)
-    _refuse_clashes(jobs, keep)
-    return jobs
+        return Plan([_streamed(inputs, output, naming)])
+    sources = [source for text in inputs for source in _expanded(text)]
+    special = [LeftOut(path, why) for path in sources if (why := _special(path))]
+    if len(special) == len(sources):
+        raise InputError(f"{special[0].path} is {special[0].why}; expected a file or a folder")
+    sources = [source for source in sources if not _special(source)]
+    single = _single(sources[0], Path(output), naming) if len(sources) == 1 else None
+    if single:
+        return Plan([single], left_out=special)
+    return _into_folder(sources, Path(output), naming, special)
+
+
+def _special(path: Path) -> str:
+    """What a path is that is neither a file nor a folder, or "": one that would be read for ever, or waited for.
+
+    A shell's <(command) is a pipe too, and comes to its end.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISFIFO(mode):
+        return "" if path.is_relative_to("/dev/fd") or path.is_relative_to("/proc") else "a named pipe"
+    kinds = {stat.S_ISCHR: "a device", stat.S_ISBLK: "a device", stat.S_ISSOCK: "a socket"}
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "")
 
 
 def _expanded(text: str) -> list[Path]:
@@ -120,48 +163,67 @@ def _single(source: Path, output: Path, naming: Naming) -> Job | None:
     return Job(source, output, video=not to_image)
 
 
-def _into_folder(sources: Sequence[Path], output: Path, naming: Naming) -> list[Job]:
+def _into_folder(sources: Sequence[Path], output: Path, naming: Naming, special: Sequence[LeftOut] = ()) -> Plan:
     """A job for each image and video named or found, into the folder ``output``; subfolders are kept."""
     if (_is_media(output) or output.exists()) and not output.is_dir():
         raise OutputError(f"these inputs need a folder for their outputs, but {output} is a file's name")
     jobs: dict[Job, None] = {}  # an ordered set: naming a folder and a file in it is no conflict
+    made = Plan([], output, list(special))
     for source in sources:
-        names = _found(source, output, naming) if source.is_dir() else [source.name]
+        names = _found(source, output, naming, made) if source.is_dir() else [source.name]
         root = source if source.is_dir() else source.parent
         jobs.update({_named(root, Path(name), output, naming): None for name in names})
     if not jobs:
-        raise InputError(f"no image and no video in {', '.join(map(str, sources))}")
-    return list(jobs)
+        others = f"; {len(made.left_out)} files of other kinds" if made.left_out else ""
+        unreadable = "".join(f"; cannot list {one.path}: {one.why}" for one in made.unreadable)
+        raise InputError(f"no image and no video in {', '.join(map(str, sources))}{others}{unreadable}")
+    made.jobs.extend(jobs)
+    return made
 
 
 def _named(root: Path, name: Path, output: Path, naming: Naming) -> Job:
     return Job(root / name, output / naming.renamed(name), video=is_video_path(name))
 
 
-def _found(folder: Path, output: Path, naming: Naming) -> list[Path]:
+def _found(folder: Path, output: Path, naming: Naming, made: Plan) -> list[Path]:
     """Images and videos in ``folder``, relative to it, without hidden files and without the outputs of an earlier run.
 
     Where the output folder is the input folder, only a suffix distinguishes an earlier output from an input: without
     one, a file that is another's output is taken as the input it may be, and the clash is refused.
     """
-    names = [path.relative_to(folder) for path in _walked(folder, output, naming.recursive)]
+    names = [path.relative_to(folder) for path in _walked(folder, output, naming.recursive, made)]
     if not naming.suffix:
         return names
     written = {_identity(output / naming.renamed(name)) for name in names}
     return [name for name in names if _identity(folder / name) not in written]
 
 
-def _walked(folder: Path, output: Path, recursive: bool) -> Iterator[Path]:
+def _walked(folder: Path, output: Path, recursive: bool, made: Plan) -> Iterator[Path]:
+    """The images and videos below a folder; what else is there is noted in the plan."""
     skipped = _identity(output)  # an output folder inside the input folder
-    for root, folders, names in os.walk(folder, onerror=_refuse_unreadable):
+
+    def note(error: OSError) -> None:
+        made.unreadable.append(LeftOut(Path(error.filename), error.strerror or str(error)))
+
+    for root, folders, names in os.walk(folder, onerror=note):
         at = Path(root)
         below = [at / name for name in sorted(folders) if recursive and not name.startswith(".")]
         folders[:] = [path.name for path in below if _identity(path) != skipped]
-        yield from (at / name for name in sorted(names) if not name.startswith(".") and _is_media(at / name))
+        for path in (at / name for name in sorted(names) if not name.startswith(".")):
+            why = _no_input(path)
+            if not why:
+                yield path
+            elif not path.name.endswith(RECORD_SUFFIX):
+                made.left_out.append(LeftOut(path, why))
 
 
-def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise InputError(f"cannot list {error.filename}: {error.strerror}") from error
+def _no_input(path: Path) -> str:
+    """Why a file in a folder is not taken, or ""."""
+    try:
+        why = _special(path)
+    except OSError as error:  # such as a link that leads nowhere
+        return error.strerror or str(error)
+    return why or ("" if _is_media(path) else f"no image or video by its suffix {path.suffix}".rstrip())
 
 
 def _refuse_contrary_names(output: Path, naming: Naming) -> None:

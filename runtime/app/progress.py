@@ -1,13 +1,15 @@
 """What a person sees while files are worked on: a bar on a terminal, plain lines elsewhere; all on standard error."""
 
+import contextlib
 import time
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-LINE_INTERVAL_S = 10.0  # between two lines about one video
+LINE_INTERVAL_S = 10.0  # between two lines about one image or video
 SPEED_WINDOW_S = 600.0  # a diffusion step may take many seconds, so the speed is averaged over many
 
 
@@ -42,39 +44,66 @@ class Quiet:
         """The current file failed, as ``line`` says."""
         self._print(f"error: {line}")
 
+    def summary(self, text: str) -> None:
+        """What failed, in the end."""
+        self._print(text)
+
+    def error_text(self, text: str) -> None:
+        """More about an error, in many lines."""
+        self._print(text.rstrip())
+
+    def show(self, shown: Any) -> None:
+        """What the whole run came to: a table of rich's."""
+
     def _print(self, line: str) -> None:
-        click.echo(line, err=True)
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed stream must not end the work
+            click.echo(printable(line), err=True)
 
 
 class Lines(Quiet):
-    """One line per file, and one every ``LINE_INTERVAL_S`` seconds of a video."""
+    """One line per file, and one every ``LINE_INTERVAL_S`` seconds of an image or a video."""
 
     def __init__(self, files: int) -> None:
         super().__init__(files)
-        self._number = 0
+        self._begun = self._finished = 0
         self._name = ""
         self._started = self._printed = time.monotonic()
 
     def start(self, name: str) -> None:
-        self._number += 1
+        self._begun += 1
         self._name = name
         self._started = self._printed = time.monotonic()
 
+    def on_step(self, done: int, total: int) -> None:
+        self._tell("step", done, total, "steps/s")
+
     def on_frame(self, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self._printed < LINE_INTERVAL_S:
-            return
-        self._printed = now
-        rate = done / (now - self._started)
-        left = f", {(total - done) / rate:.0f} s left" if total is not None and total >= done else ""
-        of_total = "" if total is None else f"/{total}"
-        self._print(f"[{self._number}/{self.files}] {self._name}: frame {done}{of_total}, {rate:.2f} fps{left}")
+        self._tell("frame", done, total, "fps")
 
     def finish(self, line: str) -> None:
-        self._print(f"[{self._number}/{self.files}] {line}")
+        self._finished += 1
+        self._print(f"[{self._finished}/{self.files}] {line}")
+
+    def error(self, line: str) -> None:
+        self._finished += 1
+        super().error(line)
 
     def note(self, line: str) -> None:
         self._print(line)
+
+    def show(self, shown: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            Console(stderr=True, markup=False, highlight=False).print(shown)
+
+    def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
+        now = time.monotonic()
+        if not done or now - self._printed < LINE_INTERVAL_S:
+            return
+        self._printed = now
+        rate = done / max(now - self._started, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if total is not None and total >= done else ""
+        of_total = "" if total is None else f"/{total}"
+        self._print(f"[{self._begun}/{self.files}] {self._name}: {what} {done}{of_total}, {rate:.2f} {unit}{left}")
 
 
 class Bars(Lines):
@@ -105,7 +134,7 @@ class Bars(Lines):
     def start(self, name: str) -> None:
         super().start(name)
         self._bars.remove_task(self._current)  # a task's total cannot be made unknown again
-        self._current = self._bars.add_task(name, total=None, unit="steps")
+        self._current = self._bars.add_task(printable(name), total=None, unit="steps")
 
     def on_step(self, done: int, total: int) -> None:
         self._advance(done, total, "steps")
@@ -115,19 +144,22 @@ class Bars(Lines):
 
     def finish(self, line: str) -> None:
         super().finish(line)
-        self._bars.update(self._all, completed=self._number)
+        self._bars.update(self._all, completed=self._finished)
 
     def error(self, line: str) -> None:
         super().error(line)
-        self._bars.update(self._all, completed=self._number)
+        self._bars.update(self._all, completed=self._finished)
+
+    def show(self, shown: Any) -> None:
+        self._bars.console.print(shown)
 
     def _advance(self, done: int, total: int | None, unit: str) -> None:
         self._bars.update(self._current, completed=done, total=total, unit=unit)
         if total:
-            self._bars.update(self._all, completed=self._number - 1 + min(done / total, 1.0))
+            self._bars.update(self._all, completed=self._finished + min(done / total, 1.0))
 
     def _print(self, line: str) -> None:
-        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Count(ProgressColumn):
@@ -138,6 +170,11 @@ class _Count(ProgressColumn):
         total = "?" if task.total is None else f"{task.total:.0f}"
         rate = f"  {task.speed:.2f} fps" if unit == "frames" and task.speed else ""
         return Text(f"{int(task.completed)}/{total} {unit}{rate}")
+
+
+def printable(line: str) -> str:
+    """A line without what a terminal would obey: names of files may hold anything."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in line)
 
 
 def reporter(files: int, *, quiet: bool, bars: bool) -> Quiet:

@@ -1,8 +1,7 @@
-"""A run over many files: one pipeline, one job after another, a record of each."""
+"""A run over many files: one pipeline, files read, computed and written at the same time, a record of each."""
 
 import dataclasses
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
+from uid import stop
 from uid.bundles.tensors import Array
-from uid.command import with_flag
-from uid.errors import OutputError, UIDError
+from uid.errors import InputError, OutputError
+from uid.runtime.app.border import Record, guarded
+from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
+from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
+from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import encode_image, write_image
+from uid.runtime.media.formats import DecodedImage
 from uid.runtime.media.video import process_video
 from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
@@ -30,20 +34,39 @@ if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is che
     from uid.runtime.options import Result
     from uid.runtime.pipeline import Pipeline
 
-Record = dict[str, Any]  # what --json prints for one file
-FLAGS = {"blur_image": "blur-from"}  # where the flag that mends an error is not called like the argument
+LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
 # Names of earlier versions, printed beside the new ones until 0.3.
 OLD_KEYS = {"preset": "quality", "transforms": "views", "cache_interval": "reuse"}
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """An image that was read, and what was decided about it."""
+
+    image: DecodedImage
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class MadeImage:
+    """An image to write, with the record of how it was made."""
+
+    image: DecodedImage
+    decision: Decision
+    record: Record
+
+
 @dataclass
 class JobRunner:
-    """Does jobs one after another with one pipeline, which is loaded when the first job needs it."""
+    """Does jobs in order with one pipeline, which is loaded when the first job needs it."""
 
     settings: RunSettings
     reporter: Quiet
-    done: int = 0  # jobs written or skipped
+    record: OutputRecord | None = None  # of the output folder; None: none is kept
+    done: int = 0  # jobs written or left
     failures: list[str] = field(default_factory=list)  # one line for each job that failed
+    records: list[Record] = field(default_factory=list)  # of every job that was done, left or failed
+    _folders: set[Path] = field(default_factory=set)  # those that outputs are put into, made by this run
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do ``jobs`` in order; with ``keep_going`` also those after a failed one.
@@ -51,20 +74,35 @@ class JobRunner:
         A job that fails is reported and put into ``failures``. Raises ``UIDError`` for what stops every job: a bundle,
         backend, option or further image that cannot be used.
         """
-        for job in jobs:
-            self.reporter.start(job.input_name)
-            present = _is_present(job.destination) and not self.settings.overwrite
-            self._report(job, self._left_alone(job) if present else self._attempted(job))
+        overlap = Overlap(
+            self._begun,
+            self._computed,
+            self._written,
+            whole=self._done_alone,
+            is_large=lambda read: read.image.pixels.size > 3 * LARGE,
+            workers=self.settings.workers,
+        )
+        # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
+        for job, outcome in overlap.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
+            stop.check()
+            self._report(job, outcome)
             if self.failures and not self.settings.keep_going:
-                return
+                overlap.stopping = True
+
+    @cached_property
+    def decider(self) -> Decider:
+        """What is to be done of what was asked for."""
+        return Decider(self.settings, self.record)
 
     @cached_property
     def pipeline(self) -> "Pipeline":
         """The loaded bundle, able to do what was asked for."""
+        from uid.runtime.app.devices import backend_on
         from uid.runtime.pipeline import load
 
         settings = self.settings
-        loaded = load(settings.model, backend=settings.backend, threads=settings.threads, report=self.reporter.note)
+        backend = backend_on(settings.device, settings.backend)
+        loaded = load(settings.model, backend=backend, threads=settings.threads, report=self.reporter.note)
         options = settings.options.resolved(loaded.bundle)
         check_inputs(loaded.bundle, options.mode, settings.extra_images)
         if not loaded.bundle.trained:
@@ -83,35 +121,104 @@ class JobRunner:
         """How many times as high and wide as the input an output is."""
         return self.pipeline.bundle.output_scale(self.settings.options.mode)
 
-    def _left_alone(self, job: Job) -> Record:
-        if self.settings.skip_existing:
-            return {"ok": True, "skipped": True}
-        # A folder may hold what the user never meant to lose, so that --overwrite does not empty one.
-        is_folder = job.destination is not None and job.destination.is_dir()
-        remedy = "choose a new or empty folder" if is_folder else "give --overwrite to replace it"
-        return _failed(OutputError(f"{job.output_name} exists; {remedy}, or --skip-existing to leave it"))
+    def _guarded(self, work: Callable[[], Record]) -> Record:
+        return guarded(work, self.reporter.error_text if self.settings.debug else None)
 
-    def _attempted(self, job: Job) -> Record:
+    def _begun(self, job: Job) -> "ReadImage | Record":
+        """The image of a job that is to be done, or how it ended before; runs on another thread."""
+        read: list[ReadImage] = []
+
+        def begin() -> Record:
+            decision = self.decider.decide(job)
+            ended = decision.ended()
+            if ended is None:
+                read.append(ReadImage(self._read(job), decision))
+            return ended or {}
+
+        record = self._guarded(begin)
+        return read[0] if read else record
+
+    def _computed(self, job: Job, read: ReadImage) -> "MadeImage | Record":
+        """The image to write; in the caller's thread."""
         _ = self.pipeline, self.extra_images  # loaded here, since a failure to load is not the job's
-        try:
-            return {"ok": True} | (self._video(job) if job.video else self._image(job))
-        except UIDError as error:
-            return _failed(error)
+        self.reporter.start(job.input_name)
+        made: list[MadeImage] = []
 
-    def _image(self, job: Job) -> Record:
-        source = job.source or sys.stdin.buffer.read()
-        name = "standard input" if job.source is None else None
-        image = read_image(source, name=name, max_pixels=self.settings.max_pixels)
-        result = self._sharpened(image.pixels, self.reporter.on_step)
+        def compute() -> Record:
+            result = self._sharpened(read.image.pixels, self._on_step)
+            record = {"ok": True} | _record(result)
+            made.append(MadeImage(self._output_image(read.image, result), read.decision, record))
+            return record
+
+        record = self._guarded(compute)
+        return made[0] if made else record | {"sha256": read.decision.source}
+
+    def _written(self, job: Job, made: MadeImage) -> Record:
+        """Write what was made; runs on another thread."""
+
+        def write() -> Record:
+            self._write(job, made.image, made.decision)
+            return made.record
+
+        return self._guarded(write) | {"sha256": made.decision.source}
+
+    def _done_alone(self, job: Job) -> Record:
+        """A whole job in the caller's thread."""
+        if job.video:
+            decided: list[Decision] = []
+            record = self._guarded(lambda: decided.append(self.decider.decide(job)) or {})
+            ended = decided[0].ended() if decided else record
+            if ended is not None:
+                return ended
+            _ = self.pipeline, self.extra_images
+            self.reporter.start(job.input_name)
+            return self._guarded(lambda: {"ok": True} | self._video(job)) | {"sha256": decided[0].source}
+        read = self._begun(job)
+        made = self._computed(job, read) if isinstance(read, ReadImage) else read
+        return self._written(job, made) if isinstance(made, MadeImage) else made
+
+    def _on_step(self, done: int, total: int) -> None:
+        stop.check()
+        self.reporter.on_step(done, total)
+
+    def _on_frame(self, done: int, total: int | None) -> None:
+        stop.check()
+        self.reporter.on_frame(done, total)
+
+    def _read(self, job: Job) -> DecodedImage:
+        if job.source is not None:
+            return read_image(job.source, max_pixels=self.settings.max_pixels)
+        try:
+            data = sys.stdin.buffer.read()
+        except OSError as error:
+            raise InputError(f"cannot read standard input: {error.strerror or error}") from error
+        return read_image(data, name="standard input", max_pixels=self.settings.max_pixels)
+
+    def _output_image(self, image: DecodedImage, result: "Result") -> DecodedImage:
+        """The image that is written, with what the input had beside its pixels."""
         written = dataclasses.replace(image, pixels=self._shown(image.pixels, result))
         if image.alpha is not None:
             alpha = enlarged(image.alpha, self._scale)
             written = dataclasses.replace(written, alpha=np.hstack([alpha, alpha]) if self.settings.compare else alpha)
+        return written
+
+    def _write(self, job: Job, image: DecodedImage, decision: Decision) -> None:
         if job.destination is None:
-            _write_to_stdout(encode_image(written, self.settings.format or image.format))
-        else:
-            write_image(written, job.destination)
-        return _record(result)
+            _write_to_stdout(encode_image(image, self.settings.format or image.format))
+            return
+        self._make_folder(job.destination.parent)
+        write_image(image, job.destination, replace=decision.what == REDO, parents=False)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder for outputs, once: one that is gone later was taken away, with what was in it."""
+        gone = [made for made in self._folders if not made.is_dir()]
+        if gone:
+            raise OutputError(f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
+        self._folders.add(folder)
 
     def _video(self, job: Job) -> Record:
         seconds: Counter[str] = Counter()
@@ -125,11 +232,12 @@ class JobRunner:
 
         assert job.source is not None, "standard input carries images only"
         assert job.destination is not None, "standard output carries images only"
+        self._make_folder(job.destination.parent)
         video = process_video(
             job.source,
             job.destination,
             transform,
-            on_frame=self.reporter.on_frame,
+            on_frame=self._on_frame,
             frame_rate=self.settings.frame_rate if job.source.is_dir() else None,
             columns=2 if self.settings.compare else 1,
             scale=self._scale,
@@ -144,22 +252,31 @@ class JobRunner:
         return np.hstack([enlarged(pixels, self._scale), result.image]) if self.settings.compare else result.image
 
     def _report(self, job: Job, outcome: Record) -> None:
+        source = outcome.pop("sha256", "")
         if outcome["ok"]:
             self.done += 1
             self.reporter.finish(f"{job.input_name} -> {job.output_name}: {_summary(outcome)}")
         else:
-            named = outcome["error"].startswith(f"{job.input_name} ")
+            named = outcome["error"].startswith((f"{job.input_name} ", f"{job.input_name}: "))
             self.failures.append(outcome["error"] if named else f"{job.input_name}: {outcome['error']}")
             self.reporter.error(self.failures[-1])
+        self._note_in_record(job, outcome, source)
+        self.records.append({"input": job.input_name, "output": job.output_name} | outcome)
         if self.settings.json:
-            click.echo(json.dumps({"input": job.input_name, "output": job.output_name} | outcome))
+            try:
+                click.echo(json.dumps(self.records[-1]))
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OutputError(f"cannot write to standard output: {error.strerror or error}") from error
 
-
-def _is_present(destination: Path | None) -> bool:
-    """Whether something is there that would be replaced; an empty folder for frames is nothing."""
-    if destination is None:
-        return False
-    return any(destination.iterdir()) if destination.is_dir() else os.path.lexists(destination)
+    def _note_in_record(self, job: Job, outcome: Record, source: str) -> None:
+        if self.record is None or job.destination is None or outcome.get("skipped"):
+            return
+        if outcome["ok"]:
+            self.record.done(job.destination, source, self.decider.options)
+        elif self.record.done_as_before(job.destination) is None:
+            self.record.failed(job.destination, source, self.decider.options, outcome["error"])
 
 
 def _write_to_stdout(data: bytes) -> None:
@@ -174,10 +291,6 @@ def _write_to_stdout(data: bytes) -> None:
         raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
-def _failed(error: UIDError) -> Record:
-    return {"ok": False, "error": with_flag(error, FLAGS)}
-
-
 def _record(result: "Result") -> Record:
     """All of a result but its pixels."""
     options = dataclasses.asdict(result.options)
@@ -187,7 +300,7 @@ def _record(result: "Result") -> Record:
 
 def _summary(outcome: Record) -> str:
     if outcome.get("skipped"):
-        return "exists, skipped"
+        return f"{outcome['why']}, skipped"
     frames = f"{outcome['frames']} frames of " if "frames" in outcome else ""
     steps = "" if outcome["steps"] is None else f", {outcome['steps']} steps"
     size = f"{outcome['width']}x{outcome['height']}{steps}"

@@ -1,5 +1,8 @@
 """What the command line ``uid-run`` asks for, checked before any work starts."""
 
+import dataclasses
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,6 +12,9 @@ from uid.errors import InputError
 from uid.runtime.app.jobs import Naming
 from uid.runtime.media.formats import MAX_PIXELS
 from uid.runtime.options import AUTO, Options
+
+
+DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class RunSettings:
     options: Options = field(default_factory=Options)  # what the pipeline is given for each image
     model: Path | None = None  # a bundle; None: the built-in one
     backend: str = AUTO
+    device: str | None = None  # "cpu", "cuda" or "cuda:N", on which "auto" looks for a backend; None: on all
     threads: int | None = None  # None: the backend's choice
     extra_images: Mapping[str, Path] = field(default_factory=dict)  # those that the mode reads too, by input name
     suffix: str = ""  # added to each output's stem
@@ -34,16 +41,39 @@ class RunSettings:
     max_pixels: int = MAX_PIXELS
     compare: bool = False  # write the input to the left of the output
     keep_going: bool = False
+    workers: int = 1  # threads that read images, and as many that write them
+    dry_run: bool = False  # only say what would be done
+    watch: bool = False  # go on with what is put into the input folders later
+    report: Path | None = None  # file that tells what became of every input
     json: bool = False
     quiet: bool = False
+    debug: bool = False  # show tracebacks
 
     def __post_init__(self) -> None:
         if self.overwrite and self.skip_existing:
             raise InputError("--overwrite and --skip-existing contradict each other; give one of them")
         if self.json and self.output == "-":
             raise InputError("--json and -o - both write to standard output; name an output file")
+        if self.device is not None and not DEVICE.fullmatch(self.device):
+            raise InputError(f"device is {self.device!r}; expected cpu, cuda, or cuda:N", option="device")
+        if self.watch and (self.dry_run or not all(Path(name).is_dir() for name in self.inputs)):
+            raise InputError("--watch waits for files in input folders; give folders alone, and no --dry-run")
 
     @property
     def naming(self) -> Naming:
         """How outputs in a folder are named."""
         return Naming(self.suffix, self.format, self.recursive)
+
+
+# Settings on which no output depends.
+_NOT_OF_OUTPUTS = {"inputs", "output", "model", "extra_images", "threads", "suffix", "overwrite", "skip_existing"}
+_NOT_OF_OUTPUTS |= {"recursive", "max_pixels", "keep_going", "workers", "dry_run", "watch", "report"}
+_NOT_OF_OUTPUTS |= {"json", "quiet", "debug"}
+
+
+def options_digest(settings: RunSettings, bundle: str) -> str:
+    """The sha256 of all that an output depends on but its input; ``bundle`` is the digest of the bundle's contents."""
+    names = [one.name for one in dataclasses.fields(settings) if one.name not in _NOT_OF_OUTPUTS]
+    images = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in settings.extra_images.items()}
+    text = repr((bundle, sorted(images.items()), [(name, getattr(settings, name)) for name in sorted(names)]))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

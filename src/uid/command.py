@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator, Mapping
 import click
 
 from uid.errors import UIDError
+from uid.install import how_to_install
 
 
 def interval(text: str) -> tuple[float, float]:
@@ -77,7 +78,7 @@ def plain_errors(extra: str) -> Iterator[None]:
     except UIDError as error:
         raise click.ClickException(with_flag(error)) from error
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is not installed: pip install 'uid-runtime[{extra}]'") from error
+        raise click.ClickException(f"{error.name} is not installed: {how_to_install(extra)}") from error
 
 
 def quieten_libraries() -> None:

@@ -39,7 +39,7 @@ def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run(uid_run)
         draw(f"{folder}/a.png")
         for _ in range(2):
             uid_run(folder, *args, "--overwrite")
-    assert tree("beneath") == ["a.png", "out/a.png"]
+    assert tree("beneath") == ["a.png", "out.uid-run.jsonl", "out/a.png"]
     assert tree("same") == ["a.png", "a_sharp.png"]
 
 
@@ -78,7 +78,7 @@ def test_no_plan_loses_an_input_or_an_output(tmp_path_factory, names, naming, ou
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     try:
-        jobs = plan([str(root / "in")], str(root / output), naming)
+        jobs = plan([str(root / "in")], str(root / output), naming).jobs
     except UIDError:
         return
     sources, destinations = {job.source for job in jobs}, {job.destination for job in jobs}

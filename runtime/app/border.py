@@ -1,0 +1,44 @@
+"""The border around each file: whatever goes wrong with one is told in a line, and the others are done."""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from uid.command import with_flag
+from uid.errors import UIDError
+
+Record = dict[str, Any]  # what --json prints for one file
+FLAGS = {"blur_image": "blur-from"}  # where the flag that mends an error is not called like the argument
+_PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit, BrokenPipeError)  # the last: nobody reads the output
+
+
+def guarded(work: Callable[[], Record], debug: Callable[[str], None] | None = None) -> Record:
+    """What ``work`` returns, or a record of its failure, whatever is raised but an interruption.
+
+    Libraries raise what they like for a damaged file, also what is no ``Exception``. ``debug`` is given the traceback.
+    """
+    try:
+        return work()
+    except _PASSED_ON:
+        raise
+    except BaseException as error:
+        if debug is not None:
+            debug("".join(traceback.format_exception(error)))
+        return failed(error)
+
+
+def failed(error: BaseException) -> Record:
+    """The record of a failure."""
+    return {"ok": False, "error": explained(error)}
+
+
+def explained(error: BaseException) -> str:
+    """An error in a line: what a user can mend as it says itself, anything else by its kind and text."""
+    if isinstance(error, UIDError):
+        return with_flag(error, FLAGS)
+    if isinstance(error, MemoryError):
+        return "memory does not hold it; give a smaller --tile, fewer --workers, or more memory"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text} (unexpected; --debug shows where)"

@@ -1,0 +1,82 @@
+"""Reading, computing and writing at the same time: the next files are read and the last ones written meanwhile."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from uid.runtime.app.border import Record
+from uid.runtime.app.jobs import Job
+
+Read = TypeVar("Read")
+Made = TypeVar("Made")
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that, at the end of their ``with`` block, finish what they have begun and drop the rest."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+class Overlap:
+    """Does jobs in order with ``workers`` threads to read and as many to write; the caller's thread computes.
+
+    Each of the three functions returns what the next one is given, or a record, with which the job has ended.
+    """
+
+    def __init__(
+        self,
+        read: "Callable[[Job], Read | Record]",
+        compute: "Callable[[Job, Read], Made | Record]",
+        write: "Callable[[Job, Made], Record]",
+        *,
+        whole: Callable[[Job], Record],
+        is_large: "Callable[[Read], bool]",
+        workers: int,
+    ) -> None:
+        """``whole`` does a job with ``alone`` by itself; nothing is read or written beside a large image."""
+        self._read, self._compute, self._write, self._whole = read, compute, write, whole
+        self._is_large, self._workers = is_large, workers
+        self.stopping = False  # set to do no more jobs than those that are computed already
+        self._ahead: deque[tuple[Job, Future[Read | Record] | None]] = deque()
+        self._behind: deque[tuple[Job, Future[Record]]] = deque()
+
+    def outcomes(self, jobs: Sequence[Job], alone: Callable[[Job], bool]) -> Iterator[tuple[Job, Record]]:
+        """Each job with its record, in order."""
+        left = deque(jobs)
+        with Threads(self._workers) as reading, Threads(self._workers) as writing:
+            while (left or self._ahead) and not self.stopping:
+                self._fill(left, reading, alone)
+                job, future = self._ahead.popleft()
+                given = None if future is None else future.result()
+                if given is None or isinstance(given, dict):
+                    yield from self._written(0)
+                    if not self.stopping:
+                        yield job, self._whole(job) if given is None else given
+                    continue
+                if self._is_large(given):
+                    yield from self._written(0)
+                else:
+                    self._fill(left, reading, alone)
+                made = self._compute(job, given)
+                del given
+                if isinstance(made, dict):
+                    yield from self._written(0)
+                    yield job, made
+                else:
+                    self._behind.append((job, writing.submit(self._write, job, made)))
+                    yield from self._written(self._workers)
+            yield from self._written(0)
+
+    def _fill(self, left: deque[Job], reading: Threads, alone: Callable[[Job], bool]) -> None:
+        """Begin to read, up to the number of threads."""
+        while left and len(self._ahead) < self._workers:
+            job = left.popleft()
+            self._ahead.append((job, None if alone(job) else reading.submit(self._read, job)))
+
+    def _written(self, most: int) -> Iterator[tuple[Job, Record]]:
+        """Wait until no more than ``most`` are being written; those that are written, in order."""
+        while self._behind and (len(self._behind) > most or self._behind[0][1].done()):
+            job, future = self._behind.popleft()
+            yield job, future.result()
