@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from uid.command import with_flag
-from uid.errors import UIDError
+from uid.errors import OutOfMemoryError, UIDError
 
 Record = dict[str, Any]  # what --json prints for one file
 FLAGS = {"blur_image": "blur-from"}  # where the flag that mends an error is not called like the argument
+SHORT_OF_MEMORY = "short_of_memory"  # a key that --json does not print
 _PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit, BrokenPipeError)  # the last: nobody reads the output
 
 
@@ -28,8 +29,9 @@ def guarded(work: Callable[[], Record], debug: Callable[[str], None] | None = No
 
 
 def failed(error: BaseException) -> Record:
-    """The record of a failure."""
-    return {"ok": False, "error": explained(error)}
+    """The record of a failure; SHORT_OF_MEMORY is in it where more memory would help."""
+    record: Record = {"ok": False, "error": explained(error)}
+    return record | {SHORT_OF_MEMORY: True} if isinstance(error, MemoryError | OutOfMemoryError) else record
 
 
 def explained(error: BaseException) -> str:

@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, TypeVar
 
-from uid.runtime.app.border import Record
+from uid.runtime.app.border import SHORT_OF_MEMORY, Record
 from uid.runtime.app.jobs import Job
 
 Read = TypeVar("Read")
@@ -44,22 +45,23 @@ class Overlap:
 
     def outcomes(self, jobs: Sequence[Job], alone: Callable[[Job], bool]) -> Iterator[tuple[Job, Record]]:
         """Each job with its record, in order."""
-        left = deque(jobs)
+        left, first = deque(jobs), True
         with Threads(self._workers) as reading, Threads(self._workers) as writing:
             while (left or self._ahead) and not self.stopping:
                 self._fill(left, reading, alone)
                 job, future = self._ahead.popleft()
-                given = None if future is None else future.result()
+                given = None if future is None else self._unless_short(job, future.result, self._read)
                 if given is None or isinstance(given, dict):
                     yield from self._written(0)
                     if not self.stopping:
                         yield job, self._whole(job) if given is None else given
                     continue
-                if self._is_large(given):
+                if first or self._is_large(given):  # the first one loads the model, which wants memory too
                     yield from self._written(0)
                 else:
                     self._fill(left, reading, alone)
-                made = self._compute(job, given)
+                first = False
+                made = self._unless_short(job, partial(self._compute, job, given), self._compute, given)
                 del given
                 if isinstance(made, dict):
                     yield from self._written(0)
@@ -68,6 +70,15 @@ class Overlap:
                     self._behind.append((job, writing.submit(self._write, job, made)))
                     yield from self._written(self._workers)
             yield from self._written(0)
+
+    def _unless_short(self, job: Job, attempt: Callable[[], Any], again: Callable[..., Any], *given: Any) -> Any:
+        """What ``attempt`` gives; where memory was short, what it gives once nothing else is in hand."""
+        made = attempt()
+        others = [future for _, future in (*self._ahead, *self._behind) if future is not None]
+        if not (isinstance(made, dict) and made.get(SHORT_OF_MEMORY) and others):
+            return made
+        wait(others)
+        return again(job, *given)
 
     def _fill(self, left: deque[Job], reading: Threads, alone: Callable[[Job], bool]) -> None:
         """Begin to read, up to the number of threads."""

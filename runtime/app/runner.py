@@ -16,7 +16,7 @@ import numpy as np
 from uid import stop
 from uid.bundles.tensors import Array
 from uid.errors import InputError, OutputError
-from uid.runtime.app.border import Record, guarded
+from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
 from uid.runtime.app.overlap import Overlap
@@ -252,7 +252,7 @@ class JobRunner:
         return np.hstack([enlarged(pixels, self._scale), result.image]) if self.settings.compare else result.image
 
     def _report(self, job: Job, outcome: Record) -> None:
-        source = outcome.pop("sha256", "")
+        source, _ = outcome.pop("sha256", ""), outcome.pop(SHORT_OF_MEMORY, None)
         if outcome["ok"]:
             self.done += 1
             self.reporter.finish(f"{job.input_name} -> {job.output_name}: {_summary(outcome)}")
