@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from uid.errors import OutputError
@@ -26,13 +26,19 @@ _swept: set[str] = set()  # folders from which this process has removed the left
 
 
 @contextlib.contextmanager
-def written_whole(destination: Path, *, replace: bool = True, parents: bool = True) -> Iterator[Path]:
+def written_whole(
+    destination: Path,
+    *,
+    replace: bool = True,
+    parents: bool = True,
+    before: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """Yield a temporary path beside ``destination``; put it there when the block ends, remove it when it raises.
 
     The temporary file exists, empty. Its name keeps the destination's suffix, since writers choose their format by it.
     A file that is replaced passes on its mode and, where that is allowed, its owner. ``replace`` False: what appears at
     the destination meanwhile is left, and the block ends in an error. Parent folders are made unless ``parents`` is
-    False. Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
+    False. ``before`` is called with the temporary path, whole by then, right before it is put in place. Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
     """
     temporary = _beside(destination, destination.suffix)
     try:
@@ -41,6 +47,8 @@ def written_whole(destination: Path, *, replace: bool = True, parents: bool = Tr
             with _held(temporary, destination) as held:
                 yield temporary
                 os.fsync(held.descriptor)  # or a power cut could leave the name without the contents
+                if before is not None:
+                    before(temporary)
                 if os.name == "nt":  # which does not rename what is open
                     held.close()
                 _put(temporary, destination, replace)

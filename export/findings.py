@@ -112,7 +112,8 @@ def difference(expected: Array, got: Array) -> Difference:
         exact = want[both].astype(np.float64)
         error = have[both] - exact
         largest = max(largest, float(np.abs(error).max(initial=0.0)))
-        square, error_square, count = square + exact @ exact, error_square + error @ error, count + exact.size
+        square, error_square = square + float(exact @ exact), error_square + float(error @ error)
+        count += exact.size
     # Below what float16 can distinguish, an error is large only in proportion.
     norm = max(math.sqrt(square), HALF_NORMAL * math.sqrt(max(count, 1)))
     return Difference(largest, math.sqrt(error_square) / norm, infinite)

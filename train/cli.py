@@ -91,7 +91,9 @@ def main(
     checkpoint that it writes, in FOLDER.training/STAGE.
     """
     if (output is None) == (not in_place):
-        raise click.UsageError("give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself")
+        raise click.UsageError(
+            "give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself"
+        )
     quieten_libraries()
     with plain_errors("train"):
         from uid.families.registry import read_index

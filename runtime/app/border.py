@@ -2,18 +2,19 @@
 
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from uid.command import with_flag
 from uid.errors import OutOfMemoryError, UIDError
 
 Record = dict[str, Any]  # what --json prints for one file
+Made = TypeVar("Made")
 FLAGS = {"blur_image": "blur-from"}  # where the flag that mends an error is not called like the argument
 SHORT_OF_MEMORY = "short_of_memory"  # a key that --json does not print
 _PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit, BrokenPipeError)  # the last: nobody reads the output
 
 
-def guarded(work: Callable[[], Record], debug: Callable[[str], None] | None = None) -> Record:
+def guarded(work: Callable[[], Made], debug: Callable[[str], None] | None = None) -> Made | Record:
     """What ``work`` returns, or a record of its failure, whatever is raised but an interruption.
 
     Libraries raise what they like for a damaged file, also what is no ``Exception``. ``debug`` is given the traceback.

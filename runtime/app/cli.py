@@ -2,7 +2,6 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path

@@ -74,7 +74,7 @@ class Overlap:
     def _unless_short(self, job: Job, attempt: Callable[[], Any], again: Callable[..., Any], *given: Any) -> Any:
         """What ``attempt`` gives; where memory was short, what it gives once nothing else is in hand."""
         made = attempt()
-        others = [future for _, future in (*self._ahead, *self._behind) if future is not None]
+        others: list[Future[Any]] = [future for _, future in (*self._ahead, *self._behind) if future is not None]
         if not (isinstance(made, dict) and made.get(SHORT_OF_MEMORY) and others):
             return made
         wait(others)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ class OutputRecord:
     def __init__(self, folder: Path) -> None:
         """Open and lock it. Raises ``OutputError`` where another run holds it, or the file is something else."""
         self.folder, self.path = folder.resolve(), path_of(folder)
+        self._writing = threading.Lock()
         self._file = self._opened()
         try:
             self._entries = self._read()
@@ -61,12 +63,17 @@ class OutputRecord:
         """Note outputs that are to be made, those of which nothing is known yet."""
         self._append([{"output": self._name(one), "state": PENDING} for one in outputs if self.entry(one) is None])
 
-    def done(self, output: Path, source: str, options: str) -> None:
-        """Note an output that was made; ``source`` and ``options`` are digests of what it was made from."""
-        entry = {"output": self._name(output), "state": DONE, "source": source, "options": options}
-        if output.is_file():
-            status = output.stat()
-            entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_digest(output)}
+    def done(self, output: Path, source: str, options: str, file: Path | None = None) -> None:
+        """Note an output that was made; ``source`` and ``options`` are digests of what it was made from.
+
+        ``file`` is the output under another name, before it is put in place: noted then, a kill in between loses
+        nothing, since an output that is not there is made anew.
+        """
+        entry: dict[str, Any] = {"output": self._name(output), "state": DONE, "source": source, "options": options}
+        file = file or output
+        if file.is_file():
+            status = file.stat()
+            entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_digest(file)}
         self._append([entry])
 
     def failed(self, output: Path, source: str, options: str, error: str) -> None:
@@ -106,8 +113,9 @@ class OutputRecord:
         return {str(entry["output"]): entry for entry in entries if "output" in entry}
 
     def _append(self, entries: Sequence[Entry]) -> None:
-        self._write(*entries)
-        self._entries.update({str(entry["output"]): entry for entry in entries})
+        with self._writing:
+            self._write(*entries)
+            self._entries.update({str(entry["output"]): entry for entry in entries})
 
     def _write(self, *entries: Entry) -> None:
         data = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)

@@ -53,7 +53,9 @@ class Outcomes:
     def write(self, path: Path) -> None:
         """Write all of it as one JSON object. Raises ``OutputError``."""
         groups = self.groups()
-        missing: list[dict[str, Any]] = [{"input": name, "ok": False, "pending": True} for name in groups["not reached"]]
+        missing: list[dict[str, Any]] = [
+            {"input": name, "ok": False, "pending": True} for name in groups["not reached"]
+        ]
         beside = [("left_out", self.plan.left_out), ("unreadable", self.plan.unreadable)]
         report = {"counts": {what.replace(" ", "_"): len(names) for what, names in groups.items()}}
         lists = {key: [{"path": str(one.path), "why": one.why} for one in found] for key, found in beside}

@@ -6,9 +6,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is che
     from uid.runtime.options import Result
     from uid.runtime.pipeline import Pipeline
 
+Made = TypeVar("Made")
 LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
 # Names of earlier versions, printed beside the new ones until 0.3.
 OLD_KEYS = {"preset": "quality", "transforms": "views", "cache_interval": "reuse"}
@@ -121,37 +122,33 @@ class JobRunner:
         """How many times as high and wide as the input an output is."""
         return self.pipeline.bundle.output_scale(self.settings.options.mode)
 
-    def _guarded(self, work: Callable[[], Record]) -> Record:
-        return guarded(work, self.reporter.error_text if self.settings.debug else None)
+    def _guarded(self, work: Callable[[], Made], source: str = "") -> Made | Record:
+        """What ``work`` makes, or the record of its failure with ``source``, the digest of the input."""
+        made = guarded(work, self.reporter.error_text if self.settings.debug else None)
+        return {**made, "sha256": source} if isinstance(made, dict) else made
 
-    def _begun(self, job: Job) -> "ReadImage | Record":
+    def _begun(self, job: Job) -> ReadImage | Record:
         """The image of a job that is to be done, or how it ended before; runs on another thread."""
-        read: list[ReadImage] = []
+        decision = self._decided(job)
+        if isinstance(decision, dict):
+            return decision
+        return self._guarded(lambda: ReadImage(self._read(job), decision), decision.source)
 
-        def begin() -> Record:
-            decision = self.decider.decide(job)
-            ended = decision.ended()
-            if ended is None:
-                read.append(ReadImage(self._read(job), decision))
-            return ended or {}
+    def _decided(self, job: Job) -> Decision | Record:
+        """What to do about a job that is to be done, or how it ended before."""
+        decision = self._guarded(lambda: self.decider.decide(job))
+        return decision if isinstance(decision, dict) else decision.ended() or decision
 
-        record = self._guarded(begin)
-        return read[0] if read else record
-
-    def _computed(self, job: Job, read: ReadImage) -> "MadeImage | Record":
+    def _computed(self, job: Job, read: ReadImage) -> MadeImage | Record:
         """The image to write; in the caller's thread."""
         _ = self.pipeline, self.extra_images  # loaded here, since a failure to load is not the job's
         self.reporter.start(job.input_name)
-        made: list[MadeImage] = []
 
-        def compute() -> Record:
+        def compute() -> MadeImage:
             result = self._sharpened(read.image.pixels, self._on_step)
-            record = {"ok": True} | _record(result)
-            made.append(MadeImage(self._output_image(read.image, result), read.decision, record))
-            return record
+            return MadeImage(self._output_image(read.image, result), read.decision, {"ok": True} | _record(result))
 
-        record = self._guarded(compute)
-        return made[0] if made else record | {"sha256": read.decision.source}
+        return self._guarded(compute, read.decision.source)
 
     def _written(self, job: Job, made: MadeImage) -> Record:
         """Write what was made; runs on another thread."""
@@ -160,19 +157,17 @@ class JobRunner:
             self._write(job, made.image, made.decision)
             return made.record
 
-        return self._guarded(write) | {"sha256": made.decision.source}
+        return self._guarded(write, made.decision.source)
 
     def _done_alone(self, job: Job) -> Record:
         """A whole job in the caller's thread."""
         if job.video:
-            decided: list[Decision] = []
-            record = self._guarded(lambda: decided.append(self.decider.decide(job)) or {})
-            ended = decided[0].ended() if decided else record
-            if ended is not None:
-                return ended
+            decision = self._decided(job)
+            if isinstance(decision, dict):
+                return decision
             _ = self.pipeline, self.extra_images
             self.reporter.start(job.input_name)
-            return self._guarded(lambda: {"ok": True} | self._video(job)) | {"sha256": decided[0].source}
+            return self._guarded(lambda: {"ok": True} | self._video(job), decision.source)
         read = self._begun(job)
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
@@ -207,13 +202,21 @@ class JobRunner:
             _write_to_stdout(encode_image(image, self.settings.format or image.format))
             return
         self._make_folder(job.destination.parent)
-        write_image(image, job.destination, replace=decision.what == REDO, parents=False)
+        note = partial(self._note_made, job.destination, decision.source)
+        write_image(image, job.destination, replace=decision.what == REDO, parents=False, before=note)
+
+    def _note_made(self, output: Path, source: str, file: Path) -> None:
+        """Note an image that is whole, and about to be put in place."""
+        if self.record is not None:
+            self.record.done(output, source, self.decider.options, file)
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder for outputs, once: one that is gone later was taken away, with what was in it."""
         gone = [made for made in self._folders if not made.is_dir()]
         if gone:
-            raise OutputError(f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew")
+            raise OutputError(
+                f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -274,7 +277,8 @@ class JobRunner:
         if self.record is None or job.destination is None or outcome.get("skipped"):
             return
         if outcome["ok"]:
-            self.record.done(job.destination, source, self.decider.options)
+            if job.video:
+                self.record.done(job.destination, source, self.decider.options)
         elif self.record.done_as_before(job.destination) is None:
             self.record.failed(job.destination, source, self.decider.options, outcome["error"])
 

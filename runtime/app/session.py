@@ -1,4 +1,4 @@
-"""A whole call of ``uid-run``: the jobs, the record beside the output, what is told in the end, and what comes later."""
+"""A whole call of ``uid-run``: the jobs, the record beside the output, and what is told in the end."""
 
 import json
 import sys

@@ -13,7 +13,6 @@ from uid.runtime.app.jobs import Naming
 from uid.runtime.media.formats import MAX_PIXELS
 from uid.runtime.options import AUTO, Options
 
-
 DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,15 +39,13 @@ def encode_image(image: DecodedImage, format: str) -> bytes:
         raise OutputError(f"the image cannot be encoded as {format} ({error}); write it as png") from error
 
 
-def write_image(
-    image: DecodedImage, path: Path, format: str | None = None, *, replace: bool = True, parents: bool = True
-) -> None:
-    """Write the file whole, in the suffix's format unless given; ``replace`` and ``parents`` as ``written_whole``.
+def write_image(image: DecodedImage, path: Path, format: str | None = None, **how: Any) -> None:
+    """Write the file whole, in the suffix's format unless given; ``how`` is that of ``written_whole``.
 
     Raises as ``encode_image``, and on disk errors.
     """
     data = encode_image(image, format or format_of(path))
-    with written_whole(path, replace=replace, parents=parents) as temporary:
+    with written_whole(path, **how) as temporary:
         temporary.write_bytes(data)
 
 

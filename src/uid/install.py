@@ -35,7 +35,9 @@ def requirements(extra: str) -> list[str]:
         listed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return [f"{Path(__file__).resolve().parents[2]}[{extra}]"]
-    own = [text.split(";")[0].strip() for text in listed if re.search(rf"""extra == ["']{re.escape(extra)}["']""", text)]
+    own = [
+        text.split(";")[0].strip() for text in listed if re.search(rf"""extra == ["']{re.escape(extra)}["']""", text)
+    ]
     found: list[str] = []
     for text in own:
         nested = re.fullmatch(rf"{DISTRIBUTION}\[(.+)\]", text)
@@ -50,7 +52,7 @@ def needs_cpu_torch(wanted: list[str]) -> bool:
 
 
 def _installer() -> str:
-    """pip of this Python, or uv where there is no pip."""
+    """Pip of this Python, or uv where there is no pip."""
     python = _quoted(sys.executable or "python3")
     if importlib.util.find_spec("pip") is None:
         return f"uv pip install --python {python}"

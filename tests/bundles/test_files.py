@@ -125,21 +125,28 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path, function: str, name:
 
 
 def test_what_is_being_written_goes_when_the_process_must_end(tmp_path: Path) -> None:
-    with pytest.raises(OutputError), written_whole(tmp_path / "a.png") as temporary:
-        with folder_written_whole(tmp_path / "frames") as folder:
+    def end_midway() -> None:
+        with written_whole(tmp_path / "a.png"), folder_written_whole(tmp_path / "frames") as folder:
             (folder / "1.png").write_text("one")
+            assert len(names(tmp_path)) == 2
             files.remove_own()
-            assert not temporary.exists()
-            assert not folder.exists()
+            assert names(tmp_path) == []
+
+    with pytest.raises(OutputError):
+        end_midway()
 
 
 def test_a_folder_that_vanishes_is_not_made_anew(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="gone"), folder_written_whole(tmp_path / "frames") as folder:
-        with written_whole(folder / "1.png") as temporary:
-            temporary.write_text("one")
-        files._remove(folder)
-        with written_whole(folder / "2.png") as temporary:
-            temporary.write_text("two")
+    def vanishes_midway() -> None:
+        with folder_written_whole(tmp_path / "frames") as folder:
+            with written_whole(folder / "1.png") as temporary:
+                temporary.write_text("one")
+            files._remove(folder)
+            with written_whole(folder / "2.png") as temporary:
+                temporary.write_text("two")
+
+    with pytest.raises(OutputError, match="gone"):
+        vanishes_midway()
     with pytest.raises(OutputError, match="gone"), written_whole(tmp_path / "out" / "a.png", parents=False):
         pass
     with written_whole(tmp_path / "out" / "a.png") as temporary:

@@ -12,7 +12,7 @@ from uid.engines import create
 from uid.export.validate import TOLERANCES
 
 pytest.importorskip("openvino", reason="needs openvino")
-from uid.engines.openvino_cpu import OpenvinoBackend  # noqa: E402
+from uid.engines.openvino_cpu import OpenvinoBackend
 
 
 def test_every_precision_is_held_to_its_own_tolerance(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
