@@ -49,8 +49,6 @@ def main() -> NoReturn:
 
 def start(name: str, args: list[str]) -> NoReturn:
     """Run a command of this name, and end with its exit status."""
-    _open_streams()
-    stop.install()
     code = _stopped_or(name, args)
     stop.no_more_waiting()
     sys.exit(_flushed(code))
@@ -59,6 +57,8 @@ def start(name: str, args: list[str]) -> NoReturn:
 def _stopped_or(name: str, args: list[str]) -> int:
     """The exit status of a command, or of the signal that ended it, whatever became of its exception on the way."""
     try:
+        stop.install()
+        _open_streams()
         code = _status(name, args)
     except BaseException:
         if not stop.received():

@@ -1,0 +1,13 @@
+"""Runs that are killed at random moments leave nothing behind; ``tests/kill_runs.py`` does it more often."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from kill_runs import faults
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_dozen_kills_leave_no_fault(tmp_path: Path) -> None:
+    numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+    assert list(faults(tmp_path, 12, 3, numbers, "--steps", "150", "--workers", "2")) == []
