@@ -82,6 +82,10 @@ def _status(name: str, args: list[str]) -> int:
         if not stop.received():
             error.show()
         return error.exit_code
+    except OSError as error:
+        if error.filename is not None or error.errno == errno.EPIPE:
+            raise
+        return _not_written(error)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return code if isinstance(code, int) else 0
@@ -118,19 +122,30 @@ def _open_streams() -> None:
 
 
 def _flushed(code: int) -> int:
-    """The exit status once standard output is written out: 1 where that fails and all else was done."""
+    """The exit status once the streams are written out: 1 where standard output fails and all else was done."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            if getattr(error, "errno", None) not in (errno.EPIPE, errno.EBADF):
-                print(f"error: cannot write to standard output: {getattr(error, 'strerror', error)}", file=sys.stderr)
-        # Python writes out once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = code or 1
-    with contextlib.suppress(OSError, ValueError):
+        code = code or _not_written(error)
+        _abandon(1)
+    try:
         sys.stderr.flush()
+    except (OSError, ValueError):
+        _abandon(sys.stderr.fileno())
     return code
+
+
+def _not_written(error: Exception) -> int:
+    """The exit status where standard output does not take what is written; who has stopped to read knows why."""
+    with contextlib.suppress(OSError, ValueError):
+        if getattr(error, "errno", None) not in (errno.EPIPE, errno.EBADF):
+            print(f"error: cannot write to standard output: {getattr(error, 'strerror', error)}", file=sys.stderr)
+    return 1
+
+
+def _abandon(descriptor: int) -> None:
+    """Let what could not be written go nowhere: Python tries again when it ends, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 if __name__ == "__main__":
