@@ -1,0 +1,273 @@
+"""Folders: what was done before is left, what has changed is done again, and two runs never disturb each other."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import inverting_cli
+import numpy as np
+import pytest
+from inverting_cli import InvertingPipeline, draw, shown, tree
+
+from uid.errors import OutputError
+from uid.runtime.app import runner
+from uid.runtime.app.record import OutputRecord
+
+RECORD = "out.uid-run.jsonl"
+
+
+def states(uid_run: Any, *words: str, code: int = 0) -> dict[str, str]:
+    """What became of each input of a run of in/ to out/."""
+    result = uid_run("in", "-o", "out", "--json", *words, code=code)
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    return {
+        Path(one["input"]).name: one["why"] if one.get("skipped") else "done" if one["ok"] else "failed"
+        for one in records
+    }
+
+
+def test_a_rerun_does_what_is_left_what_changed_and_what_failed(uid_run: Any, loads: list[Any]) -> None:
+    for index, name in enumerate(("a.png", "b.png", "deep/c.png")):
+        draw(f"in/{name}", seed=index)
+    Path("in/bad.png").write_bytes(b"no image at all")
+    first = {"a.png": "done", "b.png": "done", "c.png": "done", "bad.png": "failed"}
+    assert states(uid_run, "--keep-going", code=1) == first
+    left = dict.fromkeys(("a.png", "b.png", "c.png"), "done before")
+    loads.clear()
+    assert states(uid_run, "--keep-going", code=1) == left | {"bad.png": "failed"}
+    assert not loads, "nothing to compute"
+
+    changed = draw("in/b.png", seed=7)  # by its contents: not by its time
+    os.utime("in/a.png")
+    draw("in/bad.png", seed=8)
+    Path("out/deep/c.png").unlink()
+    assert states(uid_run) == {"a.png": "done before", "b.png": "done", "bad.png": "done", "c.png": "done"}
+    assert np.array_equal(shown("out/b.png"), 255 - changed)
+    assert set(states(uid_run, "--steps", "3").values()) == {"done"}
+    assert set(states(uid_run, "--steps", "3").values()) == {"done before"}
+
+
+def test_an_output_that_someone_changed_is_no_longer_ours(uid_run: Any) -> None:
+    draw("in/a.png")
+    states(uid_run)
+    touched = Path("out/a.png")
+    os.utime(touched, (1, 1))
+    assert states(uid_run) == {"a.png": "done before"}
+    draw(touched, seed=5)
+    assert states(uid_run, code=1) == {"a.png": "failed"}
+    assert np.array_equal(shown(touched), inverting_cli.pixels(5))
+    assert states(uid_run, "--skip-existing") == {"a.png": "exists"}
+    assert states(uid_run, "-y") == {"a.png": "done"}
+
+
+def test_a_line_that_a_kill_cut_off_is_no_line(uid_run: Any) -> None:
+    draw("in/a.png")
+    states(uid_run)
+    record = Path(RECORD)
+    whole = record.read_bytes()
+    for cut in (1, 30, len(whole.splitlines()[-1])):
+        record.write_bytes(whole[:-cut])
+        expected = "failed" if cut > 1 else "done before"  # the output is there, and nothing says that it is ours
+        assert states(uid_run, code=int(cut > 1)) == {"a.png": expected}
+    record.write_text("my own notes\n")
+    assert "is no record" in uid_run("in", "-o", "out", code=2).stderr
+    assert record.read_text() == "my own notes\n"
+
+
+def test_the_report_and_the_table_name_everything(uid_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, name in enumerate("abc"):
+        draw(f"in/{name}.png", seed=index)
+    Path("in/b.png").write_bytes(b"no image at all")
+    Path("in/notes.txt").touch()
+    result = uid_run("in", "-o", "out", "--report", "report.json", code=1)
+    report = json.loads(Path("report.json").read_text())
+    counts = {"done": 1, "skipped": 0, "failed": 1, "not_reached": 1, "not_readable": 0, "left_out": 1}
+    assert report["counts"] == counts
+    assert [(one["input"], one["ok"]) for one in report["files"]] == [
+        ("in/a.png", True),
+        ("in/b.png", False),
+        ("in/c.png", False),
+    ]
+    assert report["files"][2]["pending"]
+    assert report["left_out"][0]["path"] == "in/notes.txt"
+    for words in ("not reached  1  in/c.png", "left out     1  in/notes.txt"):
+        assert words in result.stderr
+
+
+def test_a_dry_run_tells_and_touches_nothing(uid_run: Any, loads: list[Any]) -> None:
+    for index, name in enumerate("abc"):
+        draw(f"in/{name}.png", seed=index)
+    told = uid_run("in", "-o", "out", "--dry-run").stdout
+    assert told.count("would be done") == 3
+    assert tree(".") == ["in/a.png", "in/b.png", "in/c.png"]
+    states(uid_run)
+    draw("in/b.png", seed=9)
+    Path("in/c.png").unlink()
+    draw("in/d.png")
+    draw("out/d.png")
+    before = {name: Path(name).read_bytes() for name in tree(".")}
+    loads.clear()
+    told = uid_run("in", "-o", "out", "--dry-run", code=1).stdout
+    assert "in/a.png -> out/a.png: would be skipped: done before" in told
+    assert "in/b.png -> out/b.png: would be replaced: its input or the options have changed" in told
+    assert "in/d.png -> out/d.png: error: out/d.png exists" in told
+    assert {name: Path(name).read_bytes() for name in tree(".")} == before
+    assert not loads
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_workers_change_neither_results_nor_order(uid_run: Any, workers: str) -> None:
+    images = {f"{index:02}.png": draw(f"in/{index:02}.png", seed=index) for index in range(12)}
+    Path("in/05.png").write_bytes(b"no image at all")
+    result = uid_run("in", "-o", "out", "--json", "--keep-going", "--workers", workers, code=1)
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(one["input"]).name for one in records] == list(images)
+    for name, image in images.items():
+        assert name == "05.png" or np.array_equal(shown(f"out/{name}"), 255 - image)
+    assert not Path("out/05.png").exists()
+
+
+def test_reading_and_writing_go_on_beside_the_computing(uid_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an image is computed, the one after it is read and the one before it is written."""
+    for index in range(4):
+        draw(f"in/{index}.png", seed=index)
+    begun: set[str] = set()
+
+    def noted(name: str) -> None:
+        real = getattr(runner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            path = next(one for one in args if isinstance(one, Path))
+            begun.add(f"{name} {path.name}")
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(runner, name, wrapped)
+
+    noted("read_image")
+    noted("write_image")
+    real = InvertingPipeline.__call__
+    number = iter(range(4))
+
+    def computing(*args: Any, **kwargs: Any) -> Any:
+        index = next(number)
+        wanted = {f"read_image {index + 1}.png"} if 0 < index < 3 else set()
+        wanted |= {f"write_image {index - 1}.png"} if index else set()
+        limit = time.monotonic() + 60
+        while not wanted <= begun:
+            assert time.monotonic() < limit, f"{wanted - begun} waits for the computing"
+            time.sleep(0.01)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(InvertingPipeline, "__call__", computing)
+    uid_run("in", "-o", "out")
+    assert len(tree("out")) == 4
+
+
+# Two runs at once
+
+
+@contextmanager
+def running(folder: Path, *words: str) -> "Iterator[subprocess.Popen[str]]":
+    """A run that is ended at the end of the block, if need be."""
+    process = subprocess.Popen(
+        [sys.executable, inverting_cli.__file__, *words],
+        cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def waited_for(path: Path) -> None:
+    limit = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < limit, f"{path} does not appear"
+        time.sleep(0.02)
+
+
+def test_the_second_run_on_an_output_folder_is_told(tmp_path: Path, uid_run: Any) -> None:
+    draw("in/a.png")
+    with running(tmp_path, "in", "-o", "out", "--steps", "100000") as first:
+        waited_for(tmp_path / RECORD)
+        time.sleep(0.5)
+        (tmp_path / "link").symlink_to("out")
+        for name in ("out", "link", "in/../out"):
+            assert "another run is writing to" in uid_run("in", "-o", name, code=2).stderr
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 143
+    assert states(uid_run) == {"a.png": "done"}
+
+
+def test_of_two_runs_that_make_one_file_one_wins(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    for turn in range(4):
+        words = ["a.png", "-o", f"{turn}.png", "--steps"]
+        with running(tmp_path, *words, "300") as one, running(tmp_path, *words, "301") as other:
+            told = [process.communicate(timeout=100)[1] for process in (one, other)]
+        assert sorted((one.returncode, other.returncode)) == [0, 1], told
+        assert any("exists; give --overwrite" in text or "made by another program" in text for text in told)
+    assert len(tree(tmp_path)) == 5
+
+
+def test_an_output_folder_that_vanishes_is_an_error(uid_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        draw(f"in/{'deep/' if index == 3 else ''}{index}.png", seed=index)
+    real = runner.write_image
+
+    def vanishing(image: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+        real(image, path, *args, **kwargs)
+        if path.name == "1.png":
+            shutil.rmtree("out")
+
+    monkeypatch.setattr(runner, "write_image", vanishing)
+    result = uid_run("in", "-o", "out", "--keep-going", code=1)
+    assert not Path("out").exists()
+    assert "2 of 4 files failed" in result.stderr
+    assert "is gone" in result.stderr
+
+
+def test_a_private_output_stays_private(uid_run: Any) -> None:
+    draw("in/a.png")
+    states(uid_run)
+    Path("out/a.png").chmod(0o600)
+    draw("in/a.png", seed=3)
+    for words in ([], ["-y"]):
+        assert states(uid_run, *words) == {"a.png": "done"}
+        assert stat.S_IMODE(Path("out/a.png").stat().st_mode) == 0o600
+
+
+def test_a_record_is_held_by_one_and_goes_away_empty(tmp_path: Path) -> None:
+    with OutputRecord(tmp_path / "out") as record:
+        assert record.path == tmp_path / RECORD
+        with pytest.raises(OutputError, match="another run"):
+            OutputRecord(tmp_path / "out")
+    assert not (tmp_path / RECORD).exists()
+
+
+def test_watch_does_what_comes_and_tries_nothing_twice(tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles", reason="needs watchfiles")
+    draw(tmp_path / "in/a.png")
+    with running(tmp_path, "in", "-o", "out", "--watch", "--keep-going") as process:
+        waited_for(tmp_path / "out/a.png")
+        time.sleep(1.0)
+        (tmp_path / "in/bad.png").write_bytes(b"no image at all")
+        draw(tmp_path / "in/deep/b.png", seed=1)
+        waited_for(tmp_path / "out/deep/b.png")
+        draw(tmp_path / "in/c.png", seed=2)
+        waited_for(tmp_path / "out/c.png")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.count("error: in/bad.png") == 1
+    assert tree(tmp_path / "out") == ["a.png", "c.png", "deep/b.png"]
