@@ -47,6 +47,16 @@ def listed(name: Any, files: Mapping[str, str]) -> str:
     return str(name)
 
 
+def graph_file(name: Any, files: Mapping[str, str]) -> str:
+    """A listed file that is called as a graph is: libraries tell other formats by the ends of names."""
+    if not listed(name, files).endswith(".onnx"):
+        raise BundleError(
+            f"the manifest has the graph {name[:LONGEST_SHOWN]!r}; expected a name that ends in .onnx: export the "
+            "bundle again"
+        )
+    return str(name)
+
+
 def components_from(value: Any, files: Mapping[str, str]) -> dict[str, Component]:
     """The declarations of all components."""
     return {
@@ -62,11 +72,11 @@ def component_from(name: str, value: Any, files: Mapping[str, str]) -> Component
     inputs, outputs = (tuple(specs_from(field(entry, side, where), side)) for side in ("inputs", "outputs"))
     distinct([spec.name for spec in (*inputs, *outputs)], f"in {where} the tensor")
     variants = {
-        checked(backend, "variant"): listed(file, files)
+        checked(backend, "variant"): graph_file(file, files)
         for backend, file in entries(entry.get("variants", {}), "variants").items()
     }
     stage = chosen(field(entry, "stage", where), "stage", STAGES)
-    return Component(name, listed(field(entry, "file", where), files), stage, inputs, outputs, variants)
+    return Component(name, graph_file(field(entry, "file", where), files), stage, inputs, outputs, variants)
 
 
 def specs_from(value: Any, what: str) -> Iterator[TensorSpec]:

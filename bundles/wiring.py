@@ -34,7 +34,7 @@ def mode_of(
     not read what ``noise`` declares.
     """
     check_stages(parts)
-    check_output(parts)
+    check_own_tensors(parts)
     drawn = noise_read(noise, parts, constants)
     images = images_read(parts, {*constants, *(one.spec.name for one in drawn)})
     return Mode(prompt, tuple(part.name for part in parts), constants, images, drawn, **others)
@@ -48,15 +48,30 @@ def check_stages(parts: Sequence[Component]) -> None:
         raise BundleError(f"a mode has the stage {others}, and no component of stage {FULL!r}; export the bundle again")
 
 
-def check_output(parts: Sequence[Component]) -> None:
-    """Raise ``BundleError`` for an output that is no RGB image of a whole number of times the input's size."""
+def check_own_tensors(parts: Sequence[Component]) -> None:
+    """Raise ``BundleError`` for tensors of the runtime's own names that are not as it gives or takes them.
+
+    An image is RGB of its own size, an output that of a whole number of times the size, and numbers have one element.
+    """
     for part in parts:
         for spec in part.outputs:
             if spec.name == OUTPUT and not is_output(spec.shape):
                 raise BundleError(
                     f"component {part.name!r} writes {in_words(spec)}; expected [{BATCH}, 3, {HEIGHT}, {WIDTH}], or "
-                    f"both sides times the same whole number, such as {HEIGHT}*2"
+                    f"both sides times the same whole number up to {LARGEST_SCALE}, such as {HEIGHT}*2"
                 )
+        for spec in part.inputs:
+            if spec.name == IMAGE and not (spec.dtype == np.float32 and is_image(spec.shape)):
+                raise BundleError(
+                    f"component {part.name!r} reads {in_words(spec)}; expected float32[{BATCH}, 3, {HEIGHT}, {WIDTH}]"
+                )
+            if spec.name in (*COEFFICIENTS, GUIDANCE) and (spec.dtype, spec.shape) != (np.float32, (1,)):
+                raise BundleError(f"component {part.name!r} reads {in_words(spec)}; expected float32[1]")
+
+
+def is_image(shape: Sequence[int | str]) -> bool:
+    """Whether a shape is that of an image."""
+    return len(shape) == 4 and shape[0] in (BATCH, 1) and tuple(shape[1:]) == (3, HEIGHT, WIDTH)
 
 
 def is_output(shape: Sequence[int | str]) -> bool:
@@ -96,12 +111,8 @@ def check_constants(name: str, mode: Mode, components: Mapping[str, Component], 
 
 
 def fits(value: Array, spec: TensorSpec) -> bool:
-    """Whether an array may be a tensor: its dtype, its rank, and its sizes where they are numbers."""
-    return (
-        value.dtype == spec.dtype
-        and len(value.shape) == len(spec.shape)
-        and all(isinstance(size, str) or size == own for size, own in zip(spec.shape, value.shape, strict=True))
-    )
+    """Whether an array may be a tensor, whose shape is in numbers but for a batch."""
+    return value.dtype == spec.dtype and value.shape == tuple(1 if size == BATCH else size for size in spec.shape)
 
 
 def images_read(parts: Sequence[Component], given: Iterable[str]) -> tuple[TensorSpec, ...]:

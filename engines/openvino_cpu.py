@@ -23,7 +23,7 @@ from uid.bundles.files import written_whole
 from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
-from uid.errors import BackendError, BundleError, OutputError
+from uid.errors import BackendError, BundleError, ModelError, OutputError
 
 DEVICE = "CPU"
 OLDEST = (2026, 4)  # those before it do not keep the timestep's angles in float32, whatever they are told
@@ -76,10 +76,16 @@ class OpenvinoEngine(Engine):
         check_bindings(self, buffers)
         request = self.compiled.create_infer_request()
         for name in (*self.inputs, *self.outputs):
-            request.set_tensor(name, tensor_of(buffers[name]))
+            try:
+                request.set_tensor(name, tensor_of(buffers[name]))
+            except RuntimeError as error:
+                raise ModelError(f"OpenVINO does not take {name!r} at this size: {error}") from error
 
         def launch() -> None:
-            request.infer(share_outputs=True)  # or it would return copies
+            try:
+                request.infer(share_outputs=True)  # or it would return copies
+            except RuntimeError as error:
+                raise ModelError(f"OpenVINO cannot run the model at this size: {error}") from error
 
         return launch
 

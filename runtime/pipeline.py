@@ -12,7 +12,7 @@ from uid.bundles.declarations import UNGUIDED, Bundle, built_in
 from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import IMAGE, Array
 from uid.engines import Backend, Report, create
-from uid.errors import InputError, OutOfMemoryError
+from uid.errors import BundleError, InputError, OutOfMemoryError
 from uid.runtime.options import AUTO, Options, Result, check_inputs, has_stage, largest_tile
 from uid.runtime.pixels import check_image, planes, to_float
 from uid.runtime.plan import Plans
@@ -100,14 +100,17 @@ class Pipeline:
 
 
 def load(
-    bundle: Path | None = None, *, backend: str = AUTO, threads: int | None = None, report: Report | None = None
+    bundle: Path | str | None = None, *, backend: str = AUTO, threads: int | None = None, report: Report | None = None
 ) -> Pipeline:
-    """Load a bundle (None: the built-in one) on a backend.
+    """Load the bundle in a folder (None: the built-in one) on a backend.
 
     ``report`` receives what takes long and why, such as an engine that is built before the first image of a size.
     Raises ``BundleError`` when the bundle is incomplete or altered, ``BackendError`` when the backend cannot run here.
     """
-    return Pipeline(read_bundle(bundle or built_in()), create(backend, threads=threads, report=report))
+    folder = built_in() if bundle is None else bundle
+    if not isinstance(folder, str | Path):
+        raise BundleError(f"the bundle is {folder!r}; expected the path of a bundle's folder, or None")
+    return Pipeline(read_bundle(Path(folder)), create(backend, threads=threads, report=report))
 
 
 def loop_steps(bundle: Bundle, options: Options) -> list[Step]:

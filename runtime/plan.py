@@ -55,6 +55,8 @@ class Plan:
         self.backend, self.parts, self.steps = backend, parts, steps
         specs = {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs) if s.name not in COEFFICIENTS}
         shapes = resolve_all(specs.values(), sizes)
+        for part, engine in parts:
+            check_sizes(part, engine, shapes)
 
         def buffer(name: str) -> Buffer:
             return backend.allocate(shapes[name], specs[name].dtype)
@@ -279,6 +281,19 @@ def check_declaration(part: Component, engine: Engine) -> None:
         got = {spec.name: signature(spec) for spec in actual.values()}
         if want != got:
             raise ModelError(f"component {part.name!r} has tensors {got}, its manifest declares {want}")
+
+
+def check_sizes(part: Component, engine: Engine, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A graph's own fixed sizes must be those that the manifest gives its tensors here."""
+    for spec in (*engine.inputs.values(), *engine.outputs.values()):
+        own = shapes.get(spec.name, spec.shape)
+        if len(own) != len(spec.shape) or any(
+            isinstance(size, int) and size != here for size, here in zip(spec.shape, own, strict=True)
+        ):
+            raise ModelError(
+                f"component {part.name!r} has {spec.name!r} of shape {list(spec.shape)}, and its manifest makes it "
+                f"{list(own)}; export the bundle again"
+            )
 
 
 def signature(spec: TensorSpec) -> str:

@@ -27,7 +27,7 @@ from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
 from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
-from uid.errors import BackendError, BundleError, OutputError
+from uid.errors import BackendError, BundleError, ModelError, OutputError
 
 PROVIDER = "CPUExecutionProvider"
 ONNXRUNTIME = "onnxruntime"  # the backend's name, and the library that a component's variant may be for
@@ -70,9 +70,10 @@ class OrtBuffer(Buffer):
 class OrtEngine(Engine):
     """One ``InferenceSession``, and the file that its weights are mapped from, if they are."""
 
-    def __init__(self, opened: "Opened", weights: Path | None = None) -> None:
+    def __init__(self, opened: "Opened", name: str, weights: Path | None = None) -> None:
+        """``name`` is what errors call it."""
         self.session, self.inputs, self.outputs = opened
-        self.weights = weights
+        self.name, self.weights = name, weights
 
     def bind(self, buffers: Mapping[str, Buffer]) -> Launch:
         """Bind a buffer to every input and output by name; returns the launch."""
@@ -88,7 +89,7 @@ class OrtEngine(Engine):
                 self.session.run_with_iobinding(binding)
             except Exception as error:
                 check_memory(error, "the model at this size")
-                raise
+                raise ModelError(f"ONNX Runtime cannot run {self.name} at this size: {error}") from error
 
         return launch
 
@@ -157,7 +158,7 @@ class OrtBackend(Backend):
             # Matrices are then read from the file, not from packed copies, at the same speed.
             options = self.options(disable_prepacking="1")
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return OrtEngine(open_session(path / GRAPH, options, PROVIDER, {}), path / WEIGHTS)
+            return OrtEngine(open_session(path / GRAPH, options, PROVIDER, {}), path.name, path / WEIGHTS)
         except (OSError, ValueError, TypeError, KeyError, BundleError) as error:
             self.report(f"{path} is not used, and optimised again: {error}")
             remove(path)
@@ -190,7 +191,7 @@ class OrtBackend(Backend):
 
     def open(self, path: Path, options: ort.SessionOptions | None = None, named: Path | None = None) -> OrtEngine:
         """Create a session of a graph that was checked; ``named`` is what errors call it (None: by its path)."""
-        return OrtEngine(open_session(path, options or self.options(), PROVIDER, {}, named))
+        return OrtEngine(open_session(path, options or self.options(), PROVIDER, {}, named), path.name)
 
 
 # -- sessions, as the backend on CUDA opens them too -------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The sidecar of an engine: what is known of it, as JSON. It may come from anywhere, so each of its fields is checked."""
+"""The sidecar of an engine: what is known of it, as JSON. It may come from anywhere: each of its fields is checked."""
 
 import re
 from collections.abc import Callable, Mapping

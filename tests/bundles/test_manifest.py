@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ def output(manifest: dict[str, Any]) -> dict[str, Any]:
             lambda m: m["components"]["step"].update(stage="step-shallow"),
             "has the stage step-shallow, and no",
         ),
-        (lambda m: output(m).update(shape=["batch", 3, "height*2", "width"]), "both sides times the same whole number"),
+        (
+            lambda m: output(m).update(shape=["batch", 3, "height*2", "width"]),
+            "times the same whole number up to 16",
+        ),
         (lambda m: output(m).update(shape=["batch", 1, "height", "width"]), r"expected \[batch, 3, height, width\]"),
         (lambda m: output(m).update(shape=["batch", 3, -4, "width"]), "has dimension -4; expected a whole number"),
         (lambda m: m["components"]["encode"]["outputs"][0]["shape"].append("height/3"), "which 3 does not divide"),
@@ -102,6 +106,31 @@ def output(manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda m: m["files"].pop("step.onnx"), r"uses 'step\.onnx' but lists no sha256"),
         (lambda m: m["components"]["step"].update(stage="later"), "stage 'later'; expected one of prepare"),
         (lambda m: m["modes"]["deblur"]["components"].append("sharpen"), "component 'sharpen'"),
+        (lambda m: m["modes"]["deblur"]["components"].append("step"), "the component 'step' twice"),
+        (
+            lambda m: m["components"]["step"].update(file="constants.safetensors"),
+            r"expected a name that ends in \.onnx",
+        ),
+        (lambda m: m["schedule"].update(beta_start=1e-30), "expected 1e-06 or more at the start"),
+        (lambda m: m["schedule"].update(beta_end=0.9), "an alpha_bar of 1e-30 or more at the end"),
+        (lambda m: m["schedule"].update(num_train_timesteps=10**9), "expected a whole number, 1 to 100000"),
+        (lambda m: m.update(size_multiple=1 << 40), "expected a whole number, 1 to 32768"),
+        (lambda m: m.update(guidance=1e30), "expected a finite number from -1000 to 1000"),
+        (lambda m: m.update(guidance=10**400), "expected a finite number"),
+        (lambda m: m.update(steps=1001), "has steps 1001; expected a whole number, 1 to 1000"),
+        (lambda m: m.update(steps=True), "has steps True; expected a whole number"),
+        (lambda m: m.update(modes={str(i): {} for i in range(300)}), "expected an object, 256 keys at most"),
+        (lambda m: m["modes"].update(deblur=["encode"]), "expected an object"),
+        (lambda m: m["modes"]["deblur"].update(components={"encode": 1}), "has components .*; expected a list"),
+        (lambda m: m["modes"]["deblur"].update(prompt="x" * 5000), "expected text, 4096 characters at most"),
+        (lambda m: output(m).update(dtype="object"), "has dtype 'object'; expected one of float32"),
+        (lambda m: output(m).update(shape=["batch", 3, "height*32", "width*32"]), "same whole number up to 16"),
+        (lambda m: m["components"]["step"]["inputs"][0].update(shape=[1 << 20] * 4), "elements: export"),
+        (lambda m: m["components"]["step"]["inputs"][0].update(shape=[1] * 9), "at most 8 dimensions"),
+        (lambda m: m["components"]["step"]["inputs"][3].update(shape=[2]), r"expected float32\[1\]"),
+        (lambda m: m["components"]["encode"]["inputs"][0].update(shape=[1, 3, 8, 8]), r"expected float32\[batch, 3"),
+        (lambda m: m["files"].update({"step.onnx": "0" * 63}), "expected 64 hexadecimal digits"),
+        (lambda m: m["files"].update({"/".join(["a" * 60] * 50): "0" * 64}), "no plain name"),
     ],
 )
 def test_bad_manifests(make_toy: MakeToy, change: Edit, message: str) -> None:
@@ -180,12 +209,53 @@ def test_a_link_out_of_the_folder_is_refused(make_toy: MakeToy, tmp_path: Path) 
         read_bundle(folder)
 
 
-def test_not_json(make_toy: MakeToy) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "states no schema"),
+        ("null", "states no schema"),
+        ('{"schema": NaN}', "it has NaN, which is no number"),
+        ('{"schema": -Infinity}', "it has -Infinity"),
+        ('{"schema": 1e999}', "has the number 1e999, which is too large"),
+        ('{"schema": 1, "schema": 2}', "it has the key 'schema' twice"),
+        ('{"schema": 1, "a": ' + "[" * 40 + "]" * 40 + "}", "nested deeper than 32"),
+        ("[" * 100_000, "nested too deep|nested deeper|is not JSON"),
+        ('{"schema": ' + "1" * 5000 + "}", "is not JSON"),
+        ('{"schema": 1, "a": "' + "x" * (1 << 20) + '"}', "it has more than 1048576 bytes"),
+        ('{"schema": 1, "a": "\ud800"}', "is not JSON"),
+    ],
+)
+def test_not_json(make_toy: MakeToy, text: str, message: str) -> None:
     folder = make_toy()
-    for text in ("{", "[]", "null"):
-        (folder / "manifest.json").write_text(text)
-        with pytest.raises(BundleError, match=r"is not JSON|states no schema"):
-            read_bundle(folder)
+    (folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(BundleError, match=message):
+        read_bundle(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+@pytest.mark.parametrize("name", ["manifest.json", "constants.safetensors", "step.onnx"])
+def test_what_is_no_regular_file_is_refused_at_once(make_toy: MakeToy, name: str) -> None:
+    folder = make_toy()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(BundleError, match="it is not a regular file"):
+        read_bundle(folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(BundleError, match=r"it is not a regular file|Is a directory"):
+        read_bundle(folder)
+
+
+def test_a_path_is_text_too_and_nothing_else(make_toy: MakeToy) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    folder = make_toy()
+    np.testing.assert_array_equal(load(str(folder))(image).image, load(folder)(image).image)
+    for bad in (7, b"toy", ["toy"]):
+        with pytest.raises(BundleError, match="expected the path of a bundle's folder"):
+            load(bad)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load("a\0b")
 
 
 def test_graphs_must_be_what_the_manifest_declares(make_toy: MakeToy) -> None:
