@@ -29,10 +29,10 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 def read_limited(path: Path, most: int) -> bytes:
     """The contents of a regular file; raises ``OSError`` for more than ``most`` bytes."""
     with opened(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+        return file.read(size)  # no more, since memory is taken for all that is asked for
 
 
 def sha256(path: Path) -> str:

@@ -98,12 +98,9 @@ def verified_bytes(folder: Path, name: str, files: Mapping[str, str], most: int)
     """A listed file's contents, which have its sha256; raises ``BundleError`` otherwise, or for over ``most`` bytes."""
     expected, path = listed(name, files), inside(folder, name)
     try:
-        with opened(path) as file:
-            data = file.read(most + 1)
+        data = read_limited(path, most)
     except OSError as error:
         raise unreadable(path, error) from error
-    if len(data) > most:
-        raise BundleError(f"{path} has more than {most} bytes; do not use this bundle")
     if hashlib.sha256(data).hexdigest() != expected:
         raise altered(path)
     return data

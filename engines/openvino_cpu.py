@@ -23,6 +23,7 @@ from uid.bundles.files import written_whole
 from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
+from uid.engines.threads import pool_size
 from uid.errors import BackendError, BundleError, ModelError, OutputError
 
 DEVICE = "CPU"
@@ -104,8 +105,8 @@ class OpenvinoBackend(Backend):
             # Pinned, two processes on one machine would share its first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        if threads is not None:
-            self.settings["INFERENCE_NUM_THREADS"] = threads
+        if (pool := pool_size(threads)) is not None:
+            self.settings["INFERENCE_NUM_THREADS"] = pool
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> OpenvinoBuffer:
         """A new buffer in the host's memory."""

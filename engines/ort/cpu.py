@@ -27,6 +27,7 @@ from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
 from uid.bundles.sources import check_graph, private_copy
 from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
+from uid.engines.threads import pool_size
 from uid.errors import BackendError, BundleError, ModelError, OutputError
 
 PROVIDER = "CPUExecutionProvider"
@@ -207,8 +208,8 @@ def session_options(threads: int | None, entries: Mapping[str, str] | None = Non
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Scratch memory is not planned ahead: the plan comes after the first run and doubles what that one took.
     options.enable_mem_pattern = False
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if (pool := pool_size(threads)) is not None:
+        options.intra_op_num_threads = pool
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     return options
