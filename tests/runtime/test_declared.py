@@ -227,7 +227,7 @@ def test_a_state_that_a_component_writes_is_not_drawn(tmp_path: Path) -> None:
         ({"name": "z"}, "declares 'z' as noise, and as what a component or constant gives"),
         ({"name": "latent"}, "declares one noise twice, of latent, step_noise, latent"),
         ({"shape": ("batch", 3, "height/8", "width/4")}, "and component 'encode' reads start float32"),
-        ({"shape": ("batch", 3, -4, "width/4")}, "has dimension -4; expected a whole number, 1 or more"),
+        ({"shape": ("batch", 3, -4, "width/4")}, "has dimension -4; expected a whole number, 1 to 16777216"),
         ({"draw": "per-step"}, "component 'encode' reads 'start', which is drawn for steps alone"),
     ],
 )
