@@ -1,8 +1,9 @@
 """Weights of any family: read from one file, and changed for smaller checkpoints."""
 
 import pickle
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from uid.errors import CheckpointError
 
 INT8_MAX = 127  # largest magnitude of an 8-bit weight
+NOTHING = "(?!)"  # a pattern that nothing matches
+SHOWN = 5  # names of tensors in an error
 
 
 def halved(module: nn.Module) -> nn.Module:
@@ -66,8 +69,29 @@ def checked_weights(weights: object, file: Path) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(one, Tensor) for key, one in weights.items()
     ):
         raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as it is published")
-    broken = [key for key, one in weights.items() if one.is_floating_point() and not torch.isfinite(one).all()]
+    broken = [key for key, one in weights.items() if one.is_floating_point() and not torch.isfinite(one.float()).all()]
     if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise CheckpointError(f"{file} has NaN or infinity in {', '.join(broken[:5])}{more}; get the file again")
+        raise CheckpointError(f"{file} has NaN or infinity in {listed(broken)}; get the file again")
     return weights
+
+
+def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], unused: str = NOTHING) -> list[str]:
+    """What is wrong with weights that should have these shapes, by name: "lacks a, b"; an empty list if nothing is.
+
+    ``unused`` is a pattern of the names of weights that may be there beside them.
+    """
+    shared = sorted(set(shapes) & set(weights))
+    misshapen = [key for key in shared if tuple(weights[key].shape) != tuple(shapes[key])]
+    faults = {
+        "lacks": sorted(set(shapes) - set(weights)),
+        "has unknown": sorted(key for key in set(weights) - set(shapes) if not re.fullmatch(unused, key)),
+        "has other shapes:": [f"{key} {list(weights[key].shape)} for {list(shapes[key])}" for key in misshapen],
+        "has no floating-point numbers in": [key for key in shared if not weights[key].is_floating_point()],
+    }
+    return [f"{what} {listed(names)}" for what, names in faults.items() if names]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

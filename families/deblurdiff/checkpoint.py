@@ -15,10 +15,9 @@ from torch import Tensor
 from uid.errors import CheckpointError
 from uid.families.deblurdiff.configs import TOKENS, Config
 from uid.families.deblurdiff.model import DeblurDiff
-from uid.families.weights import read_weights
+from uid.families.weights import listed, misfits, read_weights
 
 WEIGHTS = "model.safetensors"
-SHOWN = 5  # names of tensors in an error
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -36,7 +35,7 @@ TEXT_LAYER = {
     "self_attn.out_proj": "attn.out_proj",
 }
 # What the published file has beside the weights that are used: the text tower's last layer, and its head.
-UNUSED = re.compile(r"clip\.model\.(text_projection|logit_scale|transformer\.resblocks\.\d+\..*)")
+UNUSED = r"clip\.model\.(text_projection|logit_scale|transformer\.resblocks\.\d+\..*)"
 
 
 @dataclass(frozen=True)
@@ -173,23 +172,12 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def check_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """Raise ``CheckpointError`` unless the tensors are those of a DeblurDiff checkpoint."""
-    missing = sorted(set(shapes) - set(weights))
-    extra = sorted(key for key in set(weights) - set(shapes) if not UNUSED.fullmatch(key))
-    shared = sorted(set(shapes) & set(weights))
-    misshapen = [f"{k} {list(weights[k].shape)} for {list(shapes[k])}" for k in shared if weights[k].shape != shapes[k]]
-    faults = {"lacks": missing, "has unknown": extra, "has other shapes:": misshapen}
-    told = [f"{what} {listed(names)}" for what, names in faults.items() if names]
-    if told:
+    faults = misfits(weights, shapes, UNUSED)
+    if faults:
         raise CheckpointError(
             f"{name} is not a DeblurDiff checkpoint of this size, which has {len(shapes)} tensors that are used: it "
-            + "; it ".join(told)
+            + "; it ".join(faults)
         )
-    broken = [key for key in shared if not torch.isfinite(weights[key].float()).all()]
+    broken = [key for key in shapes if not torch.isfinite(weights[key].float()).all()]
     if broken:
         raise CheckpointError(f"{name} has NaN or infinity in {listed(broken)}; get the file again")
-
-
-def listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

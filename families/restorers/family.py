@@ -1,7 +1,7 @@
 """Restorers as a family: one file of weights, one component from the image to the output."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from uid.bundles.tensors import BATCH, HEIGHT, IMAGE, OUTPUT, WIDTH, TensorSpec
 from uid.bundles.wiring import mode_of
 from uid.errors import CheckpointError
 from uid.families.contract import ExportComponent, Family, Model, Noises
-from uid.families.restorers.nafnet import NAFNet, config_of
-from uid.families.weights import read_weights
+from uid.families.restorers import fftformer, nafnet, restormer
+from uid.families.weights import misfits, read_weights
 
 FAMILY = "restorer"
-TILE = 1024
+TILE, WHOLE = 1024, 4096  # sides in pixels of the tiles of spandrel's networks: of those that tiles harm the latter
 NESTED = ("params_ema", "params", "state_dict")  # keys that files of restorers put their weights under
 NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -29,9 +29,26 @@ class Restorer(NamedTuple):
     architecture: str
     network: nn.Module  # (B, 3, H, W) in [0, 1] -> (B, 3, scale * H, scale * W)
     size_multiple: int
+    tile: int  # an image of more than tile x tile pixels is run in tiles of this side
     min_side: int = 1
     scale: int = 1
-    whole: bool = False  # whether tiles would harm it, so that images are run whole
+
+
+class Architecture(NamedTuple):
+    """A network that is written here."""
+
+    name: str
+    config_of: Callable[[Mapping[str, Tensor]], Any]  # its size; None for weights of another architecture
+    network: Callable[[Any], nn.Module]
+    tile: int
+
+
+# Tiles of these sides take some two gigabytes.
+ARCHITECTURES = (
+    Architecture("NAFNet", nafnet.config_of, nafnet.NAFNet, 1024),
+    Architecture("Restormer", restormer.config_of, restormer.Restormer, 512),
+    Architecture("FFTformer", fftformer.config_of, fftformer.FFTformer, 512),
+)
 
 
 class RestorerGraph(nn.Module):
@@ -55,7 +72,7 @@ class RestorerModel(Model):
         self.restorer, self.module = restorer, restorer.network.eval().requires_grad_(False)
         self.size_multiple, self.min_side = restorer.size_multiple, restorer.min_side
         self.graph = RestorerGraph(self.module)
-        self.index = {"family": FAMILY, "name": name, "trained": True, "tile": WHOLE if restorer.whole else TILE}
+        self.index = {"family": FAMILY, "name": name, "trained": True, "tile": restorer.tile}
 
     def components(self, precision: str, *, shortcuts: bool = False) -> list[ExportComponent]:
         """The one component."""
@@ -89,7 +106,7 @@ class RestorerFamily(Family):
     def load(self, folder: Path, *, allow_pickle: bool = False) -> RestorerModel:
         """Load a file; a pickled one is always read with ``weights_only=True``."""
         weights = read_weights(folder, NESTED)
-        restorer = nafnet(weights, folder) or by_spandrel(weights, folder)
+        restorer = by_hand(weights, folder) or by_spandrel(weights, folder)
         return RestorerModel(restorer, NAME.sub("-", folder.stem).strip("-")[:64] or restorer.architecture)
 
     def file_index(self, file: Path) -> dict[str, Any]:
@@ -97,30 +114,33 @@ class RestorerFamily(Family):
         return dict(self.load(file).index)
 
 
-WHOLE = 4096  # side in pixels of the tiles of a network that tiles harm
+def by_hand(weights: Mapping[str, Tensor], file: Path) -> Restorer | None:
+    """A network of one of the architectures that are written here; None where the weights are of another."""
+    for architecture in ARCHITECTURES:
+        config = architecture.config_of(weights)
+        if config is not None:
+            if config.channels != 3:
+                raise CheckpointError(
+                    f"{file} is a {architecture.name} for images of {config.channels} channels; expected 3, for RGB"
+                )
+            network = loaded(architecture, config, weights, file)
+            return Restorer(architecture.name, network, network.size_multiple, architecture.tile)
+    return None
 
 
-def nafnet(weights: Mapping[str, Tensor], file: Path) -> Restorer | None:
-    """A NAFNet with these weights; None where they are of another architecture."""
-    config = config_of(weights)
-    if config is None:
-        return None
-    if config.channels != 3:
-        raise CheckpointError(f"{file} is a NAFNet for {config.channels} channels; expected 3, for RGB images")
-    if len(config.encoders) != len(config.decoders) or 0 in (config.width, config.middle):
-        raise CheckpointError(
-            f"{file} is not a whole NAFNet: it has {len(config.encoders)} levels on the way down and "
-            f"{len(config.decoders)} on the way up; get the file again"
-        )
-    with torch.device("meta"):
-        network = NAFNet(config)
-    wanted = network.state_dict()
-    wrong = sorted(key for key in {*wanted, *weights} if key not in weights or key not in wanted)
-    wrong += [key for key, value in wanted.items() if key in weights and weights[key].shape != value.shape]
-    if wrong:
-        raise CheckpointError(f"{file} is not a whole NAFNet: {', '.join(wrong[:5])} do not fit; get the file again")
+def loaded(architecture: Architecture, config: Any, weights: Mapping[str, Tensor], file: Path) -> Any:
+    """The network with these weights in float32; raises ``CheckpointError`` that names those that do not fit."""
+    whole = f"{file} is not a whole {architecture.name}"
+    try:
+        with torch.device("meta"):
+            network = architecture.network(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{whole}: {error}; get the file again") from error
+    faults = misfits(weights, {key: tuple(value.shape) for key, value in network.state_dict().items()})
+    if faults:
+        raise CheckpointError(f"{whole}: it {'; it '.join(faults)}; get the file again")
     network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
-    return Restorer("NAFNet", network, network.size_multiple)
+    return network
 
 
 def by_spandrel(weights: Mapping[str, Tensor], file: Path) -> Restorer:
@@ -129,7 +149,8 @@ def by_spandrel(weights: Mapping[str, Tensor], file: Path) -> Restorer:
         from spandrel import ImageModelDescriptor, ModelLoader, ModelTiling, UnsupportedModelError
     except ImportError as error:
         raise CheckpointError(
-            f"{file} is not a NAFNet, and other architectures need the spandrel library ({error}); pip install spandrel"
+            f"{file} is no {', '.join(one.name for one in ARCHITECTURES)}, and other architectures need the spandrel "
+            f"library ({error}); pip install spandrel"
         ) from error
     try:
         found = ModelLoader().load_from_state_dict(dict(weights))
@@ -142,6 +163,6 @@ def by_spandrel(weights: Mapping[str, Tensor], file: Path) -> Restorer:
     sizes = found.size_requirements
     if sizes.square:
         raise CheckpointError(f"{file} is a {found.architecture.name}, which takes square images alone")
-    whole = found.tiling is not ModelTiling.SUPPORTED
-    least = max(1, sizes.minimum)
-    return Restorer(found.architecture.id, found.model, max(1, sizes.multiple_of), least, found.scale, whole)
+    tile = TILE if found.tiling is ModelTiling.SUPPORTED else WHOLE
+    multiple, least = max(1, sizes.multiple_of), max(1, sizes.minimum)
+    return Restorer(found.architecture.id, found.model, multiple, tile, least, found.scale)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from uid.families.restorers.layers import ChannelNorm, numbers, size
+
 EPSILON = 1e-6  # of the normalisations
 
 
@@ -20,21 +22,6 @@ class NAFNetConfig:
     channels: int = 3  # of the image
 
 
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
-        centred = x - x.mean(1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + EPSILON)
-        return centred * scale * self.weight[:, None, None] + self.bias[:, None, None]
-
-
 def gated(x: Tensor) -> Tensor:
     """The product of both halves of the channels: "SimpleGate"."""
     first, second = x.chunk(2, dim=1)
@@ -47,7 +34,7 @@ class NAFBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         double = 2 * channels
-        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+        self.norm1, self.norm2 = (ChannelNorm(channels, EPSILON) for _ in range(2))
         self.conv1 = nn.Conv2d(channels, double, 1)
         self.conv2 = nn.Conv2d(double, double, 3, padding=1, groups=double)
         self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
@@ -106,18 +93,19 @@ class NAFNet(nn.Module):
 def config_of(weights: Mapping[str, Tensor]) -> NAFNetConfig | None:
     """The size of the NAFNet that has these weights, by their names and shapes; None where it is none."""
     needed = ("intro.weight", "ending.weight", "encoders.0.0.beta", "middle_blks.0.beta", "downs.0.weight")
-    if any(key not in weights for key in needed) or weights["intro.weight"].ndim != 4:
+    if any(key not in weights for key in needed):
         return None
 
-    def numbers(prefix: str) -> int:
-        places = {key.removeprefix(prefix).partition(".")[0] for key in weights if key.startswith(prefix)}
-        return len([place for place in places if place.isdecimal()])
-
     def each(prefix: str) -> tuple[int, ...]:
-        return tuple(numbers(f"{prefix}.{i}.") for i in range(numbers(f"{prefix}.")))
+        return tuple(numbers(weights, f"{prefix}.{i}") for i in range(numbers(weights, prefix)))
 
-    width, channels = weights["intro.weight"].shape[:2]
-    return NAFNetConfig(width, each("encoders"), numbers("middle_blks."), each("decoders"), channels)
+    return NAFNetConfig(
+        width=size(weights, "intro.weight", 0),
+        encoders=each("encoders"),
+        middle=numbers(weights, "middle_blks"),
+        decoders=each("decoders"),
+        channels=size(weights, "intro.weight", 1, 3),
+    )
 
 
 def published(sizes: Sequence[int] = (1, 1, 1, 28), width: int = 64) -> NAFNetConfig:
