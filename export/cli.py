@@ -131,7 +131,8 @@ def bundle(
 def restorer(model: Path, output: Path, precision: str) -> None:
     """Export MODEL, a file of weights of a network without a denoising loop, and compare it with PyTorch.
 
-    NAFNet's weights are read as published; those of other architectures by the spandrel library, where it is installed.
+    The weights of NAFNet, Restormer and FFTformer are read as published; those of other architectures by the spandrel
+    library, where it is installed.
     """
     with plain_errors("export"):
         from uid.export.bundle import export_bundle

@@ -20,6 +20,7 @@ from uid.families.weights import misfits, read_weights
 FAMILY = "restorer"
 TILE, WHOLE = 1024, 4096  # sides in pixels of the tiles of spandrel's networks: of those that tiles harm the latter
 NESTED = ("params_ema", "params", "state_dict")  # keys that files of restorers put their weights under
+PARALLEL = "module."  # in front of every name, where the weights were saved from a network on several GPUs
 NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -106,6 +107,8 @@ class RestorerFamily(Family):
     def load(self, folder: Path, *, allow_pickle: bool = False) -> RestorerModel:
         """Load a file; a pickled one is always read with ``weights_only=True``."""
         weights = read_weights(folder, NESTED)
+        if all(key.startswith(PARALLEL) for key in weights):
+            weights = {key.removeprefix(PARALLEL): value for key, value in weights.items()}
         restorer = by_hand(weights, folder) or by_spandrel(weights, folder)
         return RestorerModel(restorer, NAME.sub("-", folder.stem).strip("-")[:64] or restorer.architecture)
 

@@ -4,14 +4,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each pixel. Without a bias the mean is not subtracted either.
-
-    It is computed in float32 in any case: the squares of ordinary values overflow float16.
-    """
+    """Layer normalisation over the channels of each pixel. Without a bias the mean is not subtracted either."""
 
     def __init__(self, channels: int, epsilon: float, *, bias: bool = True) -> None:
         super().__init__()
@@ -21,12 +19,18 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        values, weight = x.float(), self.weight.float()[:, None, None]
-        centred = values - values.mean(1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(1, keepdim=True) + self.epsilon)
         if self.bias is None:
-            return (values * scale * weight).to(x.dtype)
-        return (centred * scale * weight + self.bias.float()[:, None, None]).to(x.dtype)
+            return self.divided(x)
+        # Channels last and back: engines have this as one operator, several times as fast as its parts.
+        last = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.epsilon)
+        return last.permute(0, 3, 1, 2)
+
+    def divided(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) over its standard deviation."""
+        values = x.float()  # the squares of ordinary values overflow float16
+        variance = (values - values.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+        scale = torch.rsqrt(variance + self.epsilon)
+        return (values * scale * self.weight.float()[:, None, None]).to(x.dtype)
 
 
 def named(**modules: nn.Module) -> nn.Sequential:

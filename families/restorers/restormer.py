@@ -43,14 +43,18 @@ class ChannelAttention(nn.Module):
         self.qkv_dwconv = nn.Conv2d(triple, triple, 3, padding=1, groups=triple, bias=bias)
         self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value, each (B, C, H, W)."""
+        return self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same."""
-        split = self.qkv_dwconv(self.qkv(x)).unflatten(1, (3, self.heads, -1)).flatten(-2)
-        query, key, value = split.unbind(1)  # (B, heads, C / heads, pixels)
+        query, key, value = (part.unflatten(1, (self.heads, -1)).flatten(0, 1).flatten(2) for part in self.split(x))
         # Sums over all pixels: too many for float16.
         query, key = (F.normalize(one.float(), dim=-1) for one in (query, key))
-        weights = (query @ key.transpose(-2, -1) * self.temperature.float()).softmax(-1)
-        mixed = (weights.to(x.dtype) @ value).reshape(x.shape)
+        alike = torch.bmm(query, key.transpose(1, 2)).unflatten(0, (-1, self.heads))
+        weights = (alike * self.temperature.float()).softmax(-1).flatten(0, 1)
+        mixed = torch.bmm(weights.to(x.dtype), value).reshape(x.shape)
         result: Tensor = self.project_out(mixed)
         return result
 

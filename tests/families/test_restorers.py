@@ -1,6 +1,9 @@
 """Networks without a denoising loop: files of weights to bundles that run like any other."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,20 +11,35 @@ from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
-from uid.bundles.manifest import read_bundle  # noqa: E402  (torch is there)
+from safetensors.torch import save_file  # noqa: E402  (torch is there)
+
+from uid.bundles.manifest import read_bundle  # noqa: E402
 from uid.errors import CheckpointError  # noqa: E402
 from uid.export.cli import main  # noqa: E402
 from uid.families import registry  # noqa: E402
-from uid.families.restorers.nafnet import NAFNet, NAFNetConfig, config_of, published  # noqa: E402
+from uid.families.restorers.fftformer import FFTformer, FFTformerConfig  # noqa: E402
+from uid.families.restorers.nafnet import NAFNet, NAFNetConfig  # noqa: E402
+from uid.families.restorers.restormer import Restormer, RestormerConfig  # noqa: E402
 from uid.runtime import Options, load  # noqa: E402
 
-CONFIG = NAFNetConfig(width=8, encoders=(1, 2), middle=1, decoders=(2, 1))
+# By architecture: a small network, the key that published files have their weights under, what comes before each name.
+SMALL = {
+    "NAFNet": (NAFNet(NAFNetConfig(width=8, encoders=(1, 2), middle=1, decoders=(2, 1))), "params", ""),
+    "Restormer": (Restormer(RestormerConfig(4, (1, 1, 1, 1), 1, (1, 2, 2, 4), (6, 12, 20, 40))), "params_ema", ""),
+    "FFTformer": (FFTformer(FFTformerConfig(4, (1, 1, 1), 1, (6, 12, 20), (10, 20))), "state_dict", "module."),
+}
+
+
+@pytest.fixture(scope="module", params=list(SMALL))
+def name(request: pytest.FixtureRequest) -> str:
+    """An architecture."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def network() -> NAFNet:
-    """A seeded random NAFNet whose corrections show."""
-    made = NAFNet(CONFIG).eval().requires_grad_(False)
+def network(name: str) -> Any:
+    """A seeded random network whose corrections show."""
+    made: Any = SMALL[name][0].eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for weight in made.parameters():
         weight.copy_(torch.randn(weight.shape, generator=generator) / max(1, weight[0].numel()) ** 0.5 * 0.5)
@@ -29,10 +47,11 @@ def network() -> NAFNet:
 
 
 @pytest.fixture(scope="module")
-def weights(network: NAFNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(name: str, network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its weights as they are published."""
-    file = tmp_path_factory.mktemp("restorer") / "NAFNet (small).pth"
-    torch.save({"params": network.state_dict()}, file)
+    file = tmp_path_factory.mktemp("restorer") / f"{name} (small).pth"
+    _, key, prefix = SMALL[name]
+    torch.save({key: {prefix + own: weight for own, weight in network.state_dict().items()}, "iter": 7}, file)
     return file
 
 
@@ -47,61 +66,111 @@ def bundle(weights: Path) -> Path:
     return folder
 
 
-def test_the_bundle_has_one_component_and_no_loop(bundle: Path) -> None:
+def test_the_bundle_has_one_component_and_no_loop(bundle: Path, name: str, network: Any) -> None:
     found = read_bundle(bundle)
-    assert (found.name, found.family, found.size_multiple) == ("NAFNet-small", "restorer", 4)
+    assert (found.name, found.family, found.size_multiple) == (f"{name}-small", "restorer", network.size_multiple)
     assert (list(found.components), found.steps, found.modes["deblur"].noise) == (["restore"], 0, ())
 
 
-@pytest.mark.parametrize("size", [(33, 46), (16, 20)])
-def test_images_are_those_of_pytorch(bundle: Path, network: NAFNet, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(33, 46), (64, 20)])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_images_are_those_of_pytorch(bundle: Path, network: Any, size: tuple[int, int], backend: str) -> None:
+    pytest.importorskip(backend)
     image = np.random.default_rng(0).random((*size, 3), dtype=np.float32)
     height, width = size
-    padded = np.pad(image, ((0, -height % 4), (0, -width % 4), (0, 0)), mode="reflect")
+    multiple = network.size_multiple
+    padded = np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="reflect")
     with torch.inference_mode():
         expected = network(torch.from_numpy(padded).permute(2, 0, 1)[None])[0].permute(1, 2, 0).clamp(0, 1)
-    result = load(bundle, backend="onnxruntime")(image)
+    result = load(bundle, backend=backend)(image)
     np.testing.assert_allclose(result.image, expected[:height, :width], atol=2e-5)
     assert result.options.steps is None
 
 
 def test_transforms_and_tiles_run(bundle: Path) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
-    result = load(bundle, backend="onnxruntime")(image, Options(transforms=8, tile=24))
+    image = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    result = load(bundle, backend="onnxruntime")(image, Options(transforms=8, tile=64))
     assert result.image.shape == image.shape
     assert result.tiles > 1
 
 
-def test_the_size_follows_from_the_weights() -> None:
-    with torch.device("meta"):
-        weights = NAFNet(published()).state_dict()
-    assert config_of(weights) == published()
-    assert config_of({"intro.weight": weights["intro.weight"]}) is None
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[[object, str], None]:
+    """Check that a file with these contents is refused, and why."""
 
-
-def test_files_of_old_versions_of_pytorch_are_read(tmp_path: Path, network: NAFNet) -> None:
-    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert registry.load(tmp_path / "old.pth", family="restorer").size_multiple == 4
-
-
-def test_files_that_are_no_restorer_are_refused(tmp_path: Path, network: NAFNet) -> None:
-    def refused(contents: object, message: str) -> None:
+    def check(contents: object, message: str) -> None:
         torch.save(contents, tmp_path / "file.pth")
         with pytest.raises(CheckpointError, match=message):
             registry.load(tmp_path / "file.pth", family="restorer")
 
+    return check
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_every_precision_are_read_to_float32(tmp_path: Path, network: Any, dtype: Any) -> None:
+    stored = {key: weight.to(dtype) for key, weight in network.state_dict().items()}
+    torch.save(stored, tmp_path / "file.pth")
+    save_file(stored, tmp_path / "file.safetensors")
+    for file in ("file.pth", "file.safetensors"):
+        read = registry.load(tmp_path / file, family="restorer").module.state_dict()
+        assert all(weight.dtype == torch.float32 for weight in read.values())
+        assert all(torch.equal(read[key], weight.float()) for key, weight in stored.items())
+
+
+def test_files_of_old_versions_of_pytorch_are_read(tmp_path: Path, network: Any) -> None:
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert registry.load(tmp_path / "old.pth", family="restorer").size_multiple == network.size_multiple
+
+
+def test_networks_that_are_not_whole_are_refused(
+    network: Any, name: str, refused: Callable[[object, str], None]
+) -> None:
     whole = network.state_dict()
-    refused({"params": {key: value for key, value in whole.items() if key != "ending.bias"}}, "ending.bias do not fit")
-    refused(whole | {"intro.bias": torch.zeros(3)}, "intro.bias do not fit")
-    upward = {key: value for key, value in whole.items() if not key.startswith("decoders.1.")}
-    refused(upward, "2 levels on the way down and 1 on the way up")
-    refused(whole | {"intro.weight": torch.zeros(3)}, "other architectures need the spandrel library|spandrel")
-    refused(whole | {"intro.bias": torch.full((8,), torch.nan)}, "NaN or infinity in intro.bias")
-    refused(whole | {7: torch.zeros(3)}, "no flat dict of tensors")
+    first, last = min(whole), max(whole)
+    start = f"is not a whole {name}: it "
+    refused({"params": {key: value for key, value in whole.items() if key != last}}, f"{start}lacks {re.escape(last)}")
+    refused(whole | {"extra.weight": torch.zeros(3)}, f"{start}has unknown extra.weight; get the file again")
+    shape = re.escape(f"{first} [1, 2] for {list(whole[first].shape)}")
+    refused(whole | {first: torch.zeros(1, 2)}, f"{start}has other shapes: {shape}")
+    refused(whole | {last: whole[last].to(torch.int8)}, f"no floating-point numbers in {re.escape(last)}")
+    refused(whole | {last: torch.full_like(whole[last], torch.nan)}, f"NaN or infinity in {re.escape(last)}")
+    refused(whole | {first: torch.full_like(whole[first], torch.inf)}, f"NaN or infinity in {re.escape(first)}")
+
+
+@pytest.mark.parametrize(("prefix", "message"), [("latent.", "lacks latent.0"), ("refinement.", "lacks refinement.0")])
+def test_a_part_that_is_missing_whole_is_named(
+    prefix: str, message: str, refused: Callable[[object, str], None]
+) -> None:
+    whole = SMALL["Restormer"][0].state_dict()
+    refused({key: value for key, value in whole.items() if not key.startswith(prefix)}, message)
+
+
+def test_networks_for_other_images_are_refused(refused: Callable[[object, str], None]) -> None:
+    refused(NAFNet(NAFNetConfig(4, (1,), 1, (1,), channels=1)).state_dict(), "NAFNet for images of 1 channels")
+    six = RestormerConfig(4, (1, 1, 1, 1), 1, (1, 1, 1, 1), (6, 12, 20, 40), channels=6)
+    refused(Restormer(six).state_dict(), "Restormer for images of 6 channels; expected 3, for RGB")
+    whole = SMALL["Restormer"][0].state_dict()
+    refused(whole | {"latent.0.attn.temperature": torch.ones(5, 1, 1)}, "32 channels cannot be split between 5 heads")
+
+
+def test_files_that_are_no_restorer_are_refused(tmp_path: Path, refused: Callable[[object, str], None]) -> None:
+    others = "is no NAFNet, Restormer, FFTformer, and other architectures need the spandrel library|spandrel"
+    refused({"conv_first.weight": torch.zeros(3), "body.0.weight": torch.zeros(3)}, others)
+    refused({7: torch.zeros(3)}, "no flat dict of tensors")
     refused([1, 2], "no flat dict of tensors")
     refused({"params": Path}, "holds more than tensors, which may be code")
-    (tmp_path / "file.pth").write_bytes((tmp_path / "file.pth").read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"cut off or no checkpoint|holds more than tensors"):
-        registry.load(tmp_path / "file.pth", family="restorer")
     with pytest.raises(CheckpointError, match=r"cannot read .*missing\.pth: No such file"):
         registry.create("restorer").load(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors"])
+def test_files_that_are_cut_off_are_refused(tmp_path: Path, kind: str, share: float) -> None:
+    whole, file = SMALL["NAFNet"][0].state_dict(), tmp_path / f"file.{kind}"
+    if kind == "safetensors":
+        save_file(whole, file)
+    else:
+        torch.save(whole, file, _use_new_zipfile_serialization=kind == "pth")
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(CheckpointError, match=r"cut off or no checkpoint|holds more than tensors"):
+        registry.load(file, family="restorer")
