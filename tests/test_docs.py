@@ -232,10 +232,18 @@ def is_module(name: str) -> bool:
 # -- code and figures -------------------------------------------------------------------------------------------------
 
 
+ONE_PROGRAM = ("add-a-family.md",)  # pages whose blocks are one program, in order
+
+
+def programs(page: Path) -> list[str]:
+    found = blocks(page, "python")
+    return ["\n".join(found)] if page.name in ONE_PROGRAM else found
+
+
 CODE = [
     pytest.param(block, id=f"{name_of(page)}-{number}")
     for page in MANUAL
-    for number, block in enumerate(blocks(page, "python"))
+    for number, block in enumerate(programs(page))
 ]
 
 
