@@ -65,7 +65,8 @@ def check_own_tensors(parts: Sequence[Component]) -> None:
                 raise BundleError(
                     f"component {part.name!r} reads {in_words(spec)}; expected float32[{BATCH}, 3, {HEIGHT}, {WIDTH}]"
                 )
-            if spec.name in (*COEFFICIENTS, GUIDANCE) and (spec.dtype, spec.shape) != (np.float32, (1,)):
+            number = spec.dtype == np.float32 and spec.shape == (1,)
+            if spec.name in (*COEFFICIENTS, GUIDANCE) and not number:
                 raise BundleError(f"component {part.name!r} reads {in_words(spec)}; expected float32[1]")
 
 
