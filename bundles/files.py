@@ -38,7 +38,8 @@ def written_whole(
     The temporary file exists, empty. Its name keeps the destination's suffix, since writers choose their format by it.
     A file that is replaced passes on its mode and, where that is allowed, its owner. ``replace`` False: what appears at
     the destination meanwhile is left, and the block ends in an error. Parent folders are made unless ``parents`` is
-    False. ``before`` is called with the temporary path, whole by then, right before it is put in place. Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
+    False. ``before`` is called with the temporary path, whole by then, right before it is put in place.
+    Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
     """
     temporary = _beside(destination, destination.suffix)
     try:

@@ -25,6 +25,7 @@ from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.engines.threads import pool_size
 from uid.errors import BackendError, BundleError, ModelError, OutputError
+from uid.install import how_to_install
 
 DEVICE = "CPU"
 OLDEST = (2026, 4)  # those before it do not keep the timestep's angles in float32, whatever they are told
@@ -210,9 +211,7 @@ def check_version() -> None:
     found = ov.get_version()
     if tuple(map(int, found.split(".")[:2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        raise BackendError(
-            f"openvino is {found}; expected {oldest} or later: pip install --upgrade 'uid-runtime[openvino]'"
-        )
+        raise BackendError(f"openvino is {found}; expected {oldest} or later: {how_to_install('openvino')} --upgrade")
 
 
 def fold_constants(core: ov.Core, model: ov.Model) -> None:

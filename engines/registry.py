@@ -10,6 +10,7 @@ import numpy as np
 
 from uid.engines.contract import Backend, Report
 from uid.errors import BackendError, BundleError, printable
+from uid.install import how_to_install
 
 PROBE = Path(__file__).with_name("probe.onnx")  # y = Identity(x), float32[1]
 
@@ -20,8 +21,14 @@ class BackendEntry:
 
     factory: str  # "module:function" taking the thread count, imported when first used
     distributions: tuple[str, ...]  # any of these brings it
-    install: str  # what to install when none of them is there
+    install: str  # how to install it when none of them is there; or the extra that brings it, in brackets
+    needs: str = ""  # what else it takes
     device: str = "cpu"  # "cpu" or "cuda", where it computes
+
+    def remedy(self) -> str:
+        """The command that installs it, and what else it takes."""
+        command = how_to_install(self.install[1:-1]) if self.install.startswith("[") else self.install
+        return f"{command}; needs {self.needs}" if self.needs else command
 
 
 @dataclass(frozen=True)
@@ -38,37 +45,37 @@ def wheels(name: str) -> tuple[str, ...]:
     return (name, *(f"{name}-{cuda}{part}" for cuda in ("cu13", "cu12") for part in ("", "-bindings")))
 
 
-OPENVINO = "pip install 'uid-runtime[openvino]'"
-# Both builds of onnxruntime are installed then, and write to one folder.
-CUDA = "pip install 'uid-runtime[cuda]'; pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu"
 # In the order in which "auto" tries them: the fastest first, as measured (docs/engine-notes.md).
 BACKENDS = {
     "tensorrt": BackendEntry(
         "uid.engines.trt.backend:create_tensorrt",
         wheels("tensorrt"),
-        "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU and driver",
+        "[tensorrt]",
+        "an NVIDIA GPU and driver",
         device="cuda",
     ),
     "tensorrt-rtx": BackendEntry(
         "uid.engines.trt.backend:create_tensorrt_rtx",
         wheels("tensorrt-rtx"),
-        "pip install 'uid-runtime[tensorrt-rtx]'; needs an NVIDIA RTX GPU and driver",
+        "[tensorrt-rtx]",
+        "an NVIDIA RTX GPU and driver",
         device="cuda",
     ),
     "onnxruntime-cuda": BackendEntry(
         "uid.engines.ort.cuda:create_cuda",
         ("onnxruntime-gpu",),
-        f"{CUDA}; needs an NVIDIA GPU and driver",
+        "[cuda]",
+        "an NVIDIA GPU and driver",
         device="cuda",
     ),
-    "openvino-bf16": BackendEntry("uid.engines.openvino_cpu:create_bf16", ("openvino",), OPENVINO),
+    "openvino-bf16": BackendEntry("uid.engines.openvino_cpu:create_bf16", ("openvino",), "[openvino]"),
     "onnxruntime": BackendEntry(
         "uid.engines.ort.cpu:create_cpu",
         # All of them bring the CPU too.
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-trt-rtx"),
         "pip install onnxruntime",
     ),
-    "openvino": BackendEntry("uid.engines.openvino_cpu:create_f32", ("openvino",), OPENVINO),
+    "openvino": BackendEntry("uid.engines.openvino_cpu:create_f32", ("openvino",), "[openvino]"),
 }
 
 
@@ -95,12 +102,12 @@ def made(name: str, threads: int | None) -> Backend:
         raise BackendError(f"unknown backend {name!r}; expected auto, {', '.join(BACKENDS)}")
     entry = BACKENDS[name]
     if not installed(entry):
-        raise BackendError(f"backend {name} is not installed: {entry.install}")
+        raise BackendError(f"backend {name} is not installed: {entry.remedy()}")
     module, function = entry.factory.split(":")
     try:
         backend: Backend = getattr(importlib.import_module(module), function)(threads)
     except ImportError as error:
-        raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.install}") from error
+        raise BackendError(f"backend {name} does not load: {error}. To mend it: {entry.remedy()}") from error
     return backend
 
 

@@ -1,4 +1,4 @@
-"""Kills runs of ``uid-run`` over a folder at random moments, and looks at what each leaves and what a rerun makes of it.
+"""Kills runs of ``uid-run`` over a folder at random moments, and looks at what they leave and what a rerun makes.
 
 python tests/kill_runs.py --kills 300
 """

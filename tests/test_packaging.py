@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from uid.bundles.declarations import built_in
+from uid.install import how_to_install
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
@@ -88,7 +89,7 @@ def test_export_without_torch_says_what_to_install(tmp_path: Path) -> None:
     code = "import sys; sys.modules['torch'] = None; from uid.export.cli import main; main()"
     words = [sys.executable, "-c", code, "random", "tiny", str(tmp_path / "tiny")]
     done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "Error: torch is not installed: pip install 'uid-runtime[export]'\n")
+    assert (done.returncode, done.stderr) == (1, f"Error: torch is not installed: {how_to_install('export')}\n")
 
 
 def test_what_ships_fits_a_wheel() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uid.errors import InputError
+from uid.install import how_to_install
 
 if TYPE_CHECKING:
     from uid.train.blur import RgbImage
@@ -117,7 +118,7 @@ def _check_libraries(name: str, metric: Metric) -> None:
     """Raise ``InputError`` unless they are there, and torchvision fits torch."""
     for library in ("torchvision", metric.module.split(".")[0]):
         if importlib.util.find_spec(library) is None:
-            raise InputError(f"metric {name} needs {library}, which is missing: pip install 'uid-runtime[metrics]'")
+            raise InputError(f"metric {name} needs {library}, which is missing: {how_to_install('metrics')}")
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:  # it registers operators, which a torch of another build does not take

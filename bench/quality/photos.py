@@ -21,6 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods, restored
 from uid.bench.quality.metrics import Score
 from uid.errors import InputError
+from uid.install import install_command
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import UNKNOWN_KERNELS, RgbImage, degrade
@@ -69,7 +70,9 @@ def held_out(names: Sequence[str] = ()) -> dict[str, RgbImage]:
         if name not in PHOTOS:
             raise InputError(f"no photo {name!r}; expected one of {', '.join(PHOTOS)}")
         if name in missing:
-            raise InputError(f"photo {name!r} comes with scikit-learn, which is missing: pip install scikit-learn")
+            raise InputError(
+                f"photo {name!r} comes with scikit-learn, which is missing: {install_command(['scikit-learn'])}"
+            )
     return {name: reduced(PHOTOS[name]()) for name in names or [name for name in PHOTOS if name not in missing]}
 
 

@@ -16,6 +16,7 @@ from uid.bench.speed.workers import Spec, Worker
 from uid.bundles.declarations import Bundle
 from uid.engines import BACKENDS, BackendStatus, installed, probe
 from uid.errors import BackendError, InputError
+from uid.install import how_to_install
 
 PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
 # The reference's kinds by name, and what each has of ``TorchRunner``.
@@ -120,7 +121,7 @@ def reference_runners(
         return []
     wanted = dict.fromkeys([PYTORCH, *named] if judges else named)
     if wanted and importlib.util.find_spec("torch") is None:
-        report("pytorch left out: torch is not installed; pip install 'uid-runtime[export]'")
+        report(f"pytorch left out: torch is not installed; {how_to_install('export')}")
         return []
     return [torch_runner(name, task, checkpoint) for name in wanted]
 

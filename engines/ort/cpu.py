@@ -29,6 +29,7 @@ from uid.bundles.tensors import Array, TensorSpec
 from uid.engines.contract import Backend, Buffer, Engine, Launch, check_bindings, raise_if_out_of_memory
 from uid.engines.threads import pool_size
 from uid.errors import BackendError, BundleError, ModelError, OutputError
+from uid.install import install_command
 
 PROVIDER = "CPUExecutionProvider"
 ONNXRUNTIME = "onnxruntime"  # the backend's name, and the library that a component's variant may be for
@@ -240,7 +241,7 @@ def open_session(
     if provider not in session.get_providers():
         raise BackendError(
             f"ONNX Runtime loaded {session.get_providers()} where {provider} was asked for: CUDA or cuDNN could "
-            "not be loaded. Install them with pip install 'onnxruntime-gpu[cuda,cudnn]', or use another backend",
+            f"not be loaded. Use another backend, or install them: {install_command(['onnxruntime-gpu[cuda,cudnn]'])}",
             option="backend",
         )
     inputs, outputs = (

@@ -31,6 +31,7 @@ from uid.engines.garbage import no_collection
 from uid.engines.ort.cpu import ONNXRUNTIME, check_memory, open_session, session_options
 from uid.engines.ort.nvidia_libraries import preload
 from uid.errors import BackendError, BundleError
+from uid.install import replace_onnxruntime
 
 NAME = "onnxruntime-cuda"  # the backend's, and what a component's variant for it is called
 PROVIDER = "CUDAExecutionProvider"
@@ -223,7 +224,7 @@ def create_cuda(threads: int | None) -> OrtCudaBackend:
     if PROVIDER not in ort.get_available_providers():
         raise BackendError(
             "this onnxruntime has no CUDA provider, since it took the place of onnxruntime-gpu: "
-            "pip uninstall onnxruntime onnxruntime-gpu, then pip install onnxruntime-gpu"
+            f"{replace_onnxruntime()}"
         )
     preload(ort.cuda_version)
     ort.preload_dlls()

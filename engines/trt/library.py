@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uid.engines.trt.profiles import Target
 from uid.errors import BackendError, OutOfMemoryError
+from uid.install import how_to_install, install_command
 
 if TYPE_CHECKING:
     from uid.engines.cuda_device import Device
@@ -42,7 +43,7 @@ def open_library(name: str) -> Library:
     """The TensorRT called ``name``; raises ``BackendError`` when it is unknown, missing or too old."""
     if name not in MODULES:
         raise BackendError(f"unknown engine builder {name!r}; expected {' or '.join(MODULES)}")
-    install = f"pip install 'uid-runtime[{name}]'"
+    install = how_to_install(name)
     try:
         module: Any = importlib.import_module(MODULES[name])
     except ImportError as error:
@@ -122,7 +123,7 @@ def remedy(library: Library, capability: str) -> str:
         return ""
     return (
         f". NVIDIA does not support {library.name} {UNCHECKING} there either, but that one loads engines: "
-        f"pip install '{library.name}=={UNCHECKING}'"
+        f"{install_command([f'{library.name}=={UNCHECKING}'])}"
     )
 
 

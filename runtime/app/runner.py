@@ -161,14 +161,14 @@ class JobRunner:
 
     def _done_alone(self, job: Job) -> Record:
         """A whole job in the caller's thread."""
+        decision = self._decided(job)
+        if isinstance(decision, dict):
+            return decision
+        _ = self.pipeline, self.extra_images  # before the file, as where many are done
         if job.video:
-            decision = self._decided(job)
-            if isinstance(decision, dict):
-                return decision
-            _ = self.pipeline, self.extra_images
             self.reporter.start(job.input_name)
             return self._guarded(lambda: {"ok": True} | self._video(job), decision.source)
-        read = self._begun(job)
+        read = self._guarded(lambda: ReadImage(self._read(job), decision), decision.source)
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from uid.bundles.files import folder_written_whole, written_whole
 from uid.errors import InputError, OutputError
+from uid.install import how_to_install
 from uid.runtime.media.ffmpeg import ffmpeg_errors, opened
 from uid.runtime.media.formats import MUXERS, VIDEO_SUFFIXES, is_video_path
 from uid.runtime.media.frames import DEFAULT_FRAME_RATE, FolderReader, FolderWriter, Frame
@@ -106,7 +107,7 @@ def _require_av() -> None:
     try:
         import av  # noqa: F401 - only whether it is there
     except ImportError as error:
-        raise InputError("video needs PyAV, which is not installed: pip install 'uid-runtime[video]'") from error
+        raise InputError(f"video needs PyAV, which is not installed: {how_to_install('video')}") from error
 
 
 def _check_paths(source: Path, destination: Path, frame_rate: Fraction | None) -> None:

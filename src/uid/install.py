@@ -20,21 +20,32 @@ CPU_TORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 
 def how_to_install(extra: str) -> str:
     """The command that installs what an extra brings into the environment of this Python."""
-    return install_command(requirements(extra))
+    command = install_command(requirements(extra))
+    # Both builds of onnxruntime are installed then, and write to one folder.
+    return f"{command} && {replace_onnxruntime()}" if extra == "cuda" else command
 
 
 def install_command(wanted: list[str]) -> str:
     """The command that installs distributions, such as "av>=17", into the environment of this Python."""
     index = f" {CPU_TORCH}" if needs_cpu_torch(wanted) else ""
-    return f"{_installer()} {' '.join(_quoted(one) for one in wanted)}{index}"
+    return f"{_pip('install')} {' '.join(_quoted(one) for one in wanted)}{index}"
+
+
+def replace_onnxruntime() -> str:
+    """The command that puts onnxruntime-gpu in the place of onnxruntime."""
+    both = f"{_pip('uninstall')} onnxruntime onnxruntime-gpu"
+    return f"{both} && {install_command(['onnxruntime-gpu'])}"
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra asks for, with what it takes over from other extras; from a clone without an install, the clone."""
+    """What an extra asks for, with what it takes over from other extras.
+
+    Where no installed version of this package has the extra, it is that of the clone that runs.
+    """
     try:
         listed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
-        return [f"{Path(__file__).resolve().parents[2]}[{extra}]"]
+        listed = []
     own = [
         text.split(";")[0].strip() for text in listed if re.search(rf"""extra == ["']{re.escape(extra)}["']""", text)
     ]
@@ -42,7 +53,9 @@ def requirements(extra: str) -> list[str]:
     for text in own:
         nested = re.fullmatch(rf"{DISTRIBUTION}\[(.+)\]", text)
         found += [one for name in nested[1].split(",") for one in requirements(name)] if nested else [text]
-    return list(dict.fromkeys(found)) or [f"{DISTRIBUTION}[{extra}]"]
+    clone = Path(__file__).resolve().parents[2]
+    is_clone = (clone / "pyproject.toml").is_file()
+    return list(dict.fromkeys(found)) or (["-e", f"{clone}[{extra}]"] if is_clone else [f"{DISTRIBUTION}[{extra}]"])
 
 
 def needs_cpu_torch(wanted: list[str]) -> bool:
@@ -51,14 +64,15 @@ def needs_cpu_torch(wanted: list[str]) -> bool:
     return has_torch and sys.platform == "linux" and shutil.which("nvidia-smi") is None
 
 
-def _installer() -> str:
-    """Pip of this Python, or uv where there is no pip."""
+def _pip(verb: str) -> str:
+    """The beginning of a command of this Python's pip, or of uv where there is no pip."""
     python = _quoted(sys.executable or "python3")
     if importlib.util.find_spec("pip") is None:
-        return f"uv pip install --python {python}"
+        return f"uv pip {verb} --python {python}"
     # An externally managed Python refuses; who installed this package there has decided that it may be written to.
     managed = sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
-    return f"{python} -m pip install{' --break-system-packages' if managed else ''}"
+    yes = " --yes" if verb == "uninstall" else ""
+    return f"{python} -m pip {verb}{yes}{' --break-system-packages' if managed else ''}"
 
 
 def _quoted(text: str) -> str:

@@ -17,6 +17,7 @@ from uid.bench.quality import photos as quality
 from uid.bench.quality.methods import BlurCase
 from uid.bench.quality.metrics import METRICS, Metric, load
 from uid.errors import InputError
+from uid.install import how_to_install
 from uid.train.blur import RgbImage
 
 
@@ -136,7 +137,7 @@ def test_a_library_that_is_missing_is_named(library: str, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, library, None)
     result = CliRunner().invoke(main, ["quality", "--metric", "lpips"])
     assert result.exit_code == 1
-    said = f"metric lpips needs {library}, which is missing: pip install 'uid-runtime[metrics]'"
+    said = f"metric lpips needs {library}, which is missing: {how_to_install('metrics')}"
     assert said in result.output
 
 

@@ -25,6 +25,7 @@ from uid.engines.trt.cache import engine_for  # noqa: E402
 from uid.engines.trt.library import Library  # noqa: E402
 from uid.engines.trt.profiles import Profile, Range, Target, square  # noqa: E402
 from uid.errors import BackendError, OutOfMemoryError  # noqa: E402
+from uid.install import how_to_install  # noqa: E402
 from uid.runtime.app.cli import doctor, run  # noqa: E402
 from uid.runtime.pixels import GRAPHS, PIXELS_IN, PIXELS_OUT  # noqa: E402
 
@@ -156,9 +157,10 @@ def test_the_command_lines_say_what_is_missing(tmp_path: Path) -> None:
     told = CliRunner().invoke(doctor).output
     assert "missing  backend tensorrt-rtx: no NVIDIA driver here" in told
     if not engines.installed(engines.BACKENDS["tensorrt"]):
-        assert "missing  backend tensorrt: backend tensorrt is not installed: pip install 'uid-runtime[tens" in told
+        install = how_to_install("tensorrt")
+        assert f"missing  backend tensorrt: backend tensorrt is not installed: {install}" in told
         result = CliRunner().invoke(run, [*words, "tensorrt"])
-        assert "pip install 'uid-runtime[tensorrt]'; needs an NVIDIA GPU" in result.output
+        assert f"{install}; needs an NVIDIA GPU" in result.output
 
 
 @no_driver

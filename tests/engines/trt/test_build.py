@@ -20,6 +20,7 @@ from uid.engines.trt.profiles import NAMED, Profile, Range, Target, profile_shap
 from uid.engines.trt.sidecar import read_sidecar
 from uid.errors import BackendError
 from uid.export.cli import main
+from uid.install import how_to_install, install_command
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx, which builds engines without a GPU"
@@ -142,7 +143,7 @@ def test_inspect_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
 def test_the_error_of_a_missing_library_says_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
-    message = rf"^{name} is not installed or does not load \(.*\): pip install 'uid-runtime\[{name}\]'$"
+    message = rf"^{name} is not installed or does not load \(.*\): {re.escape(how_to_install(name))}$"
     with pytest.raises(BackendError, match=message):
         open_library.__wrapped__(name)
 
@@ -165,7 +166,7 @@ def test_the_remedy_on_an_unsupported_gpu_names_the_release_that_loads(library: 
     answers = {name: supports(library, name) for name in ("8.0", "8.9", "9.0", "10.3", "12.1", "13.0")}
     assert answers == {"8.0": True, "8.9": True, "9.0": False, "10.3": False, "12.1": True, "13.0": True}
     later, earlier = (dataclasses.replace(library, version=version) for version in ("1.7.1.116", "1.6.1.120"))
-    assert remedy(later, "9.0").endswith("loads engines: pip install 'tensorrt-rtx==1.6.1.120'")
+    assert remedy(later, "9.0").endswith(f"loads engines: {install_command(['tensorrt-rtx==1.6.1.120'])}")
     assert remedy(later, "8.9") == remedy(earlier, "9.0") == ""
     assert supports(dataclasses.replace(library, name="tensorrt"), "9.0")
 

@@ -1,5 +1,6 @@
 """Videos and frame folders that cannot be read or written are refused by name, and leave nothing behind."""
 
+import re
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -23,6 +24,7 @@ from video_files import (
 )
 
 from uid.errors import InputError, OutputError, UIDError
+from uid.install import how_to_install
 from uid.runtime.media.video import process_video
 
 
@@ -205,5 +207,5 @@ def test_contradictory_paths_and_options_are_refused(tmp_path: Path) -> None:
 def test_missing_pyav_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_clip(tmp_path / "in.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(InputError, match=r"pip install 'uid-runtime\[video\]'"):
+    with pytest.raises(InputError, match=re.escape(how_to_install("video"))):
         process_video(source, tmp_path / "out.mp4", same)
