@@ -4,13 +4,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Literal
 
 from uid.bundles import declarations
 from uid.bundles.declarations import SHALLOW, UNGUIDED, Bundle, Preset
 from uid.bundles.tensors import GUIDANCE, Array
 from uid.errors import InputError
+from uid.runtime.media.formats import DecodedImage
 from uid.runtime.schedule import timesteps
+from uid.runtime.sources import save
 from uid.runtime.transforms import TRANSFORMS
 
 AUTO = "auto"
@@ -163,7 +166,7 @@ def largest_tile(bundle: Bundle) -> int:
     return min(bundle.tile, bundle.max_side or bundle.tile)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """An image, and how it was made."""
 
@@ -177,3 +180,18 @@ class Result:
     tile: int | None = None  # largest side of a tile in pixels; None: the image was run whole
     batch: int = 1  # most tiles and transforms that ran together
     captured: bool = False  # whether the backend ran everything as CUDA graphs
+    source: DecodedImage | None = None  # the file or Pillow image that it was made of, with all beside its pixels
+
+    def __repr__(self) -> str:
+        size, dtype = "x".join(map(str, self.image.shape)), self.image.dtype
+        seconds = sum(self.seconds.values())
+        return f"Result({size} {dtype}, mode {self.options.mode}, {self.backend}, {seconds:.2f} s)"
+
+    def save(self, path: Path | str, format: str | None = None, *, overwrite: bool = False) -> None:
+        """Write the image as a file, with the alpha and metadata of the file or Pillow image that it was made of.
+
+        ``format`` is a key of ``uid.runtime.media.formats.FORMATS`` (None: the suffix's). A float image becomes 8 bit.
+        Raises ``OutputError`` where the file exists and ``overwrite`` is False, or it cannot be written or cannot hold
+        the image, and ``InputError`` for a suffix of no known format.
+        """
+        save(self.image, self.source, Path(path), format, overwrite)

@@ -6,6 +6,7 @@ result.image                                   # the same shape and dtype
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from uid.bundles.declarations import UNGUIDED, Bundle, built_in
@@ -14,10 +15,11 @@ from uid.bundles.tensors import IMAGE, Array
 from uid.engines import Backend, Report, create
 from uid.errors import BundleError, InputError, OutOfMemoryError
 from uid.runtime.options import AUTO, Options, Result, check_inputs, has_stage, largest_tile
-from uid.runtime.pixels import check_image, planes, to_float
+from uid.runtime.pixels import planes, to_float
 from uid.runtime.plan import Plans
 from uid.runtime.run import ImageRun, Limits, OnStep, Request
 from uid.runtime.schedule import Step, coefficients, stages
+from uid.runtime.sources import ImageLike, opened
 from uid.runtime.transforms import TRANSPOSED
 
 
@@ -42,21 +44,22 @@ class Pipeline:
 
     def __call__(
         self,
-        image: Array,
+        image: ImageLike,
         options: Options | None = None,
         *,
         on_step: OnStep | None = None,
         noise: Mapping[str, Array] | None = None,
-        **extra: Array | None,
+        **extra: ImageLike | None,
     ) -> Result:
         """Run the bundle's model on ``image``.
 
-        ``image`` is (H, W, 3) RGB or (H, W) grey; uint8, uint16, or float in [0, 1]. ``extra`` are the further images
-        that the mode declares, by name and of the same kinds: "blur-transfer" takes ``blur_image``, whose blur the
-        output gets. ``on_step`` receives (steps done, steps in all) after each step, or after the last step of a batch
-        of tiles where the backend runs all steps in one piece. It must not wait for another call of the pipeline, which
-        waits for this one. ``noise`` are arrays to use instead of the seed's, by name, such as ``latent``: float32, of
-        the shapes that ``runtime.noise.shape_of`` gives for the padded image.
+        ``image`` is (H, W, 3) RGB or (H, W) grey; uint8, uint16, or float in [0, 1]. Or it is the name of an image file
+        or an image of Pillow's, whose alpha and metadata ``Result.save`` writes beside the new pixels. ``extra`` are
+        the further images that the mode declares, by name and of the same kinds: "blur-transfer" takes ``blur_image``,
+        whose blur the output gets. ``on_step`` receives (steps done, steps in all) after each step, or after the last
+        step of a batch of tiles where the backend runs all steps in one piece. It must not wait for another call of the
+        pipeline, which waits for this one. ``noise`` are arrays to use instead of the seed's, by name, such as
+        ``latent``: float32, of the shapes that ``runtime.noise.shape_of`` gives for the padded image.
 
         Raises ``InputError`` for an image or option that does not fit, ``ModelError`` when the model writes NaN or
         infinity, ``OutOfMemoryError`` when the backend's memory does not hold the image or tile.
@@ -64,9 +67,8 @@ class Pipeline:
         options = (options or Options()).resolved(self.bundle)
         given = {name: value for name, value in extra.items() if value is not None}
         check_inputs(self.bundle, options.mode, given)
-        for name, value in {IMAGE: image, **given}.items():
-            check_image(value, name)
-        extra_planes = {name: to_float(planes(value)) for name, value in given.items()}
+        pixels, source = opened(image, IMAGE)
+        extra_planes = {name: to_float(planes(opened(value, name)[0])) for name, value in given.items()}
         own = {} if noise is None else noise
         if not isinstance(own, Mapping):
             raise InputError(f"noise is a {type(own).__name__}; expected arrays by name, such as {{'latent': array}}")
@@ -76,9 +78,10 @@ class Pipeline:
                 "exchange height and width",
                 option="transforms",
             )
-        request = Request(image, options, loop_steps(self.bundle, options), extra_planes, own, on_step)
+        request = Request(pixels, options, loop_steps(self.bundle, options), extra_planes, own, on_step)
         with self._backend.exclusive():
-            return self._run(request)
+            result = self._run(request)
+        return result if source is None else replace(result, source=source)
 
     def _run(self, request: Request) -> Result:
         """The result of a request; where memory runs out, within ever smaller limits that its options allow."""

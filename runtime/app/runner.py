@@ -298,7 +298,11 @@ def _write_to_stdout(data: bytes) -> None:
 def _record(result: "Result") -> Record:
     """All of a result but its pixels."""
     options = dataclasses.asdict(result.options)
-    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name not in ("image", "options")}
+    fields = {
+        f.name: getattr(result, f.name)
+        for f in dataclasses.fields(result)
+        if f.name not in ("image", "options", "source")
+    }
     return options | {old: options[new] for new, old in OLD_KEYS.items()} | fields
 
 
