@@ -18,6 +18,7 @@ from uid.runtime.app.jobs import Plan, plan
 from uid.runtime.app.session import Session
 from uid.runtime.app.settings import DEVICE, RunSettings
 from uid.runtime.media.formats import FORMATS, MAX_PIXELS, SUFFIXES
+from uid.runtime.media.raw_pipe import RAW_FORMATS
 from uid.runtime.options import AUTO, Options
 from uid.runtime.transforms import TRANSFORMS
 
@@ -30,6 +31,7 @@ Examples:
   uid-run clip.mp4 -o sharp.mp4
   uid-run clip.mp4 -o frames/
   uid-run frames/ -o sharp.mp4 --frame-rate 30000/1001
+  uid-run - -o - --raw rgb24 --raw-size 1920x1080 <frames >sharp
   uid-run - -o - <blurred.png >sharp.png
   uid-run sharp.png -o blurred.png --mode blur-transfer --blur-from shaken.jpg
 """  # \b: click keeps the lines as they are
@@ -44,6 +46,33 @@ def _frame_rate(ctx: click.Context, param: click.Parameter, value: str | None) -
     if rate is not None and rate <= 0:
         raise click.BadParameter(f"{value!r} is not a frame rate; expected frames per second such as 25 or 30000/1001")
     return rate
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> Fraction | None:
+    """An exact time from text such as 90, 1:30 or 0:01:30.5."""
+    if value is None:
+        return None
+    parts = value.split(":")
+    try:
+        numbers = [Fraction(part) for part in parts]
+    except (ValueError, ZeroDivisionError):
+        numbers = []
+    if not 1 <= len(numbers) <= 3 or min(numbers) < 0:
+        raise click.BadParameter(f"{value!r} is not a time; expected seconds such as 12.5, or 1:30, or 0:01:30")
+    seconds = Fraction(0)
+    for number in numbers:
+        seconds = 60 * seconds + number
+    return seconds
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Width and height in pixels, from text such as 1920x1080."""
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise click.BadParameter(f"{value!r} is not a size; expected width and height such as 1920x1080")
+    return int(width), int(height)
 
 
 def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["auto"] | None:
@@ -156,6 +185,19 @@ def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     show_default=True,
     help="Largest image that is read; larger ones are refused before they are decoded.",
 )
+@click.option("--salvage", is_flag=True, help="Use what can be read of a damaged file, with a warning.")
+@click.option(
+    "--codec",
+    metavar="NAME",
+    help="h264, hevc, av1, vp9, prores, ffv1, or an encoder of FFmpeg. Default: fits the video.",
+)
+@click.option("--crf", type=click.FloatRange(min=0), help="Quality of a video; less is better. Default: the codec's.")
+@click.option("--pix-fmt", metavar="NAME", help="Pixel format of a video, such as yuv422p10le. Default: as the input.")
+@click.option("--start", callback=_seconds, default="0", metavar="TIME", help="Where a video begins: 12.5 or 1:30.")
+@click.option("--end", callback=_seconds, metavar="TIME", help="Where a video ends. Default: its end.")
+@click.option("--frames", type=click.IntRange(min=1), help="Most frames that are taken of a video.")
+@click.option("--raw", type=click.Choice(list(RAW_FORMATS)), help="- carries raw frames of a video in this format.")
+@click.option("--raw-size", callback=_size, metavar="WxH", help="Size of the raw frames from standard input.")
 @click.option("--compare", is_flag=True, help="Write the input to the left of the output.")
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
 @click.option(
@@ -218,8 +260,8 @@ def _planned(settings: RunSettings) -> Plan:
 
 def _refuse_unused_options(settings: RunSettings, planned: Plan) -> None:
     """Raise ``UsageError`` for options that have no effect on these inputs."""
-    if settings.frame_rate and not any(job.video and job.source and job.source.is_dir() for job in planned.jobs):
-        raise click.UsageError("--frame-rate is for a folder of frames that becomes a video; leave it out here")
+    if settings.frame_rate and not any(job.video and (not job.source or job.source.is_dir()) for job in planned.jobs):
+        raise click.UsageError("--frame-rate is for frames from a folder or a pipe; leave it out here")
     if settings.output == "-" and sys.stdout.isatty():
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
 

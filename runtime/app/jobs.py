@@ -58,6 +58,7 @@ class Naming:
     suffix: str = ""  # added to the stem
     format: str | None = None  # a key of FORMATS, for images; None: each as its input
     recursive: bool = True  # look into subfolders too
+    raw: bool = False  # standard input and output carry the raw frames of a video, not one image
 
     def renamed(self, path: Path) -> Path:
         """The output's path relative to the output folder, for an input at ``path`` relative to its own."""
@@ -130,6 +131,8 @@ def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
         raise InputError(f"standard input and output carry one image, but {len(sources)} inputs were given")
     source = sources[0]
     destination = None if output == STREAM else Path(output)
+    if naming.raw:
+        return _raw(source, destination)
     if source is not None and (source.is_dir() or is_video_path(source)):
         raise OutputError(f"standard output carries one image, but {source} is not one; name a file or folder")
     if destination is not None:
@@ -139,6 +142,15 @@ def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
     elif naming.suffix:
         raise OutputError("--suffix names files in a folder, but the output is standard output; leave it out")
     return Job(source, destination)
+
+
+def _raw(source: Path | None, destination: Path | None) -> Job:
+    """The job when raw frames come or go through a pipe."""
+    if source is not None and not (source.is_dir() or is_video_path(source)):
+        raise InputError(f"{source} is not a video, so that it has no frames; expected a video or a folder of frames")
+    if destination is not None and destination.suffix and destination.suffix.lower() not in MUXERS:
+        raise OutputError(f"cannot write frames to {destination}; expected one of {', '.join(MUXERS)}, or a folder")
+    return Job(source, destination, video=True)
 
 
 def _single(source: Path, output: Path, naming: Naming) -> Job | None:

@@ -68,16 +68,19 @@ class Lines(Quiet):
         self._begun = self._finished = 0
         self._name = ""
         self._started = self._printed = time.monotonic()
+        self._before = 0  # frames that an earlier run did
 
     def start(self, name: str) -> None:
         self._begun += 1
         self._name = name
+        self._before = -1
         self._started = self._printed = time.monotonic()
 
     def on_step(self, done: int, total: int) -> None:
         self._tell("step", done, total, "steps/s")
 
     def on_frame(self, done: int, total: int | None) -> None:
+        self._before = done - 1 if self._before < 0 else self._before
         self._tell("frame", done, total, "fps")
 
     def finish(self, line: str) -> None:
@@ -100,7 +103,7 @@ class Lines(Quiet):
         if not done or now - self._printed < LINE_INTERVAL_S:
             return
         self._printed = now
-        rate = done / max(now - self._started, 1e-9)
+        rate = max(done - max(self._before, 0), 1) / max(now - self._started, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total is not None and total >= done else ""
         of_total = "" if total is None else f"/{total}"
         self._print(f"[{self._begun}/{self.files}] {self._name}: {what} {done}{of_total}, {rate:.2f} {unit}{left}")

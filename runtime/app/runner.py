@@ -1,6 +1,7 @@
 """A run over many files: one pipeline, files read, computed and written at the same time, a record of each."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import numpy as np
 
-from uid import stop
+from uid import __version__, stop
 from uid.bundles.tensors import Array
 from uid.errors import InputError, OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
@@ -26,7 +27,9 @@ from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import encode_image, write_image
 from uid.runtime.media.formats import DecodedImage
-from uid.runtime.media.video import process_video
+from uid.runtime.media.raw_pipe import RawPipe
+from uid.runtime.media.video import VideoOptions, process_video
+from uid.runtime.media.work import sweep
 from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
 
@@ -163,11 +166,13 @@ class JobRunner:
         """A whole job in the caller's thread."""
         decision = self._decided(job)
         if isinstance(decision, dict):
+            if job.video and job.destination is not None:
+                sweep(job.destination)
             return decision
         _ = self.pipeline, self.extra_images  # before the file, as where many are done
         if job.video:
             self.reporter.start(job.input_name)
-            return self._guarded(lambda: {"ok": True} | self._video(job), decision.source)
+            return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
         read = self._guarded(lambda: ReadImage(self._read(job), decision), decision.source)
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
@@ -223,7 +228,7 @@ class JobRunner:
             raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
         self._folders.add(folder)
 
-    def _video(self, job: Job) -> Record:
+    def _video(self, job: Job, decision: Decision) -> Record:
         seconds: Counter[str] = Counter()
         record: Record = {}
 
@@ -233,19 +238,38 @@ class JobRunner:
             record.update(_record(result), seconds=dict(seconds))
             return self._shown(frame, result)
 
-        assert job.source is not None, "standard input carries images only"
-        assert job.destination is not None, "standard output carries images only"
-        self._make_folder(job.destination.parent)
+        settings = self.settings
+        pipe = settings.raw or "rgb24"
+        if job.destination is not None:
+            self._make_folder(job.destination.parent)
         video = process_video(
-            job.source,
-            job.destination,
+            job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
+            job.destination or RawPipe(sys.stdout.buffer, pipe),
             transform,
             on_frame=self._on_frame,
-            frame_rate=self.settings.frame_rate if job.source.is_dir() else None,
-            columns=2 if self.settings.compare else 1,
+            frame_rate=settings.frame_rate if job.source is None or job.source.is_dir() else None,
+            columns=2 if settings.compare else 1,
             scale=self._scale,
+            options=self._video_options(job, decision),
         )
         return record | {"frames": video.frames}
+
+    def _video_options(self, job: Job, decision: Decision) -> VideoOptions:
+        settings = self.settings
+        used = settings.options.resolved(self.pipeline.bundle)
+        images = {name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in self.extra_images.items()}
+        key = repr((__version__, self.pipeline.bundle.digest, self.pipeline.backend, used, images))
+        return VideoOptions(
+            selection=settings.selection,
+            wanted=settings.wanted,
+            max_pixels=settings.max_pixels,
+            salvage=settings.salvage,
+            key=key,
+            report=self.reporter.note,
+            placing=partial(self._note_made, job.destination, decision.source)
+            if job.destination
+            else lambda file: None,
+        )
 
     def _sharpened(self, pixels: Array, on_step: Callable[[int, int], None] | None = None) -> "Result":
         extra: dict[str, Any] = self.extra_images

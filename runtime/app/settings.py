@@ -11,6 +11,8 @@ from pathlib import Path
 from uid.errors import InputError
 from uid.runtime.app.jobs import Naming
 from uid.runtime.media.formats import MAX_PIXELS
+from uid.runtime.media.selection import Selection
+from uid.runtime.media.video_codecs import Wanted
 from uid.runtime.options import AUTO, Options
 
 DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
@@ -38,6 +40,15 @@ class RunSettings:
     recursive: bool = True
     frame_rate: Fraction | None = None  # frames per second, of a video made from a folder of frames
     max_pixels: int = MAX_PIXELS
+    salvage: bool = False  # use what can be read of a damaged file
+    codec: str | None = None  # of a written video; None: one that fits
+    crf: float | None = None
+    pix_fmt: str | None = None
+    start: Fraction = Fraction(0)  # seconds; of a video
+    end: Fraction | None = None
+    frames: int | None = None  # most that are taken of a video
+    raw: str | None = None  # a key of RAW_FORMATS: standard input and output carry such frames
+    raw_size: tuple[int, int] | None = None  # (width, height) of those from standard input
     compare: bool = False  # write the input to the left of the output
     keep_going: bool = False
     workers: int = 1  # threads that read images, and as many that write them
@@ -49,8 +60,13 @@ class RunSettings:
     debug: bool = False  # show tracebacks
 
     def __post_init__(self) -> None:
+        _ = self.selection  # which checks itself
         if self.overwrite and self.skip_existing:
             raise InputError("--overwrite and --skip-existing contradict each other; give one of them")
+        if self.raw and "-" not in (*self.inputs, self.output):
+            raise InputError("--raw is for frames through standard input or output; name one of them with -")
+        if self.raw_size and not self.raw:
+            raise InputError("--raw-size is for raw frames; give their format with --raw")
         if self.json and self.output == "-":
             raise InputError("--json and -o - both write to standard output; name an output file")
         if self.device is not None and not DEVICE.fullmatch(self.device):
@@ -59,9 +75,19 @@ class RunSettings:
             raise InputError("--watch waits for files in input folders; give folders alone, and no --dry-run")
 
     @property
+    def selection(self) -> Selection:
+        """The part of a video that is taken."""
+        return Selection(self.start, self.end, self.frames)
+
+    @property
+    def wanted(self) -> Wanted:
+        """How a video is encoded."""
+        return Wanted(self.codec, self.crf, self.pix_fmt)
+
+    @property
     def naming(self) -> Naming:
         """How outputs in a folder are named."""
-        return Naming(self.suffix, self.format, self.recursive)
+        return Naming(self.suffix, self.format, self.recursive, self.raw is not None)
 
 
 # Settings on which no output depends.

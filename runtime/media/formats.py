@@ -19,8 +19,18 @@ MAX_PIXELS = 200_000_000
 
 
 Samples = NDArray[Any]  # (H, W) or (H, W, C), uint8 or uint16
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
-MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".ts": "mpegts",
+    ".mts": "mpegts",
+    ".m2ts": "mpegts",
+}
+_ONLY_READ = ".avi .mpg .mpeg .vob .wmv .asf .flv .gif .3gp .3g2 .ogv .mxf .dv .y4m .mjpeg .nut .ivf .rm .wtv .gxf"
+VIDEO_SUFFIXES = {*MUXERS, *_ONLY_READ.split()}
 
 
 @dataclass(frozen=True)
