@@ -91,4 +91,7 @@ def text(value: Any, what: str) -> str:
 
 def shown(value: Any) -> str:
     """A bad value as its error shows it."""
-    return repr(value)[:LONGEST_SHOWN]
+    try:
+        return repr(value)[:LONGEST_SHOWN]
+    except ValueError:  # of a whole number of thousands of digits
+        return f"a {type(value).__name__}"

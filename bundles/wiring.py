@@ -65,8 +65,7 @@ def check_own_tensors(parts: Sequence[Component]) -> None:
                 raise BundleError(
                     f"component {part.name!r} reads {in_words(spec)}; expected float32[{BATCH}, 3, {HEIGHT}, {WIDTH}]"
                 )
-            number = spec.dtype == np.float32 and spec.shape == (1,)
-            if spec.name in (*COEFFICIENTS, GUIDANCE) and not number:
+            if spec.name in (*COEFFICIENTS, GUIDANCE) and not (spec.dtype == np.float32 and spec.shape == (1,)):
                 raise BundleError(f"component {part.name!r} reads {in_words(spec)}; expected float32[1]")
 
 

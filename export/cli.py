@@ -24,7 +24,7 @@ Examples:
   uid-export bundle deblurdiff.pth -o bundle/  the same of DeblurDiff's published file
   uid-export restorer nafnet.pth -o bundle/    the same of a network without a denoising loop
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
-  uid-export inspect bundle/engines/           what engines were built for
+  uid-export inspect ~/.cache/uid-runtime/     what engines were built for
   uid-export check bundle/ --image photo.jpg   which layer makes an image wrong
 """  # \b: click keeps the lines as they are
 

@@ -1,6 +1,5 @@
 """What a user may choose about a run, and what came out of it."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -8,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from uid.bundles import declarations
-from uid.bundles.declarations import SHALLOW, UNGUIDED, Bundle, Preset
+from uid.bundles.declarations import LARGEST_GUIDANCE, SHALLOW, UNGUIDED, Bundle, Preset
 from uid.bundles.tensors import GUIDANCE, Array
+from uid.bundles.values import shown
 from uid.errors import InputError
 from uid.runtime.media.formats import DecodedImage
 from uid.runtime.schedule import timesteps
@@ -18,6 +18,7 @@ from uid.runtime.transforms import TRANSFORMS
 
 AUTO = "auto"
 WHOLE_LOOP = (0.0, 1.0)
+LARGEST_SEED = (1 << 128) - 1
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,28 @@ class Options:
     tile: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mode, str):
+            raise InputError(f"mode is {self.mode!r}; expected a name", option="mode")
+        if not isinstance(self.preset, str | None):
+            raise InputError(f"preset is {self.preset!r}; expected a name", option="preset")
         check_integer("steps", self.steps, 1)
         check_integer("transforms", self.transforms, 1, TRANSFORMS)
-        check_integer("cache_interval", self.cache_interval, 1)
-        check_integer("seed", self.seed, 0)
-        if self.tile != AUTO:
+        check_integer("cache_interval", self.cache_interval, 1, optional=False)
+        check_integer("seed", self.seed, 0, LARGEST_SEED, optional=False)
+        if not isinstance(self.tile, str) or self.tile != AUTO:
             check_integer("tile", self.tile, 1)
-        if self.guidance is not None and not (isinstance(self.guidance, Real) and math.isfinite(self.guidance)):
-            raise InputError(f"guidance is {self.guidance!r}; expected a finite number", option="guidance")
+        if self.guidance is not None and not is_guidance(self.guidance):
+            raise InputError(
+                f"guidance is {self.guidance!r}; expected a finite number from -{LARGEST_GUIDANCE:g} to "
+                f"{LARGEST_GUIDANCE:g}",
+                option="guidance",
+            )
         if not is_interval(self.guidance_interval):
             raise InputError(
                 f"guidance interval is {self.guidance_interval!r}; expected a part of (0, 1) such as (0.2, 0.8)",
                 option="guidance_interval",
             )
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))  # also of a list
 
     def resolved(self, bundle: Bundle) -> "Options":
         """The options with the bundle's defaults in place of None, but for ``tile``.
@@ -79,14 +89,21 @@ class Options:
         )
 
 
-def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise ``InputError`` unless a value is None or a whole number from ``least`` to ``most``."""
-    if value is None or (isinstance(value, Integral) and int(value) >= least and (most is None or int(value) <= most)):
+def check_integer(name: str, value: object, least: int, most: int | None = None, *, optional: bool = True) -> None:
+    """Raise ``InputError`` unless a value is a whole number from ``least`` to ``most``, or None where that is open."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if (value is None and optional) or (whole and least <= int(value) and (most is None or int(value) <= most)):  # type: ignore[call-overload]
         return
-    what = "a whole number of " if not isinstance(value, Integral) else ""
+    what = "a whole number of " if not whole else ""
     limits = f"{least} or more" if most is None else f"{least} to {most}"
     limits += f", or {AUTO!r}" if name == "tile" else ""
-    raise InputError(f"{name.replace('_', ' ')} is {value!r}; expected {what}{limits}", option=name)
+    raise InputError(f"{name.replace('_', ' ')} is {shown(value)}; expected {what}{limits}", option=name)
+
+
+def is_guidance(value: object) -> bool:
+    """Whether a value is a finite number that guidance may be."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and -LARGEST_GUIDANCE <= value <= LARGEST_GUIDANCE  # type: ignore[operator]
 
 
 def is_interval(value: object) -> bool:

@@ -10,6 +10,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
 from uid.bundles.files import written_whole
+from uid.bundles.names import KEY
+from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
+from uid.bundles.values import shown
 from uid.errors import CheckpointError
 from uid.families.registry import INDEX, read_index
 from uid.families.uid_diff.adapter import Adapter
@@ -33,6 +36,10 @@ from uid.families.uid_diff.model import UIDDiff
 from uid.families.uid_diff.vae import VAERefiner
 
 FAMILY = "uid-diff"
+# In a configuration: sizes and counts, which are 1 or more, unlike other whole numbers.
+SIZES = re.compile(r"^num_|_size$|^layers_per_block$|^queries$")
+LARGEST_SIZE = 1 << 22
+LARGEST_INDEX = 1 << 24  # bytes of an index of sharded weights
 
 MODULES: dict[str, type[Any]] = {
     "image_encoder": CLIPVisionModel,
@@ -63,7 +70,7 @@ def load(folder: Path, *, allow_pickle: bool = False) -> UIDDiff:
         tokenizer=tokenizer,
         structure_ids=bert("structure", return_tensors="pt").input_ids,
         blur_ids=bert("blur", return_tensors="pt").input_ids,
-        scheduler=DDIMScheduler.from_pretrained(component_folder(folder / "scheduler", "scheduler_config.json")),
+        scheduler=load_scheduler(component_folder(folder / "scheduler", "scheduler_config.json")),
     )
 
 
@@ -82,9 +89,36 @@ def component_folder(folder: Path, needed: str = "config.json") -> Path:
     return folder
 
 
+def check_config(folder: Path) -> None:
+    """Raise ``CheckpointError`` for numbers that no model has, and for shards of weights that lie elsewhere."""
+    try:
+        config = parsed_json(read_limited(folder / "config.json", LARGEST_JSON))
+        shards = [
+            part
+            for path in folder.glob("*.index.json")
+            for part in parsed_json(read_limited(path, LARGEST_INDEX))["weight_map"].values()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"cannot read the configuration in {folder}: {error}") from error
+    for key, value in config.items() if isinstance(config, dict) else ():
+        for number in value if isinstance(value, list) else [value]:
+            least = 1 if SIZES.search(key) else 0
+            if type(number) is int and not key.endswith("_id") and not least <= number <= LARGEST_SIZE:
+                raise CheckpointError(
+                    f"{folder / 'config.json'} has {key} {shown(value)}; expected {least} to {LARGEST_SIZE}"
+                )
+    for part in shards:
+        if not isinstance(part, str) or not KEY.fullmatch(part):
+            raise CheckpointError(
+                f"the weights in {folder} have a part {shown(part)}, which is no plain name beside their index; do not "
+                "use this checkpoint"
+            )
+
+
 def load_module(folder: Path, cls: type[Any], allow_pickle: bool) -> Any:
     """One component from its subfolder, every one of its parameters from the file."""
     component_folder(folder)
+    check_config(folder)
     pickled = not list(folder.glob("*.safetensors"))
     if pickled and not list(folder.glob("*.bin")):
         raise CheckpointError(f"{folder} has no weights: expected a .safetensors file")
@@ -99,12 +133,20 @@ def load_module(folder: Path, cls: type[Any], allow_pickle: bool) -> Any:
         module, info = cls.from_pretrained(
             folder, use_safetensors=not pickled, torch_dtype=torch.float32, output_loading_info=True, **extra
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load {folder}: {error}") from error
+    except Exception as error:  # what a configuration makes the libraries raise has no common class
+        raise CheckpointError(f"cannot load {folder}: {type(error).__name__}: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} of its parameters, among them {', '.join(missing[:3])}")
     return module
+
+
+def load_scheduler(folder: Path) -> DDIMScheduler:
+    """The scheduler from its subfolder."""
+    try:
+        return DDIMScheduler.from_pretrained(folder)
+    except Exception as error:  # as of a module
+        raise CheckpointError(f"cannot load {folder}: {type(error).__name__}: {error}") from error
 
 
 def load_tokenizer(folder: Path, cls: type[Any]) -> Any:
@@ -112,9 +154,13 @@ def load_tokenizer(folder: Path, cls: type[Any]) -> Any:
     if not folder.is_dir():
         raise CheckpointError(f"the checkpoint lacks its {folder.name}/ folder: expected at {folder}")
     try:
-        return cls.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {folder}: {error}") from error
+        tokenizer = cls.from_pretrained(folder)
+        words = set(tokenizer(" structure blur").input_ids) - set(tokenizer.all_special_ids)
+    except Exception as error:  # what a vocabulary makes the libraries raise has no common class
+        raise CheckpointError(f"cannot load {folder}: {type(error).__name__}: {error}") from error
+    if not words:
+        raise CheckpointError(f"{folder} has a tokenizer that knows no word of 'structure blur'; get its files again")
+    return tokenizer
 
 
 # -- new checkpoints --------------------------------------------------------------------------------------------------
