@@ -8,7 +8,6 @@ and is none of TensorRT's operators.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +37,8 @@ def spectrum_matrices() -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.zeros(PATCH, HALF, bins, dtype=torch.float64)
     for i, (row, column) in enumerate(FREQUENCIES):
         mirrored = -row % PATCH if column in (0, HALF - 1) else row
-        ones: tuple[tuple[int, Any], ...] = ((i, 1.0 + 0j), (bins + i, 1j))
-        for part, value in ones:
-            half[part, mirrored, column] = value.conjugate()
+        for part, value in ((i, torch.tensor(1.0 + 0j)), (bins + i, torch.tensor(1j))):
+            half[part, mirrored, column] = value.conj()
             half[part, row, column] = value
         mask[row, column, i] += 0.5  # a transform back takes the mean of both factors of a pair
         mask[mirrored, column, i] += 0.5
