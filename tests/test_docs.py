@@ -253,6 +253,7 @@ def test_code_runs(block: str, tmp_path: Path) -> None:
         pytest.importorskip("tensorrt_rtx")
     if 'Path("bundle")' in block:
         shutil.copytree(built_in(), tmp_path / "bundle")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
