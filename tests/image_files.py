@@ -76,3 +76,15 @@ def tiff(samples: np.ndarray, order: str = "<", pixels: bytes | None = None, **t
     buffer = io.BytesIO()
     directory.save(buffer)
     return buffer.getvalue() + data
+
+
+def grey_profile(gamma: float) -> bytes:
+    """An ICC profile for grey, which LittleCMS has none of to offer through Pillow."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 14)
+    head = (
+        bytes(8) + b"\2\x40\0\0mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    )
+    body = head.ljust(128, b"\0") + tags + white + curve + b"\0\0"
+    return struct.pack(">I", len(body)) + body[4:]

@@ -1,80 +1,85 @@
-"""Image files to arrays: PNG, JPEG, WebP, TIFF and BMP, 8 and 16 bit, with alpha, EXIF and ICC.
+"""Image files to arrays, 8 and 16 bit, with alpha and all that stands beside the pixels.
 
-Pillow reads 8 bits and all metadata; OpenCV, the only one of the two that holds 16-bit colour, reads 16-bit pixels. A
-16-bit file goes through both: Pillow checks it and reads its metadata, OpenCV decodes its samples.
+Each format's module takes its file apart and sees that no pixel is missing. What it finds is made one kind of image
+here: upright, RGB, with metadata that is true for it.
 """
 
 import contextlib
 import io
 import os
-import re
+import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL import Image, ImageCms
 
-from uid.errors import InputError
-from uid.runtime.media.exif import upright_exif
-from uid.runtime.media.formats import FORMATS, MAX_PIXELS, NAMES, DecodedImage, Samples
+from uid.errors import InputError, UIDError
+from uid.runtime.media import boxed, icc, jpeg, png, tiff
+from uid.runtime.media.exif import EXIF_PREFIX, resolution, upright_exif, upright_xmp
+from uid.runtime.media.formats import MAX_BYTES, MAX_PIXELS, DecodedImage, Samples, recognised
+from uid.runtime.media.reading import Content, Reading
+
+DECODERS: dict[str, Callable[[bytes, Reading], Content]] = {
+    "png": png.decode,
+    "jpeg": jpeg.decode,
+    "tiff": tiff.decode,
+    **{name: partial(boxed.decode, format=name) for name in ("webp", "bmp", "avif", "heic", "jxl")},
+}
+_PROCESS_WIDE = threading.Lock()
 
 
-def read_image(source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def read_image(
+    source: Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS, salvage: bool = False
+) -> DecodedImage:
     """Decode a file, or its bytes, by content whatever the suffix; ``name`` stands for it in errors.
 
-    Palette and 1-bit images are expanded. Raises ``InputError`` for what is missing, damaged, not an image, larger
-    than ``max_pixels``, of several frames, or neither grey nor RGB of up to 16 bit unsigned.
+    Palette and 1-bit images are expanded. CMYK is converted to sRGB with its profile. ``salvage`` reads what is left
+    of a PNG, JPEG or TIFF with pixels missing, which are black or grey then. What was wrong and cost no pixel, and what
+    was salvaged, is in ``warnings``.
+
+    Raises ``InputError`` for what is missing, damaged, not an image, larger than ``max_pixels`` or the limits of
+    ``formats``, of several frames, or neither grey, RGB nor CMYK of up to 16 bit unsigned.
     """
     label = name or (str(source) if isinstance(source, Path) else "the image")
     data = source if isinstance(source, bytes) else _read_bytes(source, label)
-    format = _recognised(data, label)
-    with _pillow(label, max_pixels):
-        image = FORMATS[format].opener(io.BytesIO(data))
-        _refuse(image, label, max_pixels)
-        deep = _bits(image, data) == 16
-        with _stderr_muted():
-            image.load()  # damage shows here
-        colour, alpha = _split(_sixteen_bit(image, data, label) if deep else _eight_bit(image))
-        exif, orientation = upright_exif(image)
-        icc = image.info.get("icc_profile")
-    return DecodedImage(
-        pixels=_upright(np.broadcast_to(colour, (*colour.shape[:2], 3)), orientation),
-        alpha=None if alpha is None else _upright(alpha, orientation),
-        grey=colour.shape[2] == 1,
-        exif=exif,
-        icc=icc if icc and isinstance(icc, bytes) else None,  # a garbled TIFF tag may be a number
-        format=format,
-    )
+    reading = Reading(label, max_pixels, salvage)
+    format = recognised(data, label)
+    with _libraries(label):
+        return _decoded(DECODERS[format](data, reading), format, reading)
+
+
+def read_stream(stream: BinaryIO, label: str) -> bytes:
+    """All bytes of a stream such as standard input. Raises ``InputError`` for more than ``MAX_BYTES``."""
+    try:
+        data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {label}: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{label} has more than {MAX_BYTES} bytes; expected an image file")
+    return data
 
 
 def _read_bytes(path: Path, label: str) -> bytes:
-    if path.is_dir():
-        raise InputError(f"{label} is a folder; expected an image file")
     try:
-        return path.read_bytes()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{label} is a folder; expected an image file")
+        if not stat.S_ISREG(status.st_mode):  # which may have no end, or no beginning
+            raise InputError(f"{label} is a pipe or device; expected a file, or - for standard input")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{label} has more than {MAX_BYTES} bytes; expected an image file")
+        with path.open("rb") as stream:
+            return read_stream(stream, label)
     except FileNotFoundError as error:
         raise InputError(f"{label} does not exist; check its name") from error
-    except OSError as error:
-        raise InputError(f"cannot read {label}: {error.strerror or error}") from error
-
-
-def _recognised(data: bytes, label: str) -> str:
-    """The format by content."""
-    if not data:
-        raise InputError(f"{label} is empty; expected a {NAMES} image")
-    for format, kind in FORMATS.items():
-        if re.match(kind.signature, data, re.DOTALL):
-            return format
-    hint = "a GIF" if data.startswith(b"GIF8") else "HEIC or AVIF" if data[4:8] == b"ftyp" else "none of them"
-    raise InputError(f"{label} is not a {NAMES} image but {hint}; convert it to PNG first")
-
-
-_PROCESS_WIDE = threading.Lock()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise InputError(f"cannot read {label}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextlib.contextmanager
@@ -86,9 +91,36 @@ def quiet_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _libraries(label: str) -> Iterator[None]:
+    """The libraries without their warnings, words and limits, and with their errors translated.
+
+    Decoders that are given a damaged file raise whatever they
+    happen to, such as OverflowError or struct.error: all of it means that the file cannot be read.
+    """
+    with quiet_warnings(), _stderr_muted():
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is checked before
+        try:
+            yield
+        except UIDError:
+            raise
+        except MemoryError as error:
+            raise InputError(f"{label} takes more memory than there is; shrink it, or close other programs") from error
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise InputError(f"{label} is damaged, cut short or of an unusual kind ({why}); save it anew") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
 def _stderr_muted() -> Iterator[None]:
-    """Hide what libtiff prints on the terminal beside the error that Pillow raises."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    """Hide what libtiff and libpng print on the terminal beside the error that is raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: there is nobody to hide it from
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
@@ -98,87 +130,85 @@ def _stderr_muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-@contextlib.contextmanager
-def _pillow(label: str, max_pixels: int) -> Iterator[None]:
-    """Pillow without its warnings, with our size limit, and its errors translated."""
-    with quiet_warnings():
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (max_pixels + 1) // 2  # Pillow refuses twice of it
+def _decoded(content: Content, format: str, reading: Reading) -> DecodedImage:
+    """What a file holds as an image that is upright and RGB."""
+    exif, orientation = _upright_exif(content, reading)
+    colour, profile = _in_rgb(content.colour, _profile(content, reading), reading)
+    turned = orientation >= 5
+    dpi = content.dpi or _resolution(exif)
+    return DecodedImage(
+        pixels=_upright(np.broadcast_to(colour, (*colour.shape[:2], 3)), orientation),
+        alpha=None if content.alpha is None else _upright(content.alpha, orientation),
+        extra=None if content.extra is None else _upright(content.extra, orientation),
+        grey=colour.shape[2] == 1,
+        exif=exif,
+        icc=profile,
+        format=format,
+        xmp=upright_xmp(content.xmp) if content.xmp else None,
+        iptc=content.iptc,
+        comment=content.comment,
+        dpi=(dpi[1], dpi[0]) if dpi and turned else dpi,
+        native=content.native,
+        jpeg=content.jpeg if colour is content.colour else None,
+        compression=content.compression,
+        warnings=tuple(reading.warnings),
+    )
+
+
+def _upright_exif(content: Content, reading: Reading) -> tuple[bytes | None, int]:
+    """EXIF with orientation 1, and the orientation that the pixels still have. EXIF that is garbled is left out."""
+    exif, orientation = None, 1
+    if content.exif:
         try:
-            yield
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"{label} has more than {max_pixels} pixels; shrink it or raise the limit", option="max_pixels"
-            ) from error
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
-            raise InputError(f"{label} is damaged, cut short or of an unusual kind ({error}); save it anew") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+            exif, orientation = upright_exif(content.exif)
+        except (ValueError, struct.error) as error:
+            reading.warn(f"its EXIF is garbled ({error}), so it was left out")
+    if content.orientation != 1:
+        orientation = content.orientation
+    return exif, orientation if orientation in range(1, 9) else 1
 
 
-def _refuse(image: ImageFile.ImageFile, label: str, max_pixels: int) -> None:
-    """Refuse by the header, before any pixel is decoded."""
-    width, height = image.size
-    if width * height > max_pixels:
-        limit = f"more than {max_pixels} pixels; shrink it or raise the limit"
-        raise InputError(f"{label} is {width} x {height}, {limit}", option="max_pixels")
-    if getattr(image, "is_animated", False):
-        raise InputError(f"{label} holds several frames or pages; extract the one you want as an image of its own")
-    if image.mode in ("CMYK", "LAB", "I", "F"):
-        kind = {"I": "32-bit or signed integers", "F": "floating point"}.get(image.mode, image.mode)
+def _resolution(exif: bytes | None) -> tuple[float, float] | None:
+    try:
+        return resolution(exif.removeprefix(EXIF_PREFIX)) if exif else None
+    except (ValueError, struct.error):
+        return None
+
+
+def _profile(content: Content, reading: Reading) -> bytes | None:
+    """The colour profile, if it is one and fits the pixels."""
+    if not content.icc:
+        return None
+    found, space = icc.space(content.icc), icc.SPACES[content.colour.shape[2]]
+    if found is None:
+        reading.warn("its colour profile is damaged, so it was left out")
+        return None
+    if found == space:
+        return content.icc
+    profile = icc.fitted(content.icc, icc.GREY) if space == icc.GREY else None
+    done = "was left out" if profile is None else "gave way to a grey one of the same curve"
+    names = (one.decode("latin-1").strip() for one in (found, space))
+    reading.warn("its colour profile is for {}, its pixels are {}, so the profile {}".format(*names, done))
+    return profile
+
+
+def _in_rgb(colour: Samples, profile: bytes | None, reading: Reading) -> tuple[Samples, bytes | None]:
+    """Grey and RGB as they are; CMYK as sRGB by its profile."""
+    if colour.shape[2] < 4:
+        return colour, profile
+    if profile is None:
         raise InputError(
-            f"{label} holds {kind}, not RGB; convert it first, e.g. magick IN -colorspace sRGB -depth 16 OUT"
+            f"{reading.label} holds CMYK, not RGB, and no profile to convert it with; convert it first, e.g. "
+            "magick IN -colorspace sRGB OUT"
         )
-    if isinstance(image, TiffImageFile):
-        _refuse_tiff(image.tag_v2, label)
-
-
-def _refuse_tiff(tags: ImageFileDirectory_v2, label: str) -> None:
-    """Refuse 16-bit layouts that OpenCV would decode to something else than what is meant."""
-    bits, samples = tags.get(258, (1,))[0], tags.get(277, 1)
-    if 8 < bits < 16:
-        raise InputError(f"{label} has {bits} bit a channel, expected 8 or 16; convert it: magick IN -depth 16 OUT")
-    if samples > 4:
-        raise InputError(f"{label} has {samples} channels, expected 1 to 4; convert it first")
-    unusual = {
-        "channels in separate planes": tags.get(284) == 2 and samples > 1,
-        "white as zero": tags.get(262) == 0,
-        "colours multiplied by alpha": 1 in tags.get(338, ()),
-    }
-    for what in (name for name, found in unusual.items() if bits == 16 and found):
-        raise InputError(f"{label} stores 16 bit with {what}; convert it: magick IN -depth 16 OUT.png")
-
-
-def _bits(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Bits a sample, as the file stores them."""
-    if isinstance(image, PngImageFile):
-        return data[24]
-    return int(image.tag_v2.get(258, (1,))[0]) if isinstance(image, TiffImageFile) else 8
-
-
-def _eight_bit(image: Image.Image) -> Samples:
-    grey = image.mode in ("1", "L", "LA", "La")
-    mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
-    samples = np.asarray(image.convert(mode))
-    return samples[..., None] if samples.ndim == 2 else samples
-
-
-def _split(samples: Samples) -> tuple[Samples, Samples | None]:
-    """(H, W, 1 to 4) as colour and alpha."""
-    return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
-
-
-def _sixteen_bit(image: ImageFile.ImageFile, data: bytes, label: str) -> Samples:
-    """16-bit samples (H, W, 1 to 4), upright where Pillow has made ``image`` so (TIFF)."""
-    import cv2  # takes 0.3 s, and only 16-bit images need it
-
-    with _stderr_muted():
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if samples is None or samples.dtype != np.uint16:
-        raise InputError(f"{label} holds 16-bit samples of an unusual kind; save it anew")
-    samples = samples[..., None] if samples.ndim == 2 else samples[..., [2, 1, 0, 3][: samples.shape[2]]]
-    if isinstance(image, PngImageFile) and data[25] in (0, 4):  # grey, which OpenCV expands when there is alpha
-        samples = samples[..., [0, -1]] if samples.shape[2] == 4 else samples[..., :1]
-    return samples
+    reading.warn("its CMYK was converted to sRGB with its profile")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    image = Image.fromarray(np.ascontiguousarray(colour), "CMYK")
+    converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+    if converted is None:
+        raise ValueError("a profile that converts nothing")
+    return np.asarray(converted), srgb.tobytes()
 
 
 def _upright(array: Samples, orientation: int) -> Samples:
@@ -187,4 +217,4 @@ def _upright(array: Samples, orientation: int) -> Samples:
         array = array.swapaxes(0, 1)
     rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
     columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return np.array(array[rows, columns], order="C")
+    return np.require(array[rows, columns], requirements=["C", "W"])

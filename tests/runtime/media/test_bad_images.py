@@ -10,8 +10,8 @@ from PIL import Image
 
 from uid.errors import InputError, OutputError
 from uid.runtime.media.decode import read_image
-from uid.runtime.media.encode import encode_image, write_image
-from uid.runtime.media.formats import FORMATS, DecodedImage, format_of, is_image_path
+from uid.runtime.media.encode import check_writable, encode_image, write_image
+from uid.runtime.media.formats import WRITTEN, DecodedImage, format_of, is_image_path
 
 
 def animation(format: str) -> bytes:
@@ -23,36 +23,38 @@ def jpeg_of(mode: str) -> bytes:
     return saved(Image.new(mode, (8, 8)), "JPEG")
 
 
-WHOLE = {name: encode_image(picture(size=(64, 64)), name) for name in FORMATS}
+WHOLE = {name: encode_image(picture(size=(64, 64)), name) for name in WRITTEN}
 DEFLATED = saved(Image.fromarray(picture(size=(64, 64)).pixels), "TIFF", compression="tiff_adobe_deflate")
 DEEP = {name: encode_image(picture(np.uint16, size=(64, 64)), name) for name in ("png", "tiff")}
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"hello, world", "is not a PNG, JPEG, WebP, TIFF or BMP image"),
+    "text": (b"hello, world", "is not a PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or JPEG XL image"),
     "gif": (animation("GIF"), "GIF; convert"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC or AVIF; convert"),
+    "raw": (b"FUJIFILMCCD-RAW 0201", "but a camera's RAW file; develop it"),
+    "dng": (tiff(np.zeros((2, 2, 1), np.uint16), t262=32803, t50706=(1, 4, 0, 0)), "a camera's RAW file.; develop it"),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0", "but a video; convert"),
     **{f"truncated {name}": (data[: len(data) // 2], "cut short") for name, data in WHOLE.items()},
     **{f"truncated deep {name}": (data[: len(data) // 2], "cut short") for name, data in DEEP.items()},
-    **{f"only a signature {name}": (data[:16], "cut short") for name, data in WHOLE.items()},
+    **{f"only a signature {name}": (data[:16], "cut short|unusual kind") for name, data in WHOLE.items()},
     "damaged deflated tiff": (DEFLATED[:1000] + bytes(500) + DEFLATED[1500:], "damaged"),
     **{f"animated {name}": (animation(name), "several frames or pages") for name in ("PNG", "WEBP", "TIFF")},
-    "cmyk jpeg": (jpeg_of("CMYK"), "CMYK, not RGB; convert"),
-    "cmyk tiff": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "CMYK, not RGB; convert"),
-    "lab": (saved(Image.new("LAB", (8, 8)), "TIFF"), "LAB, not RGB; convert"),
-    "float": (saved(Image.new("F", (8, 8)), "TIFF"), "floating point, not RGB; convert"),
-    "int32": (saved(Image.new("I", (8, 8)), "TIFF"), "32-bit or signed integers, not RGB; convert"),
+    "cmyk jpeg": (jpeg_of("CMYK"), "CMYK, not RGB, and no profile to convert it with"),
+    "cmyk tiff": (saved(Image.new("CMYK", (8, 8)), "TIFF"), "CMYK, not RGB, and no profile to convert it with"),
+    "lab": (saved(Image.new("LAB", (8, 8)), "TIFF"), "LAB, not RGB.*; convert"),
+    "float": (saved(Image.new("F", (8, 8)), "TIFF"), "floating point.*; convert"),
+    "int32": (saved(Image.new("I", (8, 8)), "TIFF"), "signed integers.*; convert"),
     "12 bit": (tiff(np.zeros((2, 2, 1), np.uint16), t258=12), "12 bit a channel, expected 8 or 16"),
-    "planes": (tiff(np.zeros((2, 2, 3), np.uint16), t284=2, t273=(0, 8, 16), t279=(8, 8, 8)), "separate planes"),
-    "five channels": (tiff(np.zeros((2, 2, 5), np.uint8), t338=(0, 0)), "5 channels"),
-    "grey with alpha": (tiff(np.zeros((2, 2, 2), np.uint16), t338=2), "of an unusual kind"),
-    "white is zero": (tiff(np.zeros((2, 2, 1), np.uint16), t262=0), "16 bit with white as zero; convert it"),
-    "multiplied": (tiff(np.zeros((2, 2, 4), np.uint16), t338=1), "16 bit with colours multiplied by alpha; convert it"),
+    "nine channels": (tiff(np.zeros((2, 2, 9), np.uint8), t338=(0,) * 6), "9 channels, expected at most 8"),
     "huge png": (png(20_000, 20_000, b""), "20000 x 20000, more than 200000000 pixels.*raise the limit"),
     "huge bmp": (
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 20_000, 20_000, 1, 24, 0, 0, 0, 0, 0, 0),
         "20000 x 20000, more than",
     ),
     "huge tiff": (tiff(np.zeros((1, 1, 3), np.uint8), t256=20_000, t257=20_000), "20000 x 20000, more than"),
+    "webp without an image": (
+        b"RIFF\x1a\0\0\0WEBPVP8X\n\0\0\0\0\0\0\0" + (11_999).to_bytes(3, "little") * 2 + b"\0\0\0\0",
+        "it holds no image",
+    ),
 }
 
 
@@ -77,7 +79,7 @@ def test_missing_file_and_folder_are_named(tmp_path):
         read_image(b"", name="standard input")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_our_limit_on_pixels_counts_and_not_that_of_pillow(format, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     data = encode_image(picture(np.uint16), format)
@@ -89,20 +91,31 @@ def test_our_limit_on_pixels_counts_and_not_that_of_pillow(format, monkeypatch, 
 
 
 @pytest.mark.parametrize("format", ["jpeg", "bmp"])
-def test_alpha_is_not_dropped_silently(format):
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_alpha_is_dropped_only_where_all_is_opaque(format, dtype):
+    image = picture(dtype, alpha=True)
     with pytest.raises(OutputError, match="write it as png, webp or tiff"):
-        encode_image(picture(alpha=True), format)
+        check_writable(image, format)
+    image.alpha[:] = np.iinfo(dtype).max
+    assert read_image(encode_image(image, format)).alpha is None
+    np.testing.assert_array_equal(read_image(encode_image(image, "png")).alpha, image.alpha)
+    image.alpha[0, 0] -= 1
+    with pytest.raises(OutputError, match="write it as png, webp or tiff"):
+        encode_image(image, format)
 
 
 def test_what_a_format_cannot_hold_is_refused(capfd):
-    for format in ("webp", "jpeg"):
-        long = DecodedImage(np.zeros((65_501, 1, 3), np.uint8), None, False, None, None, "png")
-        with pytest.raises(OutputError, match=f"{format} holds at most .* got 1 x 65501"):
-            encode_image(long, format)
-    with pytest.raises(OutputError, match="cannot be encoded as jpeg"):
-        encode_image(picture(exif=b"Exif\0\0" + bytes(70_000)), "jpeg")
-    with pytest.raises(OutputError, match="gif is not an image format that can be written"):
-        encode_image(picture(), "gif")
+    for format in ("webp", "jpeg", "avif"):
+        long = DecodedImage(np.zeros((65_536, 1, 3), np.uint8), None, False, None, None, "png")
+        with pytest.raises(OutputError, match=f"{format} holds at most .* got 1 x 65536"):
+            check_writable(long, format)
+    wide = picture(size=(10, 9_000))
+    check_writable(wide, "webp")
+    with pytest.raises(OutputError, match="got 18000 x 10"):
+        check_writable(wide, "webp", columns=2)
+    for format in ("gif", "heic"):
+        with pytest.raises(OutputError, match=f"{format} is not an image format that can be written"):
+            encode_image(picture(), format)
     assert capfd.readouterr() == ("", "")
 
 

@@ -1,0 +1,270 @@
+"""JPEG files: segments, how the pixels were compressed, and whether any is missing.
+
+simplejpeg decodes: unlike Pillow and OpenCV it tells when libjpeg had to make pixels up. It is given the image alone,
+without metadata. Pillow encodes, since it takes the input's own quantisation tables.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
+
+from uid.runtime.media import iptc
+from uid.runtime.media.exif import EXIF_PREFIX
+from uid.runtime.media.formats import MAX_SCANS, SUBSAMPLINGS, DecodedImage, JpegCoding, Samples
+from uid.runtime.media.reading import Content, Reading, with_channels
+
+APP0, APP1, APP2, APP11, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE, 0xFE
+SOI, EOI, SCAN_MARK, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", 0xDA
+HUFFMAN = 0xC4
+FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended and progressive; Huffman and arithmetic
+OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
+ICC, XMP, PHOTOSHOP = b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
+SEGMENT = re.compile(rb"\xff+([^\x00\xff])")
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # not what stands for a byte of pixels, or starts anew among them
+HOLE = re.compile(rb"\0{64}")
+LONGEST = 65_533  # bytes of a segment
+QUALITY, SUBSAMPLING = 95, "4:4:4"  # of what was no JPEG before
+
+
+@dataclass
+class Segments:
+    """A JPEG taken apart."""
+
+    pixels: bytes = b""  # the file without what does not take part in decoding
+    size: tuple[int, int] = (0, 0)  # width, height
+    components: int = 0
+    sequential: bool = True  # not progressive
+    huffman: list[bytes] = field(default_factory=list)  # the segments with Huffman tables
+    others: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+def decode(data: bytes, reading: Reading) -> Content:
+    """CMYK comes as four colours. Raises ``InputError`` for what is damaged, unusual, or has pixels missing."""
+    found = _segments(data, reading)
+    reading.check_size(*found.size)
+    samples = _samples(found, reading)
+    header = JpegImageFile(io.BytesIO(found.pixels))
+    content = Content(samples, jpeg=_coding(header))
+    _describe(content, found.others, reading)
+    return content
+
+
+def _segments(data: bytes, reading: Reading) -> Segments:
+    found, kept, at = Segments(), [SOI], 2
+    while True:
+        marker, body, end = _segment(data, at, reading)
+        if marker == SCAN:
+            break
+        if marker in FRAMES and len(body) >= 6 and not found.components:
+            precision, height, width, found.components = struct.unpack_from(">BHHB", body)
+            found.size, found.sequential = (width, height), marker in (0xC0, 0xC1)
+            if precision != 8 or not height:
+                raise reading.unusual(f"{precision} bit a channel" if height else "no height in its header")
+        elif marker == HUFFMAN:
+            found.huffman.append(body)
+        elif marker in OTHER_FRAMES:
+            raise reading.unusual("a lossless or hierarchical JPEG", "save it as PNG or TIFF")
+        colour_mark = (marker == APP0 and body.startswith(b"JFIF")) or (marker == APP14 and body.startswith(b"Adobe"))
+        if marker >= APP0 and marker != 0xFF:
+            found.others.append((marker, body))
+        if marker < APP0 or colour_mark:
+            kept.append(data[at:end])
+        at = end
+    if found.components not in (1, 3, 4):
+        raise reading.unusual(f"{found.components} channels")
+    found.pixels = b"".join(kept) + _scans(data, at, reading)
+    return found
+
+
+def _segment(data: bytes, at: int, reading: Reading) -> tuple[int, bytes, int]:
+    """The marker, body and end of the segment at ``at``."""
+    match = SEGMENT.match(data, at)
+    if match is None or match.end() + 2 > len(data) or match[1] == b"\xd9":
+        reading.damage("it ends before its pixels")
+        raise reading.unusual("no pixels", "there is nothing to take")
+    (length,) = struct.unpack_from(">H", data, match.end())
+    end = match.end() + length
+    if length < 2 or end > len(data):
+        reading.damage("a segment is cut short")
+        raise reading.unusual("no pixels", "there is nothing to take")
+    return match[1][0], data[match.end() + 2 : end], end
+
+
+def _scans(data: bytes, start: int, reading: Reading) -> bytes:
+    """The compressed pixels from ``start`` to the end mark."""
+    scans, at, end = 0, start, len(data)
+    while (match := MARKER.search(data, at)) is not None:
+        at = match.end()
+        if match[1] == b"\xd9":
+            end = match.start()
+            break
+        if match[1] != b"\xda":  # tables between scans, which may hold any bytes
+            at += int.from_bytes(data[at : at + 2], "big")
+            continue
+        scans += 1
+        if scans > MAX_SCANS:
+            raise reading.unusual(f"more than {MAX_SCANS} scans, each of which takes the time of a whole image")
+    else:
+        reading.warn("its end mark is missing")
+    if len(behind := data[end + 2 :].strip(b"\0\xff")) > 2:
+        reading.warn(f"{len(behind)} bytes after the image were left out: a further image, a film or a gain map")
+    return data[start:end] + EOI
+
+
+def _samples(found: Segments, reading: Reading) -> Samples:
+    import simplejpeg
+
+    space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[found.components]
+    if _has_hole(found):
+        reading.damage("there is a hole of zeros among its pixels")
+    try:
+        samples = simplejpeg.decode_jpeg(found.pixels, space, strict=True)
+    except ValueError as error:
+        samples = _padded(found.pixels, space) if "extraneous" in str(error) else None
+        if samples is None:
+            reading.damage(str(error).removeprefix("Corrupt JPEG data: "))
+            samples = simplejpeg.decode_jpeg(found.pixels, space, strict=False)
+        else:
+            reading.warn("there are zeros between its pixels and its end mark")
+    return with_channels(samples if space != "CMYK" else 255 - samples)  # which Adobe stores inverted
+
+
+def checked(data: bytes, what: str, reading: Reading) -> None:
+    """See that no pixel of a JPEG is missing, such as one within a TIFF."""
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError as error:
+        if "colorspace" not in str(error).lower():
+            reading.damage(f"{what}: {error}")
+
+
+def _has_hole(found: Segments) -> bool:
+    """Whether zeros stand where pixels were: libjpeg decodes them to something, and mostly falls into step again.
+
+    Where the shortest code of a table does not end a block (symbol 0), zeros say that each detail of a block is -1: no
+    image has that over several blocks. In a progressive JPEG, and in one of several scans, zeros are common.
+    """
+    if not found.sequential or found.pixels.count(SCAN_MARK) != 1:
+        return False
+    busy = any(symbol for body in found.huffman for symbol in _first_symbols(body))
+    return busy and HOLE.search(found.pixels[:-2].rstrip(b"\0")) is not None
+
+
+def _first_symbols(body: bytes) -> Iterator[int]:
+    """The symbol of the shortest code of each table for details (AC)."""
+    at = 0
+    while at + 17 < len(body):
+        if body[at] >> 4:
+            yield body[at + 17]
+        at += 17 + sum(body[at + 1 : at + 17])
+
+
+def _padded(pixels: bytes, space: str) -> Samples | None:
+    """The pixels where nothing is wrong but zeros before the end mark."""
+    import simplejpeg
+
+    try:
+        found: Samples = simplejpeg.decode_jpeg(pixels[:-2].rstrip(b"\0") + EOI, space, strict=True)
+    except ValueError:
+        return None
+    return found
+
+
+def _coding(header: JpegImageFile) -> JpegCoding | None:
+    tables = [tuple(header.quantization.get(layer[3], ())) for layer in header.layer]
+    if tables[1:2] == tables[2:3]:
+        del tables[2:]
+    if any(len(table) != 64 or max(table) > 255 or min(table) < 1 for table in tables):
+        return None
+    found = get_sampling(header)
+    return JpegCoding(tuple(tables), SUBSAMPLINGS[found] if found in (0, 1, 2) and len(header.layer) == 3 else None)
+
+
+def _describe(content: Content, segments: list[tuple[int, bytes]], reading: Reading) -> None:
+    """Fill in the metadata."""
+    exif, photoshop, native = [], [], []
+    profile: dict[int, bytes] = {}
+    for marker, body in segments:
+        if marker == APP0 and body.startswith(b"JFIF\0") and len(body) >= 12:
+            content.dpi = _density(*struct.unpack_from(">BHH", body, 7))
+        elif marker == APP1 and body.startswith(EXIF_PREFIX):
+            exif.append(body[6:])
+        elif marker == APP1 and body.startswith(XMP):
+            content.xmp = body.removeprefix(XMP)
+        elif marker == APP2 and body.startswith(ICC) and len(body) > 14:
+            profile.setdefault(body[12], body[14:])
+        elif marker == APP13 and body.startswith(PHOTOSHOP):
+            photoshop.append(body.removeprefix(PHOTOSHOP))
+        elif marker == COMMENT and content.comment is None:
+            content.comment = body
+        elif marker == APP11:
+            reading.warn("its content credentials (JUMBF) vouch for other pixels, so they were left out")
+        elif not (marker in (APP0, APP14) or body.startswith((b"MPF\0", b"urn:iso:std:iso:ts:21496"))):
+            native.append((bytes([marker]), body))
+    content.exif = b"".join(exif) or None
+    content.icc = b"".join(profile[number] for number in sorted(profile)) or None
+    if photoshop:
+        content.iptc = iptc.records(b"".join(photoshop))
+        native.append((bytes([APP13]), iptc.without_thumbnail(b"".join(photoshop))))
+    content.native = tuple(native)
+
+
+def _density(unit: int, across: int, down: int) -> tuple[float, float] | None:
+    """Pixels an inch from JFIF's numbers, which are by the inch or the centimetre; else they are only a ratio."""
+    factor = {1: 1.0, 2: 2.54}.get(unit)
+    return (across * factor, down * factor) if factor and across and down else None
+
+
+def encode(samples: Samples, image: DecodedImage, quality: int | None, subsampling: str | None) -> Iterator[bytes]:
+    """A file of ``samples`` (H, W, 1 or 3), uint8, compressed as ``image`` was unless told otherwise, in pieces."""
+    coding = image.jpeg or JpegCoding((), None)
+    options: dict[str, object] = {"subsampling": subsampling or coding.subsampling or SUBSAMPLING}
+    if quality is None and len(coding.tables) in ((1,) if samples.shape[2] == 1 else (1, 2, 3)) and coding.tables:
+        options["qtables"] = [list(table) for table in coding.tables]
+    else:
+        options["quality"] = QUALITY if quality is None else quality
+    if image.dpi and max(image.dpi) < 65_536:
+        options["dpi"] = tuple(max(1, round(one)) for one in image.dpi)
+    buffer = io.BytesIO()
+    Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(buffer, "JPEG", **options)
+    data = buffer.getvalue()
+    start = 20 if data[2:4] == b"\xff\xe0" else 2  # behind JFIF's own segment
+    yield data[:start]
+    for marker, body in _metadata(image):
+        yield struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+    yield data[start:]
+
+
+def _metadata(image: DecodedImage) -> Iterator[tuple[int, bytes]]:
+    """Segments for the metadata; ``too_long`` tells what has no room in them."""
+    native = [(kind[0], body) for kind, body in image.native] if image.format == "jpeg" else []
+    if image.exif and "exif" not in too_long(image):
+        yield APP1, image.exif
+    if image.xmp and "xmp" not in too_long(image):
+        yield APP1, XMP + image.xmp
+    yield from (one for one in native if one[0] == APP1)
+    if image.icc:
+        size = LONGEST - 14
+        parts = [image.icc[at : at + size] for at in range(0, len(image.icc), size)]
+        yield from ((APP2, ICC + bytes([number, len(parts)]) + part) for number, part in enumerate(parts, 1))
+    resources = next((body for marker, body in native if marker == APP13), None)
+    if resources is None and image.iptc:
+        resources = iptc.resource(image.iptc)
+    size = LONGEST - len(PHOTOSHOP)
+    yield from ((APP13, PHOTOSHOP + (resources or b"")[at : at + size]) for at in range(0, len(resources or b""), size))
+    yield from (one for one in native if one[0] not in (APP1, APP13))
+    if image.comment:
+        yield COMMENT, image.comment[:LONGEST]
+
+
+def too_long(image: DecodedImage) -> set[str]:
+    """The metadata that is too long for a JPEG, as fields of ``DecodedImage``."""
+    limits = {"exif": LONGEST, "xmp": LONGEST - len(XMP), "comment": LONGEST, "icc": 255 * (LONGEST - 14)}
+    return {name for name, limit in limits.items() if len(getattr(image, name) or b"") > limit}

@@ -1,0 +1,330 @@
+"""PNG files: chunks, what is sound among them, and an encoder for every depth and number of channels.
+
+The libraries are given the pixels alone, in chunks that were checked here: so nothing that stands beside the pixels can
+cost them, and 8 and 16 bit are checked alike. Pillow decodes 8 bits. It has no 16-bit colour, so OpenCV decodes those.
+Neither encodes 16-bit grey with alpha, so the encoder is here.
+"""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL.PngImagePlugin import PngImageFile
+
+from uid.runtime.media import iptc
+from uid.runtime.media.exif import EXIF_PREFIX
+from uid.runtime.media.formats import MAX_PROFILE, DecodedImage, Samples
+from uid.runtime.media.reading import Content, Reading, with_channels
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # all that a decoder of the pixels needs
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # colour type by channels
+DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+INCH = 0.0254  # metres
+XMP = b"XML:com.adobe.xmp\0"
+RAW_PROFILE = b"Raw profile type "  # ImageMagick's way to keep what PNG had no place for: hexadecimal digits
+# What describes the stored samples rather than the image, or what has a place of its own here.
+NOT_CARRIED = {
+    b"sBIT",
+    b"bKGD",
+    b"hIST",
+    b"iDOT",
+    b"dSIG",
+    b"pHYs",
+    b"iCCP",
+    b"eXIf",
+    b"fcTL",
+    b"fdAT",
+    b"acTL",
+    b"IEND",
+}
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
+BAND = 1 << 22  # samples that are encoded at once
+MOST_BYTES = 1032  # that a byte of deflate can stand for
+
+
+@dataclass
+class Chunks:
+    """The chunks of a file whose type and checksum are as they should be."""
+
+    pixels: list[tuple[bytes, bytes]] = field(default_factory=list)
+    others: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    def first(self, kind: bytes) -> bytes | None:
+        return next((body for name, body in (*self.pixels, *self.others) if name == kind), None)
+
+
+def decode(data: bytes, reading: Reading) -> Content:
+    """Raises ``InputError`` for what is damaged, animated, or has pixels missing."""
+    chunks = _chunks(data, reading)
+    header = chunks.first(b"IHDR")
+    if header is None or len(header) != 13:
+        raise reading.unusual("no image header")
+    width, height, depth, kind, compression, filters, interlace = struct.unpack(">IIBBBBB", header)
+    reading.check_size(width, height)
+    if depth not in DEPTHS.get(kind, ()) or compression or filters or interlace > 1:
+        raise reading.unusual("a header that PNG does not have")
+    if (frames := chunks.first(b"acTL")) and len(frames) >= 4 and struct.unpack_from(">I", frames)[0] > 1:
+        raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
+    clean = _clean(chunks, _expected(width, height, depth * CHANNELS[kind], interlace), reading)
+    colour, alpha = _split(_deep(clean, kind) if depth == 16 else _shallow(clean))
+    if depth == 16 and alpha is None and (key := chunks.first(b"tRNS")) and len(key) == 2 * colour.shape[2]:
+        alpha = np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
+    content = Content(colour, alpha)
+    _describe(content, chunks, reading)
+    return content
+
+
+def _chunks(data: bytes, reading: Reading) -> Chunks:
+    found, at, ended = Chunks(), len(SIGNATURE), False
+    while at + 8 <= len(data) and not ended:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        whole = at + 12 + length <= len(data)
+        sound = whole and zlib.crc32(data[at + 4 : at + 8 + length]) == int.from_bytes(
+            data[at + 8 + length :][:4], "big"
+        )
+        name = kind.decode("latin-1")
+        if kind in PIXELS:
+            if not sound and (whole or kind != b"IDAT"):
+                reading.damage(f"the checksum of {name} is wrong" if whole else f"{name} is cut short")
+            found.pixels.append((kind, body))
+        elif kind == b"IEND":
+            ended = True
+        elif not sound:
+            reading.warn(f"the checksum of {name} is wrong, so it was left out" if whole else f"{name} is cut short")
+        elif not kind[0] & 32:
+            raise reading.unusual(f"a chunk {name} that PNG does not have")
+        else:
+            found.others.append((kind, body))
+        at += 12 + length
+    if not ended:
+        reading.warn("its end mark is missing")
+    return found
+
+
+def _expected(width: int, height: int, bits: int, interlace: int) -> list[tuple[int, int]]:
+    """Of each pass: the bytes of a row with its filter's, and the rows."""
+    passes = PASSES if interlace else ((0, 0, 1, 1),)
+    sizes = ((-(-(width - x) // step_x), -(-(height - y) // step_y)) for x, y, step_x, step_y in passes)
+    return [(1 + -(-columns * bits // 8), rows) for columns, rows in sizes if columns > 0 and rows > 0]
+
+
+def _clean(chunks: Chunks, passes: list[tuple[int, int]], reading: Reading) -> bytes:
+    """A PNG of the pixels alone, of which none is missing."""
+    expected = sum(row * rows for row, rows in passes)
+    packed = [body for kind, body in chunks.pixels if kind == b"IDAT"]
+    if sum(map(len, packed)) * MOST_BYTES < expected:  # before memory is taken for what cannot be there
+        reading.damage(f"{sum(map(len, packed))} bytes hold less than its size")
+    got, why = _unpacked_length(packed, expected)
+    kept = [(kind, body) for kind, body in chunks.pixels if kind != b"IDAT"]
+    if got < expected or why:
+        missing = f"{max(0, expected - got) * 100 // expected} % of the pixels are missing"
+        reading.damage(f"{missing}: {why}" if why else missing)
+        packed = [_mended(packed, expected)]
+    return b"".join(
+        [SIGNATURE, *(chunk(*one) for one in kept), *(chunk(b"IDAT", one) for one in packed), chunk(b"IEND", b"")]
+    )
+
+
+def _unpacked(packed: list[bytes], limit: int) -> Iterator[bytes]:
+    """What is packed, up to ``limit`` bytes and a little, in pieces. Raises ``zlib.error`` where it is damaged."""
+    inflater = zlib.decompressobj()
+    for body in packed:
+        left = body
+        while left and limit >= 0 and not inflater.eof:
+            piece = inflater.decompress(left, 1 << 20)
+            limit -= len(piece)
+            yield piece
+            left = inflater.unconsumed_tail
+    if not inflater.eof and limit >= 0:
+        yield inflater.flush()
+
+
+def _unpacked_length(packed: list[bytes], expected: int) -> tuple[int, str]:
+    """How many bytes the pixels have, and what is wrong with them; zlib checks their checksum."""
+    got = 0
+    try:
+        for piece in _unpacked(packed, expected):
+            got += len(piece)
+    except zlib.error as error:
+        return got, str(error)
+    return got, ""
+
+
+def _mended(packed: list[bytes], expected: int) -> bytes:
+    """What can be unpacked, and black rows for the rest."""
+    pieces: list[bytes] = []
+    try:
+        pieces.extend(_unpacked(packed, expected))
+    except zlib.error:
+        inflater = zlib.decompressobj()  # byte by byte gives all up to the damage
+        pieces = [_as_far_as_possible(inflater, b"".join(packed))]
+    return zlib.compress(b"".join(pieces)[:expected].ljust(expected, b"\0"), 1)
+
+
+def _as_far_as_possible(inflater: "zlib._Decompress", packed: bytes) -> bytes:
+    pieces: list[bytes] = []
+    try:
+        for at in range(0, len(packed), 64):
+            pieces.append(inflater.decompress(packed[at : at + 64]))
+    except zlib.error:
+        pass
+    return b"".join(pieces)
+
+
+def _shallow(clean: bytes) -> Samples:
+    image = PngImageFile(io.BytesIO(clean))
+    image.load()
+    grey = image.mode in ("1", "L", "LA", "La", "I;16", "I")
+    mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+    return with_channels(np.asarray(image.convert(mode)))
+
+
+def _deep(clean: bytes, kind: int) -> Samples:
+    """16-bit samples (H, W, 1 to 4). OpenCV takes the transparent colour into account for RGB only, so not here."""
+    import cv2  # takes 0.3 s, and only 16-bit images need it
+
+    samples = cv2.imdecode(np.frombuffer(clean, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None or samples.dtype != np.uint16:
+        raise ValueError("16-bit samples that OpenCV cannot read")
+    samples = samples[..., None] if samples.ndim == 2 else samples[..., [2, 1, 0, 3][: samples.shape[2]]]
+    # Grey is expanded when there is alpha.
+    return samples[..., {0: [0], 2: [0, 1, 2], 4: [0, -1], 6: [0, 1, 2, 3]}[kind]]
+
+
+def _split(samples: Samples) -> tuple[Samples, Samples | None]:
+    """(H, W, 1 to 4) as colour and alpha."""
+    return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
+
+
+def _describe(content: Content, chunks: Chunks, reading: Reading) -> None:
+    """Fill in the metadata."""
+    native = []
+    for kind, body in chunks.others:
+        if kind == b"eXIf":
+            content.exif = body
+        elif kind == b"iCCP":
+            content.icc = _profile(body, reading)
+        elif kind == b"pHYs" and len(body) == 9:
+            across, down, unit = struct.unpack(">IIB", body)
+            content.dpi = (across * INCH, down * INCH) if unit == 1 and across and down else None
+        elif kind == b"iTXt" and body.startswith(XMP):
+            content.xmp = _international(body, reading)
+        elif not (kind == b"zTXt" and body.startswith(RAW_PROFILE) and _raw_profile(content, body)):
+            if kind not in NOT_CARRIED:
+                native.append((kind, body))
+            if kind == b"tEXt" and body.startswith(b"Comment\0"):
+                content.comment = body[8:]
+    content.native = tuple(native)
+
+
+def _profile(body: bytes, reading: Reading) -> bytes | None:
+    packed = body.partition(b"\0")[2][1:]
+    profile = _inflated(packed)
+    if profile is None:
+        reading.warn(f"its colour profile is damaged or of more than {MAX_PROFILE} bytes, so it was left out")
+    return profile
+
+
+def _inflated(packed: bytes) -> bytes | None:
+    """What is packed; None where it is damaged, cut short or too long."""
+    inflater = zlib.decompressobj()
+    try:
+        found = inflater.decompress(packed, MAX_PROFILE)
+    except zlib.error:
+        return None
+    return found if inflater.eof else None
+
+
+def _international(body: bytes, reading: Reading) -> bytes | None:
+    """The text of an iTXt chunk."""
+    _, _, rest = body.partition(b"\0")
+    text = rest[2:].split(b"\0", 2)[-1]
+    found = _inflated(text) if rest[:1] == b"\1" else text
+    if found is None:
+        reading.warn("its XMP is damaged, so it was left out")
+    return found
+
+
+def _raw_profile(content: Content, body: bytes) -> bool:
+    """Take EXIF, IPTC or XMP from ImageMagick's chunk; whether it was one of these and sound."""
+    name = body.partition(b"\0")[0].removeprefix(RAW_PROFILE)
+    text = _inflated(body.partition(b"\0")[2][1:]) or b""
+    digits = re.fullmatch(rb"\s*\w+\s+(\d+)\s+([0-9a-fA-F\s]*)", text)
+    if digits is None:
+        return False
+    try:
+        found = bytes.fromhex(digits[2].decode())
+    except ValueError:
+        return False
+    if name in (b"exif", b"APP1") and found.startswith(EXIF_PREFIX):
+        content.exif = content.exif or found
+    elif name == b"iptc":
+        content.iptc = iptc.records(found) or found
+    else:
+        return False
+    return True
+
+
+def encode(samples: Samples, image: DecodedImage) -> Iterator[bytes]:
+    """A file of ``samples`` (H, W, 1 to 4), uint8 or uint16, with the metadata of ``image``, in pieces."""
+    height, width, channels = samples.shape
+    yield SIGNATURE + chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, TYPES[channels], 0, 0, 0)
+    )
+    for kind, body in _ancillary(image):
+        yield chunk(kind, body)
+    packer = zlib.compressobj(6)
+    for rows in _filtered(samples):
+        if piece := packer.compress(rows):
+            yield chunk(b"IDAT", piece)
+    yield chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b"")
+
+
+def _ancillary(image: DecodedImage) -> Iterator[tuple[bytes, bytes]]:
+    native = image.native if image.format == "png" else ()
+    if image.icc:
+        yield b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc)
+    if image.dpi:
+        yield b"pHYs", struct.pack(">IIB", *(min(round(one / INCH), 2**31 - 1) for one in image.dpi), 1)
+    if image.exif:
+        yield b"eXIf", image.exif.removeprefix(EXIF_PREFIX)
+    if image.xmp:
+        yield b"iTXt", XMP + b"\0\0\0\0" + image.xmp
+    if image.iptc:
+        record = iptc.resource(image.iptc)
+        text = f"\niptc\n{len(record):8}\n{record.hex()}\n".encode()
+        yield b"zTXt", RAW_PROFILE + b"iptc\0\0" + zlib.compress(text)
+    if image.comment and not native:
+        yield b"tEXt", b"Comment\0" + image.comment.replace(b"\0", b" ")
+    yield from native
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A PNG chunk: length, type, data, checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+
+
+def _filtered(samples: Samples) -> Iterator[bytes]:
+    """Bands of rows, each row filtered with Paeth's predictor (PNG, 9.4), which suits photos best."""
+    height, width, channels = samples.shape
+    step = channels * samples.itemsize  # from a byte to the one on its left that it is predicted from
+    above = np.zeros((1, width * step), np.int16)
+    rows = max(1, BAND // (width * step))
+    for top in range(0, height, rows):
+        band = np.ascontiguousarray(samples[top : top + rows], samples.dtype.newbyteorder(">"))
+        x = band.view(np.uint8).reshape(len(band), -1).astype(np.int16)
+        up = np.vstack([above, x[:-1]])
+        left, corner = (np.pad(one, ((0, 0), (step, 0)))[:, :-step] for one in (x, up))
+        a, b, c = np.abs(up - corner), np.abs(left - corner), np.abs(left + up - 2 * corner)
+        predicted = np.where((a <= b) & (a <= c), left, np.where(b <= c, up, corner))
+        out = np.full((len(band), 1 + x.shape[1]), 4, np.uint8)
+        out[:, 1:] = x - predicted
+        above = x[-1:]
+        yield out.tobytes()
