@@ -20,7 +20,7 @@ LARGEST_GUIDANCE = 1000.0  # in either direction
 # What a manifest may choose. The first of each is what a manifest without the choice means.
 REFLECT, ZEROS = PADDINGS = ("reflect", "zeros")  # what the lower and right edges are extended with
 NEAREST, DOWN = ROUNDINGS = ("nearest", "down")  # of outputs that are integers
-NO_COLOUR_FIX, ADAIN, WAVELET = COLOUR_FIXES = ("none", "adain", "wavelet")
+NO_COLOUR_FIX, ADAIN, WAVELET, FLAT = COLOUR_FIXES = ("none", "adain", "wavelet", "flat")
 ONCE, PER_STEP = DRAWS = ("once", "per-step")  # how often noise is drawn
 DDIM, DDPM = "ddim", "ddpm"
 # By sampler the coefficients of a step, each a tensor that the step's components may read.

@@ -93,3 +93,15 @@ def blend_weights(covered: Sequence[slice]) -> list[Weights]:
                 fading *= 1.0 - own[: len(fading)]
         made.append(own)
     return made
+
+
+def first_needed(span: slice, side: int) -> int:
+    """The first pixel of a side that a tile's span reads, with what is reflected beyond the edge."""
+    reflected: int = 2 * side - span.stop - 1
+    start: int = span.start
+    return start if span.stop <= side else max(0, min(start, reflected))
+
+
+def scaled(span: slice, scale: int) -> slice:
+    """Where an output that is ``scale`` times as large has these pixels."""
+    return slice(span.start * scale, span.stop * scale)

@@ -40,6 +40,8 @@ class Options:
     # Feature cache ("DeepCache", Ma et al., 2023): every so many guided steps one is computed in full, the others by
     # the U-Net's outermost level on the features that the full one left. 1: all in full.
     cache_interval: int = 1
+    # Part of the output, 0 to 1, in the blend with the input, in linear light (sRGB's curve); 0: the input.
+    strength: float = 1.0
     seed: int = 0  # of the initial noise; the same seed gives the same image on the same backend
     # Side of a tile in pixels; an image of more than tile * tile pixels is run in tiles. "auto" takes the bundle's own,
     # and half as much when the backend's memory runs out; what fits is used for the pipeline's next images.
@@ -62,6 +64,8 @@ class Options:
                 f"{LARGEST_GUIDANCE:g}",
                 option="guidance",
             )
+        if not (isinstance(self.strength, Real) and 0.0 <= self.strength <= 1.0):
+            raise InputError(f"strength is {self.strength!r}; expected a number from 0 to 1", option="strength")
         if not is_interval(self.guidance_interval):
             raise InputError(
                 f"guidance interval is {self.guidance_interval!r}; expected a part of (0, 1) such as (0.2, 0.8)",

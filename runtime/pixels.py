@@ -21,6 +21,7 @@ Planes = npt.NDArray[np.float32]  # (3, H, W) or (B, 3, H, W) in [0, 1]
 
 IMAGE_PIXELS, OUTPUT_PIXELS, OUTPUT_MEAN = "image_pixels", "output_pixels", "output_mean"
 GRAPHS = Path(engines.__file__).parent
+BLENDED = 1 << 20  # samples that are blended at once
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 PIXELS_IN = Component(
     "pixels_in",
@@ -123,9 +124,39 @@ def enlarged(image: Array, scale: int) -> Array:
     return larger
 
 
+def blend(sharp: Array, image: Array, strength: float) -> None:
+    """Make ``sharp`` the mean of both, of one shape and dtype, weighed by ``strength`` (0 to 1), in linear light.
+
+    Light is linear under sRGB's curve: so an edge is blended as half a blur would blend it.
+    """
+    top = np.iinfo(sharp.dtype).max if np.issubdtype(sharp.dtype, np.integer) else 1
+    rows = max(1, BLENDED // max(1, sharp[0].size))
+    for start in range(0, len(sharp), rows):
+        part = np.s_[start : start + rows]
+        new, old = (linear(one[part].astype(np.float32) / np.float32(top)) for one in (sharp, image))
+        mixed = encoded(np.float32(strength) * new + np.float32(1.0 - strength) * old) * np.float32(top)
+        sharp[part] = np.rint(mixed) if top > 1 else mixed
+
+
+def linear(values: Planes) -> Planes:
+    """Light, 0 to 1, of values as sRGB encodes them (IEC 61966-2-1)."""
+    light: Planes = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return light
+
+
+def encoded(light: Planes) -> Planes:
+    """The inverse of ``linear``."""
+    values: Planes = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+    return values
+
+
 def pad(values: Array, multiple: int, kind: str = REFLECT, least: int = 1) -> Array:
     """Extend the lower and right edges of planes to ``padded`` sizes, by reflection or with zeros (``PADDINGS``)."""
-    height, width = padded(values.shape[1:], multiple, least)
+    return extend(values, *padded(values.shape[1:], multiple, least), kind)
+
+
+def extend(values: Array, height: int, width: int, kind: str = REFLECT) -> Array:
+    """Extend the lower and right edges of planes to this size; no copy where they have it."""
     if (height, width) == values.shape[1:]:
         return values
     edges = ((0, 0), (0, height - values.shape[1]), (0, width - values.shape[2]))

@@ -9,22 +9,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import numpy as np
 
-from uid.bundles.declarations import NEAREST, NO_COLOUR_FIX, Bundle
+from uid.bundles.declarations import FLAT, NEAREST, NO_COLOUR_FIX, Bundle
 from uid.bundles.tensors import BATCH, HEIGHT, IMAGE, OUTPUT, WIDTH, Array, TensorSpec
 from uid.engines import Backend
 from uid.errors import InputError
-from uid.runtime.colour import colour_fixed
-from uid.runtime.layout import Layout, blend_weights, layout
+from uid.runtime.canvas import Canvas
+from uid.runtime.colour import BAND, colour_fixed, detail, flat_kept
+from uid.runtime.layout import Layout, blend_weights, first_needed, layout, scaled
 from uid.runtime.noise import checked, drawn, part, together
 from uid.runtime.options import AUTO, Options, Result, smallest_tile
 from uid.runtime.pixels import (
     IMAGE_PIXELS,
     OUTPUT_PIXELS,
     Planes,
+    blend,
     enlarged,
+    extend,
+    in_dtype,
     interleaved,
     like,
     pad,
@@ -37,6 +42,7 @@ from uid.runtime.schedule import Step
 from uid.runtime.transforms import TRANSPOSED, add, transformed
 
 OnStep = Callable[[int, int], None]
+LARGE = 32_000_000  # pixels, from which on rows are done with one by one
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class ImageRun:
 
     def __init__(self, bundle: Bundle, backend: Backend, plans: Plans, request: Request, limits: Limits) -> None:
         self.bundle, self.backend, self.plans, self.request, self.limits = bundle, backend, plans, request, limits
-        self.given = planes(request.image)
+        large = request.image.ndim == 3 and request.image[..., 0].size > LARGE  # which is not copied
+        self.given = np.moveaxis(request.image, 2, 0) if large else planes(request.image)
         self.transforms = request.options.transforms or 1
         self.mode = bundle.modes[request.options.mode]
         self.parts = bundle.parts(request.options.mode)
@@ -100,7 +107,9 @@ class ImageRun:
 
     def result(self) -> Result:
         """Run the image. Raises ``ModelError`` and ``OutOfMemoryError`` as the pipeline does."""
-        sharp = self.run_whole() if self.stays_uint8 else self.run_pieces()
+        sharp = self.run_whole() if self.stays_uint8 else self.run_bands() if self.is_large else self.run_pieces()
+        if self.request.options.strength < 1.0:
+            blend(sharp, enlarged(self.request.image, self.scale), self.request.options.strength)
         return Result(
             image=sharp,
             backend=self.backend.name,
@@ -141,14 +150,17 @@ class ImageRun:
     @property
     def stays_uint8(self) -> bool:
         """Whether uint8 goes in and comes out, since nothing is computed on the host."""
-        plain = self.mode.colour_fix == NO_COLOUR_FIX and self.bundle.rounding == NEAREST
+        plain = self.mode.colour_fix in (NO_COLOUR_FIX, FLAT) and self.bundle.rounding == NEAREST
         one = self.tiles == self.transforms == 1
         return plain and one and self.request.image.ndim == 3 and self.uploads_uint8(self.given)
 
     def run_whole(self) -> Array:
         """The image as one piece, in uint8."""
         (output,) = self.run([Piece(self.padded(self.given), self.noises[0], 0)], OUTPUT_PIXELS)
-        return interleaved(list(output[:, : self.given.shape[1], : self.given.shape[2]]))
+        sharp = output[:, : self.given.shape[1], : self.given.shape[2]]
+        if self.mode.colour_fix == FLAT and detail(given := to_float(self.given)) is not None:
+            sharp = [in_dtype(plane, sharp.dtype) for plane in colour_fixed(to_float(sharp), given, FLAT)]
+        return interleaved(list(sharp))
 
     def run_pieces(self) -> Array:
         """The average of what the transforms give, each blended from its tiles."""
@@ -164,21 +176,49 @@ class ImageRun:
             total = colour_fixed(total, image, self.mode.colour_fix)
         return like(total, self.request.image, self.bundle.rounding)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the sums of the whole image would take too much memory, and rows can be done with one by one."""
+        by_rows = self.mode.colour_fix in (NO_COLOUR_FIX, FLAT) and self.tiles > 1 and self.scale == 1
+        return by_rows and self.given.shape[1] * self.given.shape[2] > LARGE
+
+    def run_bands(self) -> Array:
+        """What ``run_pieces`` gives, from the top down: rows become pixels as soon as their last tile is done."""
+        canvas, sharp = Canvas(self.given.shape), np.empty_like(self.request.image)
+        every = (piece for number in range(self.transforms) for piece in self.pieces(canvas.sums, number))
+        ordered = sorted(
+            ((canvas.top(piece.target), piece) for piece in every if piece.target is not None), key=itemgetter(0)
+        )
+        tops = [*(top for top, _ in ordered[1:]), len(sharp)]
+        part = detail(self.given) if self.mode.colour_fix == FLAT else None
+        done = count = 0
+        for batch in self.batches(piece for _, piece in ordered):
+            for piece, output in zip(batch, self.run(batch), strict=True):
+                piece.add(output)
+            count += len(batch)
+            end = tops[count - 1]
+            for rows in (slice(start, min(start + BAND, end)) for start in range(done, end, BAND)):
+                mean = canvas.sums[:, rows] / np.float32(self.transforms)
+                fixed = mean if part is None else flat_kept(mean, to_float(self.given[:, rows]), part, rows)
+                sharp[rows] = like(fixed, sharp, self.bundle.rounding)
+            canvas.release(slice(done, end))
+            done = end
+        return sharp
+
     # -- its pieces ---------------------------------------------------------------------------------------------------
 
     def pieces(self, total: Planes, number: int) -> Iterator[Piece]:
         """The tiles of transform ``number`` of the image."""
         given, target = transformed(self.given, number), transformed(total, number)
-        whole = self.padded(given)
         noise, tiles = self.noises[number // TRANSPOSED], self.layouts[number // TRANSPOSED]
         if self.tiles == 1:
-            yield Piece(whole, noise, number, target)
+            yield Piece(self.padded(given), noise, number, target)
             return
         rows, columns = ([scaled(span, self.scale) for span in spans] for spans in (tiles.rows, tiles.columns))
         for row, down, to_row in zip(tiles.rows, blend_weights(rows), rows, strict=True):
             for column, across, to_column in zip(tiles.columns, blend_weights(columns), columns, strict=True):
                 own = {one.spec.name: part(one, noise[one.spec.name], row, column) for one in self.mode.noise}
-                yield Piece(whole[:, row, column], own, number, target[:, to_row, to_column], (down, across))
+                yield Piece(self.tile(given, row, column), own, number, target[:, to_row, to_column], (down, across))
 
     def batches(self, pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
         """Pieces of one size in lists that run together, in order."""
@@ -224,6 +264,16 @@ class ImageRun:
         """Planes, extended to sizes that the bundle takes."""
         return pad(values, self.bundle.size_multiple, self.bundle.padding, self.bundle.min_side)
 
+    def tile(self, given: Array, row: slice, column: slice) -> Array:
+        """A tile of the planes, extended where it reaches beyond them; without a copy where it does not."""
+        height, width = given.shape[1:]
+        if row.stop <= height and column.stop <= width:
+            return given[:, row, column]
+        top, left = first_needed(row, height), first_needed(column, width)
+        near = given[:, top : row.stop, left : column.stop]
+        whole = extend(near, row.stop - top, column.stop - left, self.bundle.padding)
+        return whole[:, row.start - top :, column.start - left :]
+
     def layout(self, height: int, width: int) -> Layout:
         """The tiles of a padded image of this size."""
         return layout(
@@ -255,7 +305,9 @@ class ImageRun:
         uint8 = self.uploads_uint8(batch[0].planes)
         self.largest_batch = max(self.largest_batch, len(batch))
         tiles = stacked([piece.planes[None] for piece in batch])
-        inputs = {IMAGE_PIXELS: tiles} if uint8 else {IMAGE: to_float(tiles)}
+        inputs = (
+            {IMAGE_PIXELS: np.ascontiguousarray(tiles)} if uint8 else {IMAGE: to_float(np.ascontiguousarray(tiles))}
+        )
         for name, extra in self.request.extra.items():
             inputs[name] = stacked([transformed(extra, piece.transform)[None] for piece in batch])
         sizes = self.symbols(batch[0]) | {BATCH: len(batch)}
@@ -296,8 +348,3 @@ def sizes_of(spec: TensorSpec, shape: Sequence[int]) -> dict[str, int]:
 def stacked(arrays: Sequence[Array]) -> Array:
     """Arrays one after another along their first axis; a single one is not copied."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def scaled(span: slice, scale: int) -> slice:
-    """Where an output that is ``scale`` times as large has these pixels."""
-    return slice(span.start * scale, span.stop * scale)
