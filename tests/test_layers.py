@@ -14,7 +14,7 @@ COMMANDS = {"click", "rich"}  # libraries of command lines
 ALLOWED = {
     "bundles": {"numpy", "safetensors"},
     "engines": {"numpy", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt_rtx"},
-    "runtime": {"numpy", "cv2", "PIL", "av", "watchfiles", *COMMANDS},
+    "runtime": {"numpy", "cv2", "PIL", "av", "simplejpeg", "watchfiles", *COMMANDS},
 }
 
 

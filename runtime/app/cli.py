@@ -17,7 +17,7 @@ from uid.runtime.app.doctor import doctor
 from uid.runtime.app.jobs import Plan, plan
 from uid.runtime.app.session import Session
 from uid.runtime.app.settings import DEVICE, RunSettings
-from uid.runtime.media.formats import FORMATS, MAX_PIXELS, SUFFIXES
+from uid.runtime.media.formats import MAX_PIXELS, SUBSAMPLINGS, SUFFIXES, WRITTEN
 from uid.runtime.media.raw_pipe import RAW_FORMATS
 from uid.runtime.options import AUTO, Options
 from uid.runtime.transforms import TRANSFORMS
@@ -91,9 +91,9 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     if value is None:
         return None
     name = value.lower().removeprefix(".")
-    found = name if name in FORMATS else SUFFIXES.get(f".{name}")
-    if found is None:
-        raise click.BadParameter(f"{value!r} is no format; expected one of {', '.join(FORMATS)} (-y replaces outputs)")
+    found = name if name in WRITTEN else SUFFIXES.get(f".{name}")
+    if found not in WRITTEN:
+        raise click.BadParameter(f"{value!r} is no format; expected one of {', '.join(WRITTEN)} (-y replaces outputs)")
     return found
 
 
@@ -102,6 +102,16 @@ def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     if value is not None and not DEVICE.fullmatch(value):
         raise click.BadParameter(f"{value!r} is no device; expected cpu, cuda, or a GPU by its number such as cuda:1")
     return value
+
+
+def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Left, top, width and height."""
+    if value is None:
+        return None
+    numbers = value.split(",")
+    if len(numbers) != 4 or not all(number.strip().isdecimal() for number in numbers):
+        raise click.BadParameter(f"{value!r} is no part of an image; expected left,top,width,height in pixels")
+    return tuple(int(number) for number in numbers)
 
 
 @click.command(cls=RenamedOptions, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -170,7 +180,7 @@ def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "--format",
     callback=_format,
     metavar="NAME",
-    help=f"Format of written images: {', '.join(FORMATS)}, or a suffix such as jpg. Default: as the input.",
+    help=f"Format of written images: {', '.join(WRITTEN)}, or a suffix such as jpg. Default: as the input.",
 )
 @click.option("-y", "--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs that exist, and go on.")
@@ -198,6 +208,22 @@ def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.option("--frames", type=click.IntRange(min=1), help="Most frames that are taken of a video.")
 @click.option("--raw", type=click.Choice(list(RAW_FORMATS)), help="- carries raw frames of a video in this format.")
 @click.option("--raw-size", callback=_size, metavar="WxH", help="Size of the raw frames from standard input.")
+@click.option(
+    "--jpeg-quality", type=click.IntRange(1, 100), help="Quality of written JPEGs. Default: the input's own, else 95."
+)
+@click.option(
+    "--jpeg-subsampling",
+    type=click.Choice(SUBSAMPLINGS),
+    help="Colour resolution of written JPEGs. Default: the input's own, else 4:4:4.",
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Part of the output in the blend with the input, in linear light; 0: the input.",
+)
+@click.option("--preview", callback=_preview, metavar="X,Y,W,H", help="Run only this part of each image, in pixels.")
 @click.option("--compare", is_flag=True, help="Write the input to the left of the output.")
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
 @click.option(

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uid.errors import InputError, OutputError
-from uid.runtime.media.formats import FORMATS, MUXERS, format_of, is_image_path, is_video_path
+from uid.runtime.media.formats import (
+    FORMATS,
+    MUXERS,
+    WRITTEN,
+    format_of,
+    is_foreign_path,
+    is_image_path,
+    is_video_path,
+)
 
 STREAM = "-"  # the name of standard input and standard output
 RECORD_SUFFIX = ".uid-run.jsonl"  # of the file beside an output folder that tells what was done
@@ -65,8 +73,9 @@ class Naming:
         extension = path.suffix
         if is_video_path(path):
             extension = extension if extension.lower() in MUXERS else ".mkv"  # which carries any sound
-        elif self.format or not is_image_path(path):
-            extension = FORMATS[self.format or "png"].suffixes[0]  # an image of unknown suffix: without loss
+        elif self.format or not is_image_path(path) or is_foreign_path(path):
+            # An image of a suffix that is unknown or cannot be written: without loss.
+            extension = FORMATS[self.format or "png"].suffixes[0]
         return path.with_name(path.stem + self.suffix + extension)
 
 
@@ -156,6 +165,8 @@ def _raw(source: Path | None, destination: Path | None) -> Job:
 def _single(source: Path, output: Path, naming: Naming) -> Job | None:
     """The job when ``output`` is itself what is made from ``source``; None when it is a folder to put that into."""
     folder = output.is_dir()
+    if not folder and is_foreign_path(output):
+        raise OutputError(f"{output} cannot be written; expected one of {', '.join(WRITTEN)}, or a folder's name")
     to_video, to_image = (not folder and is_path(output) for is_path in (is_video_path, is_image_path))
     if source.is_dir():
         if not to_video:
@@ -177,7 +188,7 @@ def _single(source: Path, output: Path, naming: Naming) -> Job | None:
 
 def _into_folder(sources: Sequence[Path], output: Path, naming: Naming, special: Sequence[LeftOut] = ()) -> Plan:
     """A job for each image and video named or found, into the folder ``output``; subfolders are kept."""
-    if (_is_media(output) or output.exists()) and not output.is_dir():
+    if (_is_media(output) or is_foreign_path(output) or output.exists()) and not output.is_dir():
         raise OutputError(f"these inputs need a folder for their outputs, but {output} is a file's name")
     jobs: dict[Job, None] = {}  # an ordered set: naming a folder and a file in it is no conflict
     made = Plan([], output, list(special))

@@ -16,7 +16,7 @@ import numpy as np
 
 from uid import __version__, stop
 from uid.bundles.tensors import Array
-from uid.errors import InputError, OutputError
+from uid.errors import OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
@@ -24,9 +24,9 @@ from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.settings import RunSettings
-from uid.runtime.media.decode import read_image
-from uid.runtime.media.encode import encode_image, write_image
-from uid.runtime.media.formats import DecodedImage
+from uid.runtime.media.decode import read_image, read_stream
+from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
+from uid.runtime.media.formats import DecodedImage, format_of, written_format
 from uid.runtime.media.raw_pipe import RawPipe
 from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
@@ -71,6 +71,7 @@ class JobRunner:
     failures: list[str] = field(default_factory=list)  # one line for each job that failed
     records: list[Record] = field(default_factory=list)  # of every job that was done, left or failed
     _folders: set[Path] = field(default_factory=set)  # those that outputs are put into, made by this run
+    _told: set[tuple[str, str]] = field(default_factory=set)  # what was lost in which format, and has been said
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do ``jobs`` in order; with ``keep_going`` also those after a failed one.
@@ -148,6 +149,9 @@ class JobRunner:
         self.reporter.start(job.input_name)
 
         def compute() -> MadeImage:
+            format = self._written_format(job, read.image)
+            check_writable(read.image, format, columns=2 if self.settings.compare else 1, scale=self._scale)
+            self._warn(job, read.image, format)
             result = self._sharpened(read.image.pixels, self._on_step)
             return MadeImage(self._output_image(read.image, result), read.decision, {"ok": True} | _record(result))
 
@@ -186,29 +190,49 @@ class JobRunner:
         self.reporter.on_frame(done, total)
 
     def _read(self, job: Job) -> DecodedImage:
-        if job.source is not None:
-            return read_image(job.source, max_pixels=self.settings.max_pixels)
-        try:
-            data = sys.stdin.buffer.read()
-        except OSError as error:
-            raise InputError(f"cannot read standard input: {error.strerror or error}") from error
-        return read_image(data, name="standard input", max_pixels=self.settings.max_pixels)
+        """The image, or the part of it that is run."""
+        settings, name = self.settings, None
+        source: Path | bytes | None = job.source
+        if source is None:
+            name = "standard input"
+            source = read_stream(sys.stdin.buffer, name)
+        image = read_image(source, name=name, max_pixels=settings.max_pixels, salvage=settings.salvage)
+        return image.cropped(*settings.preview) if settings.preview else image
+
+    def _warn(self, job: Job, image: DecodedImage, format: str) -> None:
+        """Say what was wrong with a file, and once per run what a file of the format has no place for."""
+        for warning in image.warnings:
+            self.reporter.note(f"warning: {job.input_name}: {warning}")
+        for what in not_carried(image, format):
+            if (what, format) not in self._told:
+                self._told.add((what, format))
+                self.reporter.note(f"warning: {format} has no place for {what}; it is left out")
+
+    def _written_format(self, job: Job, image: DecodedImage) -> str:
+        if job.destination is None:
+            return self.settings.format or written_format(image.format)
+        return format_of(job.destination)
 
     def _output_image(self, image: DecodedImage, result: "Result") -> DecodedImage:
         """The image that is written, with what the input had beside its pixels."""
-        written = dataclasses.replace(image, pixels=self._shown(image.pixels, result))
-        if image.alpha is not None:
-            alpha = enlarged(image.alpha, self._scale)
-            written = dataclasses.replace(written, alpha=np.hstack([alpha, alpha]) if self.settings.compare else alpha)
-        return written
+        others = [None if one is None else self._beside(one) for one in (image.alpha, image.extra)]
+        return image.with_pixels(self._shown(image.pixels, result), *others)
+
+    def _beside(self, samples: Array) -> Array:
+        """Alpha or further channels, (H, W) or (H, W, n), as large as the output."""
+        larger = enlarged(samples, self._scale).reshape(
+            *(self._scale * side for side in samples.shape[:2]), *samples.shape[2:]
+        )
+        return np.hstack([larger, larger]) if self.settings.compare else larger
 
     def _write(self, job: Job, image: DecodedImage, decision: Decision) -> None:
         if job.destination is None:
-            _write_to_stdout(encode_image(image, self.settings.format or image.format))
+            _write_to_stdout(encode_image(image, self._written_format(job, image), self.settings.encoding))
             return
         self._make_folder(job.destination.parent)
         note = partial(self._note_made, job.destination, decision.source)
-        write_image(image, job.destination, replace=decision.what == REDO, parents=False, before=note)
+        how: dict[str, Any] = {"replace": decision.what == REDO, "parents": False, "before": note}
+        write_image(image, job.destination, encoding=self.settings.encoding, **how)
 
     def _note_made(self, output: Path, source: str, file: Path) -> None:
         """Note an image that is whole, and about to be put in place."""

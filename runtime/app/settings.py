@@ -10,6 +10,7 @@ from pathlib import Path
 
 from uid.errors import InputError
 from uid.runtime.app.jobs import Naming
+from uid.runtime.media.encode import Encoding
 from uid.runtime.media.formats import MAX_PIXELS
 from uid.runtime.media.selection import Selection
 from uid.runtime.media.video_codecs import Wanted
@@ -49,6 +50,9 @@ class RunSettings:
     frames: int | None = None  # most that are taken of a video
     raw: str | None = None  # a key of RAW_FORMATS: standard input and output carry such frames
     raw_size: tuple[int, int] | None = None  # (width, height) of those from standard input
+    jpeg_quality: int | None = None  # of written JPEGs; None: the input's own
+    jpeg_subsampling: str | None = None
+    preview: tuple[int, int, int, int] | None = None  # left, top, width, height: only this part is run
     compare: bool = False  # write the input to the left of the output
     keep_going: bool = False
     workers: int = 1  # threads that read images, and as many that write them
@@ -83,6 +87,11 @@ class RunSettings:
     def wanted(self) -> Wanted:
         """How a video is encoded."""
         return Wanted(self.codec, self.crf, self.pix_fmt)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How written images are compressed."""
+        return Encoding(self.jpeg_quality, self.jpeg_subsampling)
 
     @property
     def naming(self) -> Naming:

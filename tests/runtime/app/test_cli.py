@@ -85,6 +85,7 @@ def test_json_describes_what_ran(uid_run):
         "tile": None,
         "captured": False,
         "guidance_interval": [0.0, 1.0],
+        "strength": 1.0,
         "cache_interval": 1,
         "batch": 1,
     }
