@@ -6,7 +6,6 @@ here: upright, RGB, with metadata that is true for it.
 
 import contextlib
 import io
-import os
 import stat
 import struct
 import threading
@@ -97,7 +96,7 @@ def _libraries(label: str) -> Iterator[None]:
     Decoders that are given a damaged file raise whatever they
     happen to, such as OverflowError or struct.error: all of it means that the file cannot be read.
     """
-    with quiet_warnings(), _stderr_muted():
+    with quiet_warnings():
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is checked before
         try:
             yield
@@ -110,24 +109,6 @@ def _libraries(label: str) -> Iterator[None]:
             raise InputError(f"{label} is damaged, cut short or of an unusual kind ({why}); save it anew") from error
         finally:
             Image.MAX_IMAGE_PIXELS = before
-
-
-@contextlib.contextmanager
-def _stderr_muted() -> Iterator[None]:
-    """Hide what libtiff and libpng print on the terminal beside the error that is raised."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed: there is nobody to hide it from
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _decoded(content: Content, format: str, reading: Reading) -> DecodedImage:

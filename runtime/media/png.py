@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from uid.runtime.media import iptc
 from uid.runtime.media.exif import EXIF_PREFIX
 from uid.runtime.media.formats import MAX_PROFILE, DecodedImage, Samples
-from uid.runtime.media.reading import Content, Reading, with_channels
+from uid.runtime.media.reading import Content, Reading, stderr_muted, with_channels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # all that a decoder of the pixels needs
@@ -190,7 +190,8 @@ def _deep(clean: bytes, kind: int) -> Samples:
     """16-bit samples (H, W, 1 to 4). OpenCV takes the transparent colour into account for RGB only, so not here."""
     import cv2  # takes 0.3 s, and only 16-bit images need it
 
-    samples = cv2.imdecode(np.frombuffer(clean, np.uint8), cv2.IMREAD_UNCHANGED)
+    with stderr_muted():
+        samples = cv2.imdecode(np.frombuffer(clean, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
         raise ValueError("16-bit samples that OpenCV cannot read")
     samples = samples[..., None] if samples.ndim == 2 else samples[..., [2, 1, 0, 3][: samples.shape[2]]]

@@ -1,5 +1,8 @@
 """What is found while a file is read: warnings, damage, and limits."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,3 +74,23 @@ def with_channels(samples: Samples) -> Samples:
 def opaque(alpha: Samples) -> bool:
     """Whether nothing is transparent."""
     return bool(alpha.min() == np.iinfo(alpha.dtype).max)
+
+
+@contextlib.contextmanager
+def stderr_muted() -> Iterator[None]:
+    """Hide what libtiff and libpng print on the terminal beside the error that is raised: all that the process prints
+    meanwhile, so it is for their calls alone.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: there is nobody to hide it from
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

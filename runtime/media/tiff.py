@@ -19,7 +19,7 @@ from uid.runtime.media.exif import (
 )
 from uid.runtime.media.formats import MAX_CHANNELS, Samples
 from uid.runtime.media.jpeg import checked
-from uid.runtime.media.reading import Content, Reading, with_channels
+from uid.runtime.media.reading import Content, Reading, stderr_muted, with_channels
 
 NONE, LZW, JPEG, DEFLATE, OLD_DEFLATE, PACKBITS, LZMA = 1, 5, 7, 8, 32946, 32773, 34925
 WRITTEN = {NONE: NONE, LZW: LZW, DEFLATE: DEFLATE, OLD_DEFLATE: DEFLATE, PACKBITS: PACKBITS, LZMA: DEFLATE}
@@ -230,7 +230,8 @@ def _unpacked(packed: bytes, compression: int, size: int, row: int) -> bytes:
         return found
     if compression == LZMA:
         return lzma.LZMADecompressor().decompress(packed, size)
-    return TiffImageFile(io.BytesIO(_wrapped(packed, compression, row, size // row))).tobytes()
+    with stderr_muted():
+        return TiffImageFile(io.BytesIO(_wrapped(packed, compression, row, size // row))).tobytes()
 
 
 def _wrapped(packed: bytes, compression: int, width: int, height: int) -> bytes:
@@ -294,7 +295,8 @@ def _through_pillow(data: bytes, tags: Tags, reading: Reading) -> Content:
     image = TiffImageFile(io.BytesIO(data))
     if image.mode in ("LAB", "I", "F"):
         raise reading.unusual(f"{image.mode}, not RGB", "convert it first, e.g. magick IN -colorspace sRGB OUT")
-    image.load()
+    with stderr_muted():
+        image.load()
     if image.mode == "CMYK":
         return Content(np.asarray(image))
     grey = image.mode in ("1", "L", "LA", "La")
