@@ -20,13 +20,14 @@ from uid.errors import OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
+from uid.runtime.app.outputs import format_for, shown_beside
 from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
-from uid.runtime.media.formats import DecodedImage, format_of, written_format
+from uid.runtime.media.formats import DecodedImage
 from uid.runtime.media.raw_pipe import RawPipe
 from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
@@ -149,11 +150,12 @@ class JobRunner:
         self.reporter.start(job.input_name)
 
         def compute() -> MadeImage:
-            format = self._written_format(job, read.image)
+            format = format_for(job, read.image, self.settings)
             check_writable(read.image, format, columns=2 if self.settings.compare else 1, scale=self._scale)
             self._warn(job, read.image, format)
             result = self._sharpened(read.image.pixels, self._on_step)
-            return MadeImage(self._output_image(read.image, result), read.decision, {"ok": True} | _record(result))
+            image = shown_beside(read.image, self._shown(read.image.pixels, result), self._scale, self.settings.compare)
+            return MadeImage(image, read.decision, {"ok": True} | _record(result))
 
         return self._guarded(compute, read.decision.source)
 
@@ -208,26 +210,9 @@ class JobRunner:
                 self._told.add((what, format))
                 self.reporter.note(f"warning: {format} has no place for {what}; it is left out")
 
-    def _written_format(self, job: Job, image: DecodedImage) -> str:
-        if job.destination is None:
-            return self.settings.format or written_format(image.format)
-        return format_of(job.destination)
-
-    def _output_image(self, image: DecodedImage, result: "Result") -> DecodedImage:
-        """The image that is written, with what the input had beside its pixels."""
-        others = [None if one is None else self._beside(one) for one in (image.alpha, image.extra)]
-        return image.with_pixels(self._shown(image.pixels, result), *others)
-
-    def _beside(self, samples: Array) -> Array:
-        """Alpha or further channels, (H, W) or (H, W, n), as large as the output."""
-        larger = enlarged(samples, self._scale).reshape(
-            *(self._scale * side for side in samples.shape[:2]), *samples.shape[2:]
-        )
-        return np.hstack([larger, larger]) if self.settings.compare else larger
-
     def _write(self, job: Job, image: DecodedImage, decision: Decision) -> None:
         if job.destination is None:
-            _write_to_stdout(encode_image(image, self._written_format(job, image), self.settings.encoding))
+            _write_to_stdout(encode_image(image, format_for(job, image, self.settings), self.settings.encoding))
             return
         self._make_folder(job.destination.parent)
         note = partial(self._note_made, job.destination, decision.source)

@@ -1,0 +1,29 @@
+"""The image that a job writes: its format, and what goes with its pixels."""
+
+import numpy as np
+
+from uid.bundles.tensors import Array
+from uid.runtime.app.jobs import Job
+from uid.runtime.app.settings import RunSettings
+from uid.runtime.media.formats import DecodedImage, format_of, written_format
+from uid.runtime.pixels import enlarged
+
+
+def format_for(job: Job, image: DecodedImage, settings: RunSettings) -> str:
+    """The format that a job's output is written in."""
+    if job.destination is None:
+        return settings.format or written_format(image.format)
+    return format_of(job.destination)
+
+
+def shown_beside(image: DecodedImage, pixels: Array, scale: int, compare: bool) -> DecodedImage:
+    """The image with the pixels of the output; alpha and further channels become as large as these."""
+
+    def fitted(samples: Array | None) -> Array | None:
+        if samples is None:
+            return None
+        height, width = (scale * side for side in samples.shape[:2])
+        larger = enlarged(samples, scale).reshape(height, width, *samples.shape[2:])
+        return np.hstack([larger, larger]) if compare else larger
+
+    return image.with_pixels(pixels, fitted(image.alpha), fitted(image.extra))
