@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from uid.bundles.declarations import FINISH, STEPS, Bundle
+from uid.bundles.hashes import sha256
 from uid.bundles.tensors import GUIDANCE, HEIGHT, IMAGE, STATE, WIDTH, Array, TensorSpec
 from uid.engines import Report, create
 from uid.engines.ort.cpu import create_cpu
@@ -101,7 +102,8 @@ def in_float32(bundle: Bundle, folder: Path) -> Bundle:
         for name, part in bundle.components.items()
     }
     constants = {name: value.astype(np.float32) for name, value in bundle.constants.items()}
-    return replace(bundle, folder=folder, components=components, constants=constants)
+    files = {path.name: sha256(path) for path in folder.iterdir()}
+    return replace(bundle, folder=folder, components=components, constants=constants, files=files)
 
 
 def component_inputs(bundle: Bundle, image: Array, step: int, components: Iterable[str]) -> dict[str, dict[str, Array]]:

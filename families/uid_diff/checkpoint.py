@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
+from uid.bundles.declarations import COLOUR_FIXES, NO_COLOUR_FIX
 from uid.bundles.files import written_whole
 from uid.bundles.names import KEY
 from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
@@ -79,6 +80,9 @@ def check_family(folder: Path) -> dict[str, Any]:
     index = read_index(folder)
     if index["family"] != FAMILY:
         raise CheckpointError(f"{folder / INDEX} says family {index['family']!r}; expected {FAMILY!r}")
+    if index.setdefault("colour_fix", NO_COLOUR_FIX) not in COLOUR_FIXES:
+        known = ", ".join(COLOUR_FIXES)
+        raise CheckpointError(f"{folder / INDEX} has {index['colour_fix']!r} for 'colour_fix'; expected one of {known}")
     return index
 
 
@@ -229,6 +233,7 @@ def write_index(folder: Path, name: str, config: Config, *, trained: bool) -> No
         "qualities": config.qualities,
         "quality": config.quality,
         "tile": config.tile,
+        "colour_fix": config.colour_fix,
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 

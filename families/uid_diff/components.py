@@ -166,7 +166,7 @@ def declare(model: UIDDiff, precision: str, *, guided: bool, shortcuts: bool = F
     ]
 
 
-def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
+def modes(components: Sequence[ExportComponent], colour_fix: str) -> dict[str, Mode]:
     """The modes with the components that each runs: all but those of the other."""
 
     def mode(name: str, prompt: str) -> Mode:
@@ -180,7 +180,7 @@ def modes(components: Sequence[ExportComponent]) -> dict[str, Mode]:
         if not transfers:
             chosen.remove("blur")
         read = [part for part in parts if part.name in chosen]
-        return mode_of(read, prompt=prompt, constants={"prompt": f"prompt.{name}"})
+        return mode_of(read, prompt=prompt, constants={"prompt": f"prompt.{name}"}, colour_fix=colour_fix)
 
     return {name: mode(name, prompt) for name, prompt in PROMPTS.items()}
 

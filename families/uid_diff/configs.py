@@ -8,6 +8,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from uid.bundles.declarations import FLAT, NO_COLOUR_FIX
+
 SCHEDULER: dict[str, Any] = {
     # Stable Diffusion's training noise; DDIM over 30 of the 1000 steps (paper, section 4.1)
     "num_train_timesteps": 1000,
@@ -40,6 +42,7 @@ class Config:
     learning_rate: float = 5e-5  # highest, of AdamW in training (paper: 5e-5)
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # the bundle's presets, the best first
     quality: str | None = None  # the default one; None: ``steps``, and one view
+    colour_fix: str = NO_COLOUR_FIX  # of the bundle's modes, one of ``COLOUR_FIXES``
     scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULER))
 
 
@@ -152,6 +155,7 @@ EDGE = Config(
         "fast": {"steps": 1, "views": 1},
     },
     quality="balanced",
+    colour_fix=FLAT,
     scheduler=SCHEDULER
     | {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0},
 )

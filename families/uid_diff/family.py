@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from uid.bundles.declarations import DDIM, Mode
 from uid.bundles.tensors import STATE
-from uid.families import registry
 from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.uid_diff import checkpoint, components
 from uid.families.uid_diff.components import PROMPTS
@@ -51,7 +50,7 @@ class UIDDiffModel(Model):
 
     def modes(self, components_: Sequence[ExportComponent]) -> dict[str, Mode]:
         """Deblurring, and blur transfer, which reads ``blur_image`` too."""
-        return components.modes(components_)
+        return components.modes(components_, self.index["colour_fix"])
 
     def constants(self) -> dict[str, Tensor]:
         """The prompts' embeddings: the empty prompt's and the mode's, or the mode's alone."""
@@ -95,7 +94,7 @@ class UIDDiffFamily(Family):
 
     def load(self, folder: Path, *, allow_pickle: bool = False) -> UIDDiffModel:
         """Load a checkpoint."""
-        return UIDDiffModel(checkpoint.load(folder, allow_pickle=allow_pickle), registry.read_index(folder))
+        return UIDDiffModel(checkpoint.load(folder, allow_pickle=allow_pickle), checkpoint.check_family(folder))
 
     def write_random(self, folder: Path, config: str, *, seed: int = 0, half: bool = False) -> None:
         """Write a seeded random checkpoint."""

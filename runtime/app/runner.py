@@ -234,7 +234,7 @@ class JobRunner:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot make {folder}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another output") from error
         self._folders.add(folder)
 
     def _video(self, job: Job, decision: Decision) -> Record:

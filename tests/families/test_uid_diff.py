@@ -284,3 +284,21 @@ def test_other_families_are_refused(tmp_path: Path, family: object) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"family": family}))
     with pytest.raises(CheckpointError, match="expected one of uid-diff"):
         registry.load(tmp_path)
+
+
+def test_the_index_names_the_colour_fix_of_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    for value, expected in (("flat", "flat"), ("none", "none")):
+        (folder / "model_index.json").write_text(json.dumps(index | {"colour_fix": value}))
+        model = registry.load(folder)
+        assert {mode.colour_fix for mode in model.modes(model.components("fp32")).values()} == {expected}
+    for wrong in ("sepia", 5, ["flat"]):
+        (folder / "model_index.json").write_text(json.dumps(index | {"colour_fix": wrong}))
+        with pytest.raises(CheckpointError, match="for 'colour_fix'; expected one of none, adain, wavelet, flat"):
+            registry.load(folder)
+
+
+def test_the_built_in_bundle_says_what_its_checkpoint_says() -> None:
+    index = registry.read_index(Path(__file__).parents[2] / "checkpoints/edge")
+    assert {mode.colour_fix for mode in read_bundle(built_in()).modes.values()} == {index["colour_fix"]}

@@ -182,7 +182,7 @@ def test_the_error_of_an_unknown_backend_lists_the_known_ones() -> None:
 
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has a CUDA provider")
 def test_cuda_without_cuda_says_what_to_install(doubler: Path) -> None:
-    with pytest.raises(BackendError, match=r"uid-runtime\[cuda\]"):
+    with pytest.raises(BackendError, match=r"pip install 'onnxruntime-gpu\[cuda,cudnn\]>="):
         engines.create("onnxruntime-cuda")
 
 

@@ -41,7 +41,8 @@ def test_a_signal_during_the_start_is_one_too(tmp_path: Path, name: str) -> None
     """At whatever moment it comes once signals are taken over, which takes 50 ms: importing the rest takes a second."""
     draw(tmp_path / "in.png")
     ready = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from uid import stop; "
-    tell = "from uid.__main__ import start; stop.install(); print('ready', flush=True); start('uid-run', sys.argv[1:])"
+    ready += "own = stop.install; stop.install = lambda: (own(), print('ready', flush=True)); "
+    tell = "from uid.__main__ import start; start('uid-run', sys.argv[1:])"
     for delay in (0.02, 0.1, 0.25, 0.5):
         words = ["in.png", "-o", "out.png", "--backend", "onnxruntime", "-q"]
         process = start(tmp_path, *words, program=[sys.executable, "-c", f"import sys; {ready}{tell}"])
