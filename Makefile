@@ -23,7 +23,7 @@ lean: .venv-lean/done
 
 .venv-lean/done: pyproject.toml
 	$(PYTHON) -m venv .venv-lean
-	.venv-lean/bin/pip install --quiet --constraint constraints.txt --editable . hypothesis onnx pytest
+	.venv-lean/bin/pip install --quiet --constraint constraints.txt --editable . hypothesis onnx pytest tifffile
 	@touch $@
 
 docs: .venv/docs

@@ -31,6 +31,7 @@ DECODERS: dict[str, Callable[[bytes, Reading], Content]] = {
     **{name: partial(boxed.decode, format=name) for name in ("webp", "bmp", "avif", "heic", "jxl")},
 }
 _PROCESS_WIDE = threading.Lock()
+BLOCK = 1 << 20  # bytes that are read at once
 
 
 def read_image(
@@ -55,13 +56,15 @@ def read_image(
 
 def read_stream(stream: BinaryIO, label: str) -> bytes:
     """All bytes of a stream such as standard input. Raises ``InputError`` for more than ``MAX_BYTES``."""
+    data = io.BytesIO()
     try:
-        data = stream.read(MAX_BYTES + 1)
+        while block := stream.read(BLOCK):  # memory is taken for all that is asked for
+            data.write(block)
+            if data.tell() > MAX_BYTES:
+                raise InputError(f"{label} has more than {MAX_BYTES} bytes; expected an image file")
     except OSError as error:
         raise InputError(f"cannot read {label}: {error.strerror or error}") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{label} has more than {MAX_BYTES} bytes; expected an image file")
-    return data
+    return data.getvalue()
 
 
 def _read_bytes(path: Path, label: str) -> bytes:

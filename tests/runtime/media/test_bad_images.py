@@ -1,5 +1,6 @@
 """Files that cannot be read or written as images are refused by name, without a word from the libraries."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from image_files import HEIGHT, WIDTH, picture, png, saved, tiff
 from PIL import Image
 
 from uid.errors import InputError, OutputError
-from uid.runtime.media.decode import read_image
+from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, write_image
 from uid.runtime.media.formats import WRITTEN, DecodedImage, format_of, is_image_path
 
@@ -141,3 +142,18 @@ def test_suffixes():
 def test_given_format_overrules_the_suffix(tmp_path):
     write_image(picture(), tmp_path / "out.png", "bmp")
     assert (tmp_path / "out.png").read_bytes().startswith(b"BM")
+
+
+def test_reading_takes_no_memory_for_bytes_that_are_not_there() -> None:
+    class Counting(io.BytesIO):
+        most = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size, "a limit is asked for"
+            self.most = max(self.most, size)
+            return super().read(size)
+
+    contents = bytes(range(256)) * 10_000
+    stream = Counting(contents)
+    assert read_stream(stream, "it") == contents
+    assert stream.most <= 1 << 24
