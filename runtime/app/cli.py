@@ -250,7 +250,8 @@ def run(ctx: click.Context, /, blur_from: Path | None, **values: Any) -> None:
     """Sharpen blurred images and videos.
 
     INPUT is a file, several files, a glob, a folder, or - for one image from standard input. Images are PNG, JPEG,
-    WebP, TIFF or BMP. OUT is a file when one file goes in and OUT has an image's or video's suffix, else a folder.
+    WebP, TIFF, BMP or AVIF, and HEIC or JPEG XL where their plug-ins are installed. OUT is a file when one file goes in
+    and OUT has an image's or video's suffix, else a folder.
 
     `uid-run doctor` tells which backends work here, and what to install for the others.
 
