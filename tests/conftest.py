@@ -91,7 +91,7 @@ def sources_digest() -> str:
     for layer in ("bundles", "engines", "runtime", "families", "export"):
         for path in sorted((ROOT / layer).rglob("*.py")):
             digest.update(path.read_bytes())
-    installed = sorted(f"{one.name} {one.version}" for one in metadata.distributions())
+    installed = sorted({f"{one.name} {one.version}" for one in metadata.distributions()})  # once, wherever it is found
     return hashlib.sha256(digest.digest() + "\n".join(installed).encode()).hexdigest()
 
 
