@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from uid.bundles import declarations
 from uid.bundles.declarations import LARGEST_GUIDANCE, SHALLOW, UNGUIDED, Bundle, Preset
@@ -96,7 +96,8 @@ class Options:
 def check_integer(name: str, value: object, least: int, most: int | None = None, *, optional: bool = True) -> None:
     """Raise ``InputError`` unless a value is a whole number from ``least`` to ``most``, or None where that is open."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if (value is None and optional) or (whole and least <= int(value) and (most is None or int(value) <= most)):  # type: ignore[call-overload]
+    number: Any = value
+    if (value is None and optional) or (whole and least <= number and (most is None or number <= most)):
         return
     what = "a whole number of " if not whole else ""
     limits = f"{least} or more" if most is None else f"{least} to {most}"
@@ -106,8 +107,9 @@ def check_integer(name: str, value: object, least: int, most: int | None = None,
 
 def is_guidance(value: object) -> bool:
     """Whether a value is a finite number that guidance may be."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    return number and -LARGEST_GUIDANCE <= value <= LARGEST_GUIDANCE  # type: ignore[operator]
+    number: Any = value
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and bool(-LARGEST_GUIDANCE <= number <= LARGEST_GUIDANCE)
 
 
 def is_interval(value: object) -> bool:

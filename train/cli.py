@@ -99,7 +99,7 @@ def main(
         from uid.families.registry import read_index
         from uid.families.uid_diff import checkpoint as checkpoints
         from uid.train.checkpoints import Target, make_state_folder
-        from uid.train.data import Domains, ImageFolder, Pairs, ProceduralImages
+        from uid.train.data import ImageFolder, ProceduralImages
         from uid.train.loop import TrainingSettings, train
 
         target = Target(checkpoint, output)
@@ -112,14 +112,21 @@ def main(
         made_file = target.state / f"pictures-{settings['seed']}-{images}.npy"
         source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
         module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
-        examples = Pairs(source, size, settings["seed"])
-        if stage in ("blur-transfer", "joint"):
-            examples = Domains(source, size, settings["seed"], ImageFolder(blurry) if blurry else None)
+        examples = examples_of(stage, source, size, settings["seed"], blurry)
         train(module, examples, TrainingSettings(**settings), target.state / stage, report=click.echo)
         if stage == "vae":
             module.set_scaling_factor(examples[i] for i in range(64))
         written = target.write(module.trained, trained=stage in ("deblur", "joint", "delivery"))
         click.echo("\n".join(f"wrote {written / name}" for name in module.trained))
+
+
+def examples_of(stage: str, source: Any, size: int, seed: int, blurry: Path | None) -> Any:
+    """What a stage is trained on: pairs of a sharp image and its blurred one, or images of three domains."""
+    from uid.train.data import Domains, ImageFolder, Pairs
+
+    if stage in ("blur-transfer", "joint"):
+        return Domains(source, size, seed, ImageFolder(blurry) if blurry else None)
+    return Pairs(source, size, seed)
 
 
 def default_learning_rate(name: str) -> float:

@@ -158,7 +158,7 @@ def _key(
 
 def _require_av() -> None:
     try:
-        import av  # noqa: F401 - only whether it is there
+        import av  # noqa: F401  (only whether it is there)
     except ImportError as error:
         raise InputError(f"video needs PyAV, which is not installed: {how_to_install('video')}") from error
 
