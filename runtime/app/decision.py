@@ -7,10 +7,11 @@ from pathlib import Path
 
 from uid.bundles.declarations import built_in
 from uid.bundles.manifest import read_bundle
+from uid.bundles.reading import sha256
 from uid.errors import OutputError
 from uid.runtime.app.border import Record, failed
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.record import OutputRecord, file_digest
+from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.settings import RunSettings, options_digest
 
 DO, REDO, LEAVE, REFUSE = "do", "redo", "leave", "refuse"
@@ -70,7 +71,7 @@ class Decider:
         return (entry.get("source"), entry.get("options")) == (self._source(job), self.options)
 
     def _source(self, job: Job) -> str:
-        return file_digest(job.source) if self.record and job.source and job.source.is_file() else ""
+        return sha256(job.source) if self.record and job.source and job.source.is_file() else ""
 
 
 def _is_present(destination: Path | None) -> bool:

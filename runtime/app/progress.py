@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from uid.errors import printable
+
 LINE_INTERVAL_S = 10.0  # between two lines about one image or video
 SPEED_WINDOW_S = 600.0  # a diffusion step may take many seconds, so the speed is averaged over many
 
@@ -173,11 +175,6 @@ class _Count(ProgressColumn):
         total = "?" if task.total is None else f"{task.total:.0f}"
         rate = f"  {task.speed:.2f} fps" if unit == "frames" and task.speed else ""
         return Text(f"{int(task.completed)}/{total} {unit}{rate}")
-
-
-def printable(line: str) -> str:
-    """A line without what a terminal would obey: names of files may hold anything."""
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in line)
 
 
 def reporter(files: int, *, quiet: bool, bars: bool) -> Quiet:

@@ -5,7 +5,6 @@ about an output counts. Its lock tells a second run on the same folder that the 
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from uid.bundles.cache import open_no_link, try_lock
+from uid.bundles.reading import sha256
 from uid.errors import OutputError
 from uid.runtime.app.jobs import RECORD_SUFFIX
 
@@ -57,7 +57,7 @@ class OutputRecord:
             return None
         status = output.stat()
         same = (entry.get("size"), entry.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-        return entry if same or entry.get("sha256") == file_digest(output) else None
+        return entry if same or entry.get("sha256") == sha256(output) else None
 
     def expect(self, outputs: Sequence[Path]) -> None:
         """Note outputs that are to be made, those of which nothing is known yet."""
@@ -73,7 +73,7 @@ class OutputRecord:
         file = file or output
         if file.is_file():
             status = file.stat()
-            entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": file_digest(file)}
+            entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(file)}
         self._append([entry])
 
     def failed(self, output: Path, source: str, options: str, error: str) -> None:
@@ -144,15 +144,6 @@ def opened(folder: Path, report: Callable[[str], None]) -> OutputRecord | None:
     except OSError as error:
         report(f"note: no record is kept beside {folder} ({error.strerror or error}): a rerun cannot go on by itself")
         return None
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file's contents."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uid.bundles.files import written_whole
+from uid.errors import printable
 from uid.runtime.app.border import Record
 from uid.runtime.app.jobs import Plan
-from uid.runtime.app.progress import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

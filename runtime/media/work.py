@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from uid.bundles.cache import open_no_link, remove, try_lock
+from uid.bundles.reading import sha256
 from uid.errors import InputError, OutputError
 from uid.runtime.media.formats import is_image_path
 
@@ -185,13 +186,10 @@ def _read(file: BinaryIO, size: int) -> bytes:
 
 def identity(source: Path) -> str:
     """What tells a source from another: of a file its contents; of a folder its images' names, sizes and times."""
+    if not source.is_dir():
+        return sha256(source)
     digest = hashlib.sha256()
-    if source.is_dir():
-        for path in sorted(path for path in source.iterdir() if is_image_path(path) and path.name[0] != "."):
-            status = path.stat()
-            digest.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
-    with source.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in sorted(path for path in source.iterdir() if is_image_path(path) and path.name[0] != "."):
+        status = path.stat()
+        digest.update(repr((path.name, status.st_size, status.st_mtime_ns)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
