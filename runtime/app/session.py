@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from uid import stop
 from uid.errors import InputError, UIDError
 from uid.runtime.app import record, watching
 from uid.runtime.app.border import explained
@@ -44,6 +45,7 @@ class Session:
                 if self.settings.watch:
                     self._watch(replan, found)
         except UIDError as error:  # nothing is wrong with the usage's form, so its summary would only distract
+            stop.check()  # a library whose loading a signal ended says that it does not load
             click.echo(f"error: {explained(error)}", err=True)
             return CANNOT_RUN
         return 1 if self.failures else 0

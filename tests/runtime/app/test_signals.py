@@ -54,7 +54,32 @@ def test_a_signal_during_the_start_is_one_too(tmp_path: Path, name: str) -> None
         (tmp_path / "out.png").unlink(missing_ok=True)
         if process.returncode:  # else it was faster
             assert process.returncode == 128 + getattr(signal, name), err
-            assert err.splitlines() == [stop.MESSAGE]
+            assert err.removeprefix("\n") == f"{stop.MESSAGE}\n", "a line end closes a terminal's ^C"
+
+
+SWALLOWED = """
+import os, signal, sys
+from uid import stop
+from uid.__main__ import start
+from uid.errors import BackendError
+from uid.runtime import pipeline
+
+def load(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise BackendError("backend onnxruntime does not load: initialization failed")
+
+pipeline.load = load
+start("uid-run", sys.argv[1:])
+"""
+
+
+def test_a_library_that_a_signal_kept_from_loading_is_not_to_blame(tmp_path: Path) -> None:
+    draw(tmp_path / "in.png")
+    process = start(tmp_path, "in.png", "-o", "out.png", "-q", program=[sys.executable, "-c", SWALLOWED])
+    _, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, f"{stop.MESSAGE}\n")
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
