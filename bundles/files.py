@@ -21,6 +21,13 @@ from uid.errors import OutputError
 TEMPORARY = re.compile(r"\.uid-[0-9a-f]{16}\.[0-9a-f]{8}(\.\w{1,16})?")
 # How file systems say that they know no hard links.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
 _own: set[tuple[int, Path]] = set()  # process and path of what is being written
 _swept: set[str] = set()  # folders from which this process has removed the leftovers of others
 
@@ -39,8 +46,10 @@ def written_whole(
     A file that is replaced passes on its mode and, where that is allowed, its owner. ``replace`` False: what appears at
     the destination meanwhile is left, and the block ends in an error. Parent folders are made unless ``parents`` is
     False. ``before`` is called with the temporary path, whole by then, right before it is put in place.
-    Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full.
+    Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full, and when a folder, device or
+    pipe lies at the destination.
     """
+    check_replaceable(destination)
     temporary = _beside(destination, destination.suffix)
     try:
         with _tracked(temporary):
@@ -55,6 +64,22 @@ def written_whole(
                 _put(temporary, destination, replace)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raise ``OutputError`` where a folder, device, pipe or socket is, or a link to one: none may become a file."""
+    kind = not_a_file(destination)
+    if kind is not None:
+        raise OutputError(f"cannot write {destination}: it is {kind}, not a file; choose the name of a file")
+
+
+def not_a_file(path: Path) -> str | None:
+    """What lies at ``path``, links followed, in words; None: a regular file, or nothing that can be looked at."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 @contextlib.contextmanager
@@ -152,12 +177,11 @@ class _Held:
 
 
 def _replaced(destination: Path) -> os.stat_result | None:
-    """The status of the regular file that is replaced, if any."""
+    """The status of the file that is replaced, if any."""
     try:
-        status = destination.stat()
+        return destination.stat()
     except OSError:
         return None
-    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _inherit(temporary: Path, before: os.stat_result) -> None:
@@ -169,6 +193,7 @@ def _inherit(temporary: Path, before: os.stat_result) -> None:
 def _put(temporary: Path, destination: Path, replace: bool) -> None:
     """Rename; where ``replace`` is False, fail if something is there, without a moment between look and act."""
     if replace:
+        check_replaceable(destination)
         temporary.replace(destination)
         return
     try:

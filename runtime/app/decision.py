@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from uid.bundles.declarations import built_in
+from uid.bundles.files import not_a_file
 from uid.bundles.manifest import read_bundle
 from uid.bundles.reading import sha256
 from uid.errors import OutputError
@@ -41,6 +42,9 @@ class Decider:
 
     def decide(self, job: Job) -> Decision:
         """What to do about a job. Raises ``OSError`` where its input cannot be read."""
+        kind = None if job.destination is None else not_a_file(job.destination)
+        if kind not in (None, "a folder"):
+            return Decision(REFUSE, f"{job.output_name} is {kind}, not a file; choose another output")
         source = self._source(job)
         if self.settings.overwrite:
             return Decision(REDO, "--overwrite", source)

@@ -217,13 +217,13 @@ def _found(folder: Path, output: Path, naming: Naming, made: Plan) -> list[Path]
     names = [path.relative_to(folder) for path in _walked(folder, output, naming.recursive, made)]
     if not naming.suffix:
         return names
-    written = {_identity(output / naming.renamed(name)) for name in names}
-    return [name for name in names if _identity(folder / name) not in written]
+    written = {identity(output / naming.renamed(name)) for name in names}
+    return [name for name in names if identity(folder / name) not in written]
 
 
 def _walked(folder: Path, output: Path, recursive: bool, made: Plan) -> Iterator[Path]:
     """The images and videos below a folder; what else is there is noted in the plan."""
-    skipped = _identity(output)  # an output folder inside the input folder
+    skipped = identity(output)  # an output folder inside the input folder
 
     def note(error: OSError) -> None:
         made.unreadable.append(LeftOut(Path(error.filename), error.strerror or str(error)))
@@ -231,7 +231,7 @@ def _walked(folder: Path, output: Path, recursive: bool, made: Plan) -> Iterator
     for root, folders, names in os.walk(folder, onerror=note):
         at = Path(root)
         below = [at / name for name in sorted(folders) if recursive and not name.startswith(".")]
-        folders[:] = [path.name for path in below if _identity(path) != skipped]
+        folders[:] = [path.name for path in below if identity(path) != skipped]
         for path in (at / name for name in sorted(names) if not name.startswith(".")):
             why = _no_input(path)
             if not why:
@@ -257,27 +257,27 @@ def _refuse_contrary_names(output: Path, naming: Naming) -> None:
         raise OutputError(f"--format {naming.format} contradicts the output's name {output}; leave one out")
 
 
-def _refuse_clashes(jobs: Sequence[Job], keep: Sequence[Path]) -> None:
-    read = {_identity(path) for path in (*(job.source for job in jobs), *keep) if path is not None}
-    made: dict[Hashable, Job] = {}
-    for job in jobs:
-        if job.destination is None:
-            continue
-        key = _identity(job.destination)
-        if key in read:
-            raise OutputError(f"{job.destination} is an input, which would be lost; choose another output or --suffix")
-        other = made.setdefault(key, job)
-        if other is not job:
-            raise OutputError(f"{other.source} and {job.source} would both become {job.destination}; run them apart")
-
-
-def _identity(path: Path) -> Hashable:
+def identity(path: Path) -> Hashable:
     """Equal for two names of one file: through links, and in other case where the file system ignores case."""
     try:
         status = path.stat()
     except OSError:
         return os.path.normcase(os.path.realpath(path))
     return status.st_dev, status.st_ino
+
+
+def _refuse_clashes(jobs: Sequence[Job], keep: Sequence[Path]) -> None:
+    read = {identity(path) for path in (*(job.source for job in jobs), *keep) if path is not None}
+    made: dict[Hashable, Job] = {}
+    for job in jobs:
+        if job.destination is None:
+            continue
+        key = identity(job.destination)
+        if key in read:
+            raise OutputError(f"{job.destination} is an input, which would be lost; choose another output or --suffix")
+        other = made.setdefault(key, job)
+        if other is not job:
+            raise OutputError(f"{other.source} and {job.source} would both become {job.destination}; run them apart")
 
 
 def _is_media(path: Path) -> bool:

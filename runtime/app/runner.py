@@ -35,7 +35,7 @@ from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
-    from uid.runtime.options import Result
+    from uid.runtime.options import Options, Result
     from uid.runtime.pipeline import Pipeline
 
 Made = TypeVar("Made")
@@ -239,7 +239,8 @@ class JobRunner:
 
     def _video(self, job: Job, decision: Decision) -> Record:
         seconds: Counter[str] = Counter()
-        record: Record = {}
+        used = self.settings.options.resolved(self.pipeline.bundle)
+        record = _options(used) | {"backend": self.pipeline.backend, "seconds": {}}
 
         def transform(frame: Array) -> Array:
             result = self._sharpened(frame)
@@ -330,19 +331,25 @@ def _write_to_stdout(data: bytes) -> None:
 
 def _record(result: "Result") -> Record:
     """All of a result but its pixels."""
-    options = dataclasses.asdict(result.options)
     fields = {
         f.name: getattr(result, f.name)
         for f in dataclasses.fields(result)
         if f.name not in ("image", "options", "source")
     }
-    return options | {old: options[new] for new, old in OLD_KEYS.items()} | fields
+    return _options(result.options) | fields
+
+
+def _options(used: "Options") -> Record:
+    options = dataclasses.asdict(used)
+    return options | {old: options[new] for new, old in OLD_KEYS.items()}
 
 
 def _summary(outcome: Record) -> str:
     if outcome.get("skipped"):
         return f"{outcome['why']}, skipped"
     frames = f"{outcome['frames']} frames of " if "frames" in outcome else ""
+    if "width" not in outcome:
+        return f"{outcome['frames']} frames, all of them done by an earlier run"
     steps = "" if outcome["steps"] is None else f", {outcome['steps']} steps"
     size = f"{outcome['width']}x{outcome['height']}{steps}"
     return f"{frames}{size}, {sum(outcome['seconds'].values()):.1f} s on {outcome['backend']}"

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from uid import stop
-from uid.errors import InputError, UIDError
+from uid.bundles.files import check_replaceable
+from uid.errors import InputError, OutputError, UIDError
 from uid.runtime.app import record, watching
 from uid.runtime.app.border import explained
 from uid.runtime.app.decision import DO, LEAVE, REFUSE, Decider
-from uid.runtime.app.jobs import Job, Plan
+from uid.runtime.app.jobs import Job, Plan, identity
 from uid.runtime.app.progress import Quiet, reporter
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.report import Outcomes
@@ -37,6 +38,7 @@ class Session:
         if self.plan.unreadable and not self.settings.keep_going:
             one = self.plan.unreadable[0]
             raise InputError(f"cannot list {one.path}: {one.why}; --keep-going does the rest")
+        self._check_report()
         try:
             with self._record() as found:
                 if self.settings.dry_run:
@@ -49,6 +51,17 @@ class Session:
             click.echo(f"error: {explained(error)}", err=True)
             return CANNOT_RUN
         return 1 if self.failures else 0
+
+    def _check_report(self) -> None:
+        """Refuse a report in the place of something else, before any work is done."""
+        report, plan = self.settings.report, self.plan
+        if report is None:
+            return
+        check_replaceable(report)
+        used = [path for job in plan.jobs for path in (job.source, job.destination)]
+        used += [*self.settings.extra_images.values(), plan.folder and record.path_of(plan.folder)]
+        if identity(report) in {identity(path) for path in used if path is not None}:
+            raise OutputError(f"{report} is an input or an output of this run; choose another file for --report")
 
     @contextmanager
     def _record(self) -> Iterator[OutputRecord | None]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -100,6 +101,36 @@ def test_a_replaced_file_passes_on_its_mode_and_owner(tmp_path: Path, mode: int)
     assert stat.S_IMODE(path.stat().st_mode) == mode
     assert (path.stat().st_uid, path.stat().st_gid) == owner
     assert path.read_text() == "after"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "socket", "folder", "device"])
+def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, when: str) -> None:
+    path = tmp_path / "a.png"
+
+    def made() -> None:
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "device":
+            path.symlink_to(os.devnull)
+        elif kind == "socket":
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(path))
+        else:
+            os.mkfifo(pipe := path.with_name("pipe") if "link" in kind else path)
+            if pipe != path:
+                path.symlink_to(pipe)
+
+    if when == "before":
+        made()
+    with pytest.raises(OutputError, match="not a file; choose"), written_whole(path) as temporary:  # noqa: PT012
+        assert when == "meanwhile"
+        temporary.write_text("after")
+        made()
+    assert not stat.S_ISREG(path.lstat().st_mode)
+    assert not path.is_file()
+    assert len(names(tmp_path)) == 1 + ("link to" in kind)
 
 
 @pytest.mark.parametrize("function", ["written_whole", "folder_written_whole"])

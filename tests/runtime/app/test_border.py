@@ -138,6 +138,30 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     assert "no record is kept" in done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_an_output_that_is_no_file_is_left(uid_run: Any) -> None:
+    draw("in/a.png")
+    draw("in/b.png")
+    for pipe in ("out/a.png", "c.png", "report.json"):
+        Path(pipe).parent.mkdir(exist_ok=True)
+        os.mkfifo(pipe)
+    assert "out/a.png is a pipe" in uid_run("in", "-o", "out", "--overwrite", "--keep-going", code=1).stderr
+    assert "c.png is a pipe" in uid_run("in/a.png", "-o", "c.png", "--overwrite", code=1).stderr
+    assert "report.json: it is a pipe" in uid_run("in", "-o", "2", "--report", "report.json", code=2).stderr
+    assert all(Path(pipe).is_fifo() for pipe in ("out/a.png", "c.png", "report.json"))
+    assert tree("out") == ["b.png"]  # of files
+    assert not Path("2").exists()
+
+
+@pytest.mark.parametrize("report", ["in/a.png", "out/a.png", "out.uid-run.jsonl", "in/../in/a.png"])
+def test_a_report_takes_no_ones_place(uid_run: Any, report: str) -> None:
+    draw("in/a.png")
+    before = Path("in/a.png").read_bytes()
+    result = uid_run("in", "-o", "out", "--report", report, code=2)
+    assert "choose another file for --report" in result.stderr
+    assert Path("in/a.png").read_bytes() == before
+
+
 # Standard streams
 
 
@@ -158,6 +182,8 @@ def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_streams_that_are_closed_or_full(tmp_path: Path, words: str, status: int, written: bool) -> None:
+    if "/dev/full" in words and not Path("/dev/full").is_char_device():
+        pytest.skip("/dev/full is no device here")
     draw(tmp_path / "a.png")
     command = f"exec {sys.executable} {inverting_cli.__file__} {words}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)

@@ -18,6 +18,8 @@ from click.testing import Result
 from inverting_cli import draw, pixels, shown, tree
 from PIL import Image
 
+from uid.errors import OutputError
+
 av = pytest.importorskip("av")
 
 
@@ -140,6 +142,22 @@ def test_video_becomes_video_or_frames_and_back(uid_run, tmp_path, monkeypatch):
     assert "exists" in uid_run("in.mp4", "-o", "frames", code=1).stderr
     uid_run("frames", "-o", "again.mp4", "--frame-rate", "30000/1001")
     assert len(frames_of(Path("again.mp4"))) == 4
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "frames"])
+def test_a_video_of_which_only_the_end_was_missing(uid_run, tmp_path, monkeypatch, name):
+    def failing(*words):
+        raise OutputError("the disk is full")
+
+    film(tmp_path / "in.mp4")
+    with monkeypatch.context() as patch:
+        patch.setattr("uid.runtime.media.work.Work.joined", failing)
+        assert "the disk is full" in uid_run("in.mp4", "-o", name, code=1).stderr
+    result = uid_run("in.mp4", "-o", name, "--json")
+    assert "4 frames, all of them done by an earlier run" in result.stderr
+    (record,) = records(result)
+    assert (record["ok"], record["frames"], record["seconds"]) == (True, 4, {})
+    assert {"mode", "steps", "quality", "backend"} <= set(record)
 
 
 # In a process of its own
