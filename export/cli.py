@@ -7,7 +7,7 @@ import click
 
 from uid import __version__
 from uid.bundles.files import folder_written_whole
-from uid.command import plain_errors, quieten_libraries
+from uid.command import Commands, quieten_libraries
 from uid.export.engine_commands import SETTINGS, build, inspect
 from uid.families import registry
 
@@ -29,7 +29,7 @@ Examples:
 """  # \b: click keeps the lines as they are
 
 
-@click.group(epilog=EXAMPLES, context_settings=SETTINGS)
+@click.group(cls=Commands, epilog=EXAMPLES, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
     """Export checkpoints of UID-Diff and DeblurDiff to bundles, and bundles to TensorRT engines.
@@ -39,19 +39,19 @@ def main() -> None:
     quieten_libraries()
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("config", type=click.Choice(list(registry.configs())))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, help="Seed of the weights.")
 @click.option("--half", is_flag=True, help="Store float16 weights.")
 def random(config: str, folder: Path, seed: int, half: bool) -> None:
     """Write a random checkpoint of CONFIG to FOLDER, to try the tools without trained weights."""
-    with plain_errors("export"), folder_written_whole(folder) as temporary:
+    with folder_written_whole(folder) as temporary:
         registry.create(registry.configs()[config]).write_random(temporary, config, seed=seed, half=half)
     click.echo(f"wrote {folder}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("folder", type=click.Path(path_type=Path))
 def convert(file: Path, folder: Path) -> None:
@@ -59,38 +59,36 @@ def convert(file: Path, folder: Path) -> None:
 
     FOLDER/model_index.json holds the prompts and the numbers of steps, which may be edited before the export.
     """
-    with plain_errors("export"), folder_written_whole(folder) as temporary:
+    with folder_written_whole(folder) as temporary:
         registry.family_of(file).convert(file, temporary)
     click.echo(f"wrote {folder}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def half(checkpoint: Path, folder: Path) -> None:
     """Write CHECKPOINT to FOLDER with float16 weights, and without training state."""
-    with plain_errors("export"):
-        from uid.families.weights import halved
+    from uid.families.weights import halved
 
-        with folder_written_whole(folder) as temporary:
-            registry.family_of(checkpoint).rewrite(checkpoint, temporary, halved)
+    with folder_written_whole(folder) as temporary:
+        registry.family_of(checkpoint).rewrite(checkpoint, temporary, halved)
     click.echo(f"wrote {folder}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def int8(checkpoint: Path, folder: Path) -> None:
     """Write CHECKPOINT to FOLDER with weights rounded to 8 bits, for a bundle of half the size."""
-    with plain_errors("export"):
-        from uid.families.weights import rounded_to_int8
+    from uid.families.weights import rounded_to_int8
 
-        with folder_written_whole(folder) as temporary:
-            registry.family_of(checkpoint).rewrite(checkpoint, temporary, rounded_to_int8)
+    with folder_written_whole(folder) as temporary:
+        registry.family_of(checkpoint).rewrite(checkpoint, temporary, rounded_to_int8)
     click.echo(f"wrote {folder}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of weights and arithmetic.")
@@ -109,22 +107,21 @@ def bundle(
     CHECKPOINT is a folder: of UID-Diff in the diffusers layout, of DeblurDiff as `convert` writes it. Or it is the file
     that DeblurDiff's authors publish.
     """
-    with plain_errors("export"):
-        from uid.export.bundle import export_bundle
+    from uid.export.bundle import export_bundle
 
-        export_bundle(
-            checkpoint,
-            output,
-            precision=precision,
-            shortcuts=shortcuts,
-            image_steps=image_steps,
-            allow_pickle=allow_pickle,
-            report=click.echo,
-        )
+    export_bundle(
+        checkpoint,
+        output,
+        precision=precision,
+        shortcuts=shortcuts,
+        image_steps=image_steps,
+        allow_pickle=allow_pickle,
+        report=click.echo,
+    )
     click.echo(f"wrote {output}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]), help="Of weights and arithmetic.")
@@ -134,14 +131,13 @@ def restorer(model: Path, output: Path, precision: str) -> None:
     The weights of NAFNet, Restormer and FFTformer are read as published; those of other architectures by the spandrel
     library, where it is installed.
     """
-    with plain_errors("export"):
-        from uid.export.bundle import export_bundle
+    from uid.export.bundle import export_bundle
 
-        export_bundle(model, output, family="restorer", precision=precision, report=click.echo)
+    export_bundle(model, output, family="restorer", precision=precision, report=click.echo)
     click.echo(f"wrote {output}")
 
 
-@main.command()
+@main.command(extra="export")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--component", "components", multiple=True, metavar="NAME", help="Repeat for more.  [default: all]")
 @click.option("--image", type=click.Path(path_type=Path), help="Image to run.  [default: a generated one]")
@@ -187,27 +183,26 @@ def check(
 
     Exit status: 0 nothing found, 1 a layer overflows or adds an error (or the check failed), 2 wrong usage.
     """
-    with plain_errors("export"):
-        import json
+    import json
 
-        from uid.bundles.files import written_whole
-        from uid.bundles.manifest import read_bundle
-        from uid.export.check import check as check_layers
-        from uid.export.check import example_image
+    from uid.bundles.files import written_whole
+    from uid.bundles.manifest import read_bundle
+    from uid.export.check import check as check_layers
+    from uid.export.check import example_image
 
-        checked = read_bundle(bundle)
-        rows = check_layers(
-            checked,
-            example_image(image, size or min(LARGEST_SIDE, checked.tile)),
-            components=components,
-            reference=None if reference is None else read_bundle(reference),
-            backend=backend,
-            step=step,
-            report=click.echo,
-        )
-        if output is not None:
-            with written_whole(output) as temporary:
-                temporary.write_text("".join(json.dumps(row.record()) + "\n" for row in rows), encoding="utf-8")
+    checked = read_bundle(bundle)
+    rows = check_layers(
+        checked,
+        example_image(image, size or min(LARGEST_SIDE, checked.tile)),
+        components=components,
+        reference=None if reference is None else read_bundle(reference),
+        backend=backend,
+        step=step,
+        report=click.echo,
+    )
+    if output is not None:
+        with written_whole(output) as temporary:
+            temporary.write_text("".join(json.dumps(row.record()) + "\n" for row in rows), encoding="utf-8")
     _show(rows, top)
     ctx.exit(LAYER_FOUND if any(row.wrong for row in rows) else 0)
 

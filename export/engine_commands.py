@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from uid.command import plain_errors
+from uid.command import Command
 from uid.errors import BackendError, printable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 MAY_NOT_LOAD = 2
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(cls=Command, extra="backend", context_settings=SETTINGS)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--backend", required=True, type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Library to build with."
@@ -53,34 +53,32 @@ def build(
     output: Path | None,
 ) -> None:
     """Build TensorRT engines from every component of BUNDLE, or reuse those that fit."""
-    with plain_errors(backend):
-        from uid.bundles.manifest import read_bundle
-        from uid.engines.trt.build import BuildOptions
-        from uid.engines.trt.cache import engine_for
-        from uid.engines.trt.library import open_library
-        from uid.engines.trt.profiles import parse_profile, square
+    from uid.bundles.manifest import read_bundle
+    from uid.engines.trt.build import BuildOptions
+    from uid.engines.trt.cache import engine_for
+    from uid.engines.trt.library import open_library
+    from uid.engines.trt.profiles import parse_profile, square
 
-        classes = dict.fromkeys(parse_profile(text) for text in profiles)
-        library = open_library(backend)
-        target = _target(backend, capabilities)
-        checked = read_bundle(bundle)
-        rounded = [
-            profile.rounded(checked.size_multiple).with_batch(checked.tile)
-            for profile in classes or [square(checked.tile)]
-        ]
-        for profile in rounded:
-            click.echo(f"profile {profile}")
-        for component in checked.components.values():
-            engine_for(
-                checked,
-                component,
-                library,
-                target,
-                rounded,
-                BuildOptions(workspace, strip),
-                folder=output,
-                report=click.echo,
-            )
+    classes = dict.fromkeys(parse_profile(text) for text in profiles)
+    library = open_library(backend)
+    target = _target(backend, capabilities)
+    checked = read_bundle(bundle)
+    rounded = [
+        profile.rounded(checked.size_multiple).with_batch(checked.tile) for profile in classes or [square(checked.tile)]
+    ]
+    for profile in rounded:
+        click.echo(f"profile {profile}")
+    for component in checked.components.values():
+        engine_for(
+            checked,
+            component,
+            library,
+            target,
+            rounded,
+            BuildOptions(workspace, strip),
+            folder=output,
+            report=click.echo,
+        )
 
 
 def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
@@ -96,7 +94,7 @@ def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
     return target_of(Device.find())
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(cls=Command, extra="tensorrt", context_settings=SETTINGS)
 @click.argument("engines", type=click.Path(path_type=Path, exists=True), metavar="ENGINE_OR_DIR")
 @click.pass_context
 def inspect(ctx: click.Context, engines: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uid import __version__
-from uid.command import RenamedOptions, plain_errors, quieten_libraries
+from uid.command import Command, quieten_libraries
 
 if TYPE_CHECKING:
     from uid.families.uid_diff.model import UIDDiff
@@ -24,7 +24,9 @@ STAGES = (
 )
 
 
-@click.command(cls=RenamedOptions, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, extra="train"
+)
 @click.argument("stage", type=click.Choice(STAGES))
 @click.argument("checkpoint", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
@@ -95,29 +97,28 @@ def main(
             "give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself"
         )
     quieten_libraries()
-    with plain_errors("train"):
-        from uid.families.registry import read_index
-        from uid.families.uid_diff import checkpoint as checkpoints
-        from uid.train.checkpoints import Target, make_state_folder
-        from uid.train.data import ImageFolder, ProceduralImages
-        from uid.train.loop import TrainingSettings, train
+    from uid.families.registry import read_index
+    from uid.families.uid_diff import checkpoint as checkpoints
+    from uid.train.checkpoints import Target, make_state_folder
+    from uid.train.data import ImageFolder, ProceduralImages
+    from uid.train.loop import TrainingSettings, train
 
-        target = Target(checkpoint, output)
-        target.check()
-        if config and not checkpoint.exists():
-            checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
-        index = read_index(checkpoint)
-        settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
-        make_state_folder(target.state)
-        made_file = target.state / f"pictures-{settings['seed']}-{images}.npy"
-        source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
-        module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
-        examples = examples_of(stage, source, size, settings["seed"], blurry)
-        train(module, examples, TrainingSettings(**settings), target.state / stage, report=click.echo)
-        if stage == "vae":
-            module.set_scaling_factor(examples[i] for i in range(64))
-        written = target.write(module.trained, trained=stage in ("deblur", "joint", "delivery"))
-        click.echo("\n".join(f"wrote {written / name}" for name in module.trained))
+    target = Target(checkpoint, output)
+    target.check()
+    if config and not checkpoint.exists():
+        checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
+    index = read_index(checkpoint)
+    settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
+    make_state_folder(target.state)
+    made_file = target.state / f"pictures-{settings['seed']}-{images}.npy"
+    source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
+    module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
+    examples = examples_of(stage, source, size, settings["seed"], blurry)
+    train(module, examples, TrainingSettings(**settings), target.state / stage, report=click.echo)
+    if stage == "vae":
+        module.set_scaling_factor(examples[i] for i in range(64))
+    written = target.write(module.trained, trained=stage in ("deblur", "joint", "delivery"))
+    click.echo("\n".join(f"wrote {written / name}" for name in module.trained))
 
 
 def examples_of(stage: str, source: Any, size: int, seed: int, blurry: Path | None) -> Any:

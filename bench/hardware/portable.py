@@ -11,7 +11,7 @@ import click
 
 from uid.bundles.files import folder_written_whole
 from uid.bundles.manifest import MANIFEST, read_manifest
-from uid.command import plain_errors
+from uid.command import Command
 
 
 def write_portable(source: Path, destination: Path) -> dict[str, list[str]]:
@@ -28,13 +28,12 @@ def write_portable(source: Path, destination: Path) -> dict[str, list[str]]:
     return {name: list(variants) for name, variants in left_out.items() if variants}
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @click.argument("source", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="COPY", type=click.Path(path_type=Path))
 def main(source: Path, destination: Path) -> None:
     """Write COPY, and say which variants of BUNDLE it lacks."""
-    with plain_errors("bench"):
-        left_out = write_portable(source, destination)
+    left_out = write_portable(source, destination)
     for component, libraries in left_out.items():
         click.echo(f"{component}: without its variant for {', '.join(libraries)}")
     if not left_out:

@@ -13,7 +13,7 @@ import numpy as np
 
 from uid.bench.speed.latency import agreement, sample_picture
 from uid.bundles.manifest import read_bundle
-from uid.command import plain_errors
+from uid.command import Command
 from uid.engines import OneByOne, create
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
@@ -46,15 +46,14 @@ def prove(folder: Path, name: str, height: int, width: int) -> dict[str, Any]:
     }
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("backend")
 @click.argument("size", metavar="HEIGHTxWIDTH")
 @click.pass_context
 def main(ctx: click.Context, bundle: Path, backend: str, size: str) -> None:
     """Print whether BACKEND computes BUNDLE's image right, and whether its replay is what its launches give."""
-    with plain_errors("bench"):
-        found = prove(bundle, backend, *(int(side) for side in size.split("x")))
+    found = prove(bundle, backend, *(int(side) for side in size.split("x")))
     click.echo(json.dumps(found))
     right = found["psnr"] >= RIGHT and found["same_each_time"] and found["same_launch_by_launch"]
     ctx.exit(0 if right else 1)

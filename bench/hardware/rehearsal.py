@@ -17,7 +17,7 @@ import click
 from uid.bench.hardware.__main__ import NAMES
 from uid.bench.hardware.calls import EXPORT
 from uid.bundles.declarations import BUILT_IN
-from uid.command import plain_errors
+from uid.command import Command
 from uid.errors import InputError
 
 SITE = "/tmp/site"
@@ -88,7 +88,7 @@ def rehearse(transfer: UploadSize, tree: Path, out: Path, python: Path, work: Pa
     return subprocess.run(["bash", "-c", line], cwd=tree, env=there, check=False).returncode
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
 @click.option("--kit", metavar="FOLDER", help="What the machine lacks for the first call and all that follow it.")
 @click.option("--ort-kit", metavar="FOLDER", help="The same for ort: onnxruntime-gpu.")
@@ -108,18 +108,15 @@ def main(
     """Say what would travel for each call and what to type, and run it all on this CPU, from the folder OUT/tree."""
     root, sound = Path.cwd(), True
     kits = {name: folder for name, folder in (("first", kit), ("ort", ort_kit)) if folder}
-    with plain_errors("bench"):
-        calls = transfers(kits, os.path.relpath(BUILT_IN.resolve() / "edge", root), seconds)
-        for transfer in calls:
-            click.echo(
-                f"{check(transfer, root)}\n    carried: {', '.join(transfer.carried) or '-'}\n    {transfer.line}"
-            )
-        for transfer in [] if only_show else calls:
-            click.echo(f"== {transfer.name}")
-            send(transfer, root, out / "tree")
-            code = rehearse(transfer, out / "tree", out, python or Path(sys.executable), out / "work")
-            click.echo(f"== {transfer.name}: exit status {code}")
-            sound &= code == 0
+    calls = transfers(kits, os.path.relpath(BUILT_IN.resolve() / "edge", root), seconds)
+    for transfer in calls:
+        click.echo(f"{check(transfer, root)}\n    carried: {', '.join(transfer.carried) or '-'}\n    {transfer.line}")
+    for transfer in [] if only_show else calls:
+        click.echo(f"== {transfer.name}")
+        send(transfer, root, out / "tree")
+        code = rehearse(transfer, out / "tree", out, python or Path(sys.executable), out / "work")
+        click.echo(f"== {transfer.name}: exit status {code}")
+        sound &= code == 0
     ctx.exit(0 if sound else 1)
 
 

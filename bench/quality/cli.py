@@ -10,7 +10,7 @@ import click
 from uid import __version__
 from uid.bench.quality import metrics
 from uid.bench.rows import device, setting, versions, write_png, write_rows
-from uid.command import RenamedOptions, interval, plain_errors
+from uid.command import Command, interval
 
 if TYPE_CHECKING:
     from uid.bench.quality.photos import QualityRow
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from uid.runtime.pipeline import Pipeline
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="bench")
 @click.option(
     "-m",
     "--model",
@@ -71,37 +71,36 @@ def quality(
     Beside it stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
     Learned metrics need pip install 'uid-runtime[metrics]' and weights; what is missing is told, not downloaded.
     """
-    with plain_errors("bench"):
-        from uid.bench.quality.methods import method_names
-        from uid.bench.quality.photos import CASE_SEED, contact_sheet, held_out, measure
-        from uid.runtime.options import Options
-        from uid.runtime.pipeline import load
+    from uid.bench.quality.methods import method_names
+    from uid.bench.quality.photos import CASE_SEED, contact_sheet, held_out, measure
+    from uid.runtime.options import Options
+    from uid.runtime.pipeline import load
 
-        scores = metrics.load(learned)
-        photos = held_out(names)
-        folders: Sequence[Path | None] = models or [None]
-        pipeline, *more = [load(folder, backend=backend) for folder in folders]
-        others = dict(zip(method_names(models[1:]), more, strict=True))
-        options = Options(steps=steps, transforms=transforms, guidance=guidance, seed=seed)
-        comparisons = []
-        for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores, others=others):
-            comparisons.append(comparison)
-            for row in comparison.rows:
-                click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
-        rows = [row for comparison in comparisons for row in comparison.rows]
-        if output is not None:
-            common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
-            if others:
-                common["others"] = {name: setting(other, options) for name, other in others.items()}
-            if scores:
-                common["versions"] |= versions(metrics.LIBRARIES)
-            write_rows(output, rows, common)
-        if sheet is not None:
-            write_png(sheet, contact_sheet(comparisons))
-        show_summary(rows, pipeline)
+    scores = metrics.load(learned)
+    photos = held_out(names)
+    folders: Sequence[Path | None] = models or [None]
+    pipeline, *more = [load(folder, backend=backend) for folder in folders]
+    others = dict(zip(method_names(models[1:]), more, strict=True))
+    options = Options(steps=steps, transforms=transforms, guidance=guidance, seed=seed)
+    comparisons = []
+    for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores, others=others):
+        comparisons.append(comparison)
+        for row in comparison.rows:
+            click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    if output is not None:
+        common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
+        if others:
+            common["others"] = {name: setting(other, options) for name, other in others.items()}
+        if scores:
+            common["versions"] |= versions(metrics.LIBRARIES)
+        write_rows(output, rows, common)
+    if sheet is not None:
+        write_png(sheet, contact_sheet(comparisons))
+    show_summary(rows, pipeline)
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="bench")
 @click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option("--photo", "names", multiple=True, metavar="NAME", help="Only this held-out photo; repeat for more.")
@@ -109,25 +108,24 @@ def quality(
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Images side by side.")
 def transfer(model: Path | None, backend: str, names: Sequence[str], output: Path | None, sheet: Path | None) -> None:
     """Give held-out photos each other's blur, and compare them with the same blur done by convolution."""
-    with plain_errors("bench"):
-        from uid.bench.quality import transfer as transfers
-        from uid.bench.quality.photos import CASE_SEED, held_out
-        from uid.runtime.options import Options
-        from uid.runtime.pipeline import load
+    from uid.bench.quality import transfer as transfers
+    from uid.bench.quality.photos import CASE_SEED, held_out
+    from uid.runtime.options import Options
+    from uid.runtime.pipeline import load
 
-        photos = held_out(names)
-        pipeline = load(model, backend=backend)
-        options = Options(mode="blur-transfer")
-        made = list(transfers.measure(pipeline, options, photos))
-        rows = [one.row for one in made]
-        if output is not None:
-            write_rows(output, rows, {**setting(pipeline, options), "case_seed": CASE_SEED})
-        if sheet is not None:
-            write_png(sheet, transfers.sheet(made))
-        show_transfers(rows)
+    photos = held_out(names)
+    pipeline = load(model, backend=backend)
+    options = Options(mode="blur-transfer")
+    made = list(transfers.measure(pipeline, options, photos))
+    rows = [one.row for one in made]
+    if output is not None:
+        write_rows(output, rows, {**setting(pipeline, options), "case_seed": CASE_SEED})
+    if sheet is not None:
+        write_png(sheet, transfers.sheet(made))
+    show_transfers(rows)
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="bench")
 @click.option("-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Default: the built-in bundle.")
 @click.option("--backend", default="auto", show_default=True, metavar="NAME", help="See `uid-run doctor`.")
 @click.option(
@@ -171,38 +169,37 @@ def tradeoff(
 
     The first setting is the most steps with the most transforms and no shortcut, and stands for the full run.
     """
-    with plain_errors("bench"):
-        from uid.bench.quality import tradeoff as tradeoffs
-        from uid.bench.quality.photos import CASE_SEED, held_out
-        from uid.errors import InputError
-        from uid.runtime.options import Options
-        from uid.runtime.pipeline import load
+    from uid.bench.quality import tradeoff as tradeoffs
+    from uid.bench.quality.photos import CASE_SEED, held_out
+    from uid.errors import InputError
+    from uid.runtime.options import Options
+    from uid.runtime.pipeline import load
 
-        photos = held_out(names)
-        pipeline = load(model, backend=backend)
-        all_pipelines = [pipeline, *(load(path, backend=backend) for path in others)]
-        pipelines = {one.bundle.folder.name: one for one in all_pipelines}
-        if len(pipelines) < len(all_pipelines):
-            raise InputError("bundles are told apart by their folders' names, and two have the same: rename one")
-        counts = steps or [pipeline.bundle.steps], transforms or [8, 4, 2, 1]
-        rows = list(
-            tradeoffs.measure(
-                pipelines, tradeoffs.settings(pipelines, *counts, cache_interval, intervals), photos, noise=noise
-            )
+    photos = held_out(names)
+    pipeline = load(model, backend=backend)
+    all_pipelines = [pipeline, *(load(path, backend=backend) for path in others)]
+    pipelines = {one.bundle.folder.name: one for one in all_pipelines}
+    if len(pipelines) < len(all_pipelines):
+        raise InputError("bundles are told apart by their folders' names, and two have the same: rename one")
+    counts = steps or [pipeline.bundle.steps], transforms or [8, 4, 2, 1]
+    rows = list(
+        tradeoffs.measure(
+            pipelines, tradeoffs.settings(pipelines, *counts, cache_interval, intervals), photos, noise=noise
         )
-        if output is not None:
-            common = setting(pipeline, Options())
-            for key in ("bundle", "steps", "transforms"):
-                del common[key]
-            write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
-        lines = tradeoffs.summarise(rows)
-        show_tradeoff(lines)
-        if record:
-            named = tradeoffs.record(pipeline.bundle.folder, lines)
-            click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")
+    )
+    if output is not None:
+        common = setting(pipeline, Options())
+        for key in ("bundle", "steps", "transforms"):
+            del common[key]
+        write_rows(output, rows, {**common, "noise": noise, "case_seed": CASE_SEED})
+    lines = tradeoffs.summarise(rows)
+    show_tradeoff(lines)
+    if record:
+        named = tradeoffs.record(pipeline.bundle.folder, lines)
+        click.echo(f"recorded in {pipeline.bundle.folder}: {', '.join(named) or 'nothing'}")
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="train")
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--steps", required=True, type=click.IntRange(1), help="Training steps of each variant.")
 @click.option("--learning-rate", default=2e-4, show_default=True, type=click.FloatRange(0.0, min_open=True))
@@ -226,28 +223,27 @@ def ablation(
     Runs in CHECKPOINT.training/ablation, beside the checkpoint, and goes on from there when started again. CHECKPOINT
     itself stays as it is.
     """
-    with plain_errors("train"):
-        from uid.bench.quality.ablation import score
-        from uid.bench.quality.methods import BLURRED
-        from uid.bench.quality.photos import held_out
-        from uid.train.ablation import ablate
-        from uid.train.checkpoints import make_state_folder, state_folder
-        from uid.train.data import Domains, ProceduralImages
-        from uid.train.loop import TrainingSettings
+    from uid.bench.quality.ablation import score
+    from uid.bench.quality.methods import BLURRED
+    from uid.bench.quality.photos import held_out
+    from uid.train.ablation import ablate
+    from uid.train.checkpoints import make_state_folder, state_folder
+    from uid.train.data import Domains, ProceduralImages
+    from uid.train.loop import TrainingSettings
 
-        work = state_folder(checkpoint)
-        make_state_folder(work)
-        made = ProceduralImages(work / f"pictures-0-{images}.npy", images, 0, click.echo)
-        settings = TrainingSettings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
-        photos = held_out(names)
-        rows = [score(BLURRED, lambda blurred: blurred, photos, 0)]
-        for variant, method in ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings):
-            rows.append(score(variant.name, method, photos, steps))
-        if output is not None:
-            write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})
-        click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
-        for row in rows:
-            click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
+    work = state_folder(checkpoint)
+    make_state_folder(work)
+    made = ProceduralImages(work / f"pictures-0-{images}.npy", images, 0, click.echo)
+    settings = TrainingSettings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
+    photos = held_out(names)
+    rows = [score(BLURRED, lambda blurred: blurred, photos, 0)]
+    for variant, method in ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings):
+        rows.append(score(variant.name, method, photos, steps))
+    if output is not None:
+        write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})
+    click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
+    for row in rows:
+        click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
 
 
 def show_transfers(rows: "Sequence[TransferRow]") -> None:

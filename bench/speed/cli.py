@@ -21,7 +21,7 @@ from uid.bench.options import (
     TILE,
     one_size,
 )
-from uid.command import RenamedOptions, plain_errors, quieten_libraries
+from uid.command import Command, quieten_libraries
 
 if TYPE_CHECKING:
     from uid.bench.rows import LatencyRow
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from uid.bundles.declarations import Bundle
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="bench")
 @RUNS
 @STEPS
 @REPEATS
@@ -60,19 +60,18 @@ def latency(process: bool, table: Path | None, plotted: Path | None, output: Pat
     Each backend runs in a process of its own. Beside its time stand its peak memory, what it took to load, and the rate
     of its arithmetic beside that of a large matrix product. A fast wrong image is marked.
     """
-    with plain_errors("bench"):
-        if process:
-            if plotted is not None:
-                raise click.UsageError("--process draws no plot; leave --plot out")
-            rows = _starts(values)
-            _write(rows, output, table)
-        else:
-            rows = _measured(output, **values)
-            _write(rows, None, table)
-            _show(rows, plotted)
+    if process:
+        if plotted is not None:
+            raise click.UsageError("--process draws no plot; leave --plot out")
+        rows = _starts(values)
+        _write(rows, output, table)
+    else:
+        rows = _measured(output, **values)
+        _write(rows, None, table)
+        _show(rows, plotted)
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @MODEL
 @CHECKPOINT
 @click.option("--size", callback=one_size, metavar="HxW", help="Of the image.  Default: 512x512, or the model's tile.")
@@ -91,36 +90,34 @@ def oracle(
 
     It is that of --checkpoint by PyTorch in float32, or else that of the bundle by ONNX Runtime on the CPU.
     """
-    with plain_errors("bench"):
-        from uid.bench.speed.latency import bundle_oracle, checkpoint_oracle
+    from uid.bench.speed.latency import bundle_oracle, checkpoint_oracle
 
-        quieten_libraries()
-        if checkpoint is None:
-            made = bundle_oracle(_bundle(model), size, steps, threads)
-        else:
-            made = checkpoint_oracle(checkpoint, size, steps, threads)
-        made.write(output)
+    quieten_libraries()
+    if checkpoint is None:
+        made = bundle_oracle(_bundle(model), size, steps, threads)
+    else:
+        made = checkpoint_oracle(checkpoint, size, steps, threads)
+    made.write(output)
     click.echo(f"wrote {output}: {made.terms}, by {made.against}")
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @RUNS
 @TILE
 def memory(output: Path | None, **values: Any) -> None:
     """Peak memory of every backend at rising sizes, and whether it grows in proportion to the pixels."""
-    with plain_errors("bench"):
-        from uid.bench.speed.summary import summarise
+    from uid.bench.speed.summary import summarise
 
-        rows = _measured(output, **values, steps=(1,), repeats=1, warm_up=0)
-        lines = summarise(rows)
-        for line in lines:
-            click.echo(f"{line.runner}, {line.height}x{line.width}: {line.peak_bytes / 1e6:.0f} MB at its peak")
-        for name, group in _by_runner(lines):
-            points = [(line.height * line.width / 1e6, line.peak_bytes / 1e6) for line in group]
-            click.echo(f"{name}: {_fitted(points, 'MB', 'megapixel')}")
+    rows = _measured(output, **values, steps=(1,), repeats=1, warm_up=0)
+    lines = summarise(rows)
+    for line in lines:
+        click.echo(f"{line.runner}, {line.height}x{line.width}: {line.peak_bytes / 1e6:.0f} MB at its peak")
+    for name, group in _by_runner(lines):
+        points = [(line.height * line.width / 1e6, line.peak_bytes / 1e6) for line in group]
+        click.echo(f"{name}: {_fitted(points, 'MB', 'megapixel')}")
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @RUNS
 @STEPS
 @REPEATS
@@ -128,21 +125,20 @@ def memory(output: Path | None, **values: Any) -> None:
 @PLOT
 def scaling(output: Path | None, plotted: Path | None, **values: Any) -> None:
     """Time against steps and against size: what is fixed, what each step and each megapixel adds."""
-    with plain_errors("bench"):
-        from uid.bench.speed.summary import grouped
+    from uid.bench.speed.summary import grouped
 
-        rows = _measured(output, **values)
-        lines = _show(rows, plotted)
-        for name, group in _by_runner(lines):
-            for (height, width), same in grouped(group, lambda line: (line.height, line.width)).items():
-                points = [(float(line.steps), line.seconds) for line in same]
-                click.echo(f"{name}, {height}x{width}: {_fitted(points, 's', 'step')}")
-            for steps, same in grouped(group, lambda line: line.steps).items():
-                points = [(line.height * line.width / 1e6, line.seconds) for line in same]
-                click.echo(f"{name}, {steps} steps: {_fitted(points, 's', 'megapixel')}")
+    rows = _measured(output, **values)
+    lines = _show(rows, plotted)
+    for name, group in _by_runner(lines):
+        for (height, width), same in grouped(group, lambda line: (line.height, line.width)).items():
+            points = [(float(line.steps), line.seconds) for line in same]
+            click.echo(f"{name}, {height}x{width}: {_fitted(points, 's', 'step')}")
+        for steps, same in grouped(group, lambda line: line.steps).items():
+            points = [(line.height * line.width / 1e6, line.seconds) for line in same]
+            click.echo(f"{name}, {steps} steps: {_fitted(points, 's', 'megapixel')}")
 
 
-@click.command()
+@click.command(cls=Command, extra="bench")
 @RUNS
 @STEPS
 @click.pass_context
@@ -151,29 +147,26 @@ def parity(ctx: click.Context, /, output: Path | None, **values: Any) -> None:
 
     Without --checkpoint, whole images alone, against ONNX Runtime on the CPU.
     """
-    with plain_errors("bench"):
-        import numpy as np
+    import numpy as np
 
-        from uid.bench.speed.summary import SOUND_PSNR, summarise
+    from uid.bench.speed.summary import SOUND_PSNR, summarise
 
-        sound = True
-        if values["checkpoint"] is not None:
-            sound = _components(values)
-        rows = _measured(output, **values, repeats=1, warm_up=0, dtype=np.float32)
-        for line in summarise(rows):
-            sound &= line.sound
-            click.echo(
-                f"{line.runner}, {line.height}x{line.width}, {line.steps} steps: {line.psnr:.1f} dB, largest "
-                f"difference {line.max_difference:.1e} of 1, against {line.against}{'' if line.sound else ': WRONG'}"
-            )
-        if not sound:
-            click.echo(
-                f"wrong: a component beyond the export's tolerance, or an image under {SOUND_PSNR:g} dB", err=True
-            )
+    sound = True
+    if values["checkpoint"] is not None:
+        sound = _components(values)
+    rows = _measured(output, **values, repeats=1, warm_up=0, dtype=np.float32)
+    for line in summarise(rows):
+        sound &= line.sound
+        click.echo(
+            f"{line.runner}, {line.height}x{line.width}, {line.steps} steps: {line.psnr:.1f} dB, largest "
+            f"difference {line.max_difference:.1e} of 1, against {line.against}{'' if line.sound else ': WRONG'}"
+        )
+    if not sound:
+        click.echo(f"wrong: a component beyond the export's tolerance, or an image under {SOUND_PSNR:g} dB", err=True)
     ctx.exit(0 if sound else 2)
 
 
-@click.command(cls=RenamedOptions)
+@click.command(cls=Command, extra="bench")
 @MODEL
 @SIZES
 @click.option(
@@ -186,22 +179,21 @@ def host(
     model: Path | None, sizes: Sequence[tuple[int, int]], transforms: Sequence[int], output: Path | None, **how: Any
 ) -> None:
     """What an image costs the host beside a GPU: the runtime on a backend that computes nothing."""
-    with plain_errors("bench"):
-        from statistics import median
+    from statistics import median
 
-        from uid.bench.speed.host import measure
-        from uid.bench.speed.lineup import default_size
-        from uid.bench.speed.summary import grouped
+    from uid.bench.speed.host import measure
+    from uid.bench.speed.lineup import default_size
+    from uid.bench.speed.summary import grouped
 
-        bundle = _bundle(model)
-        rows = list(measure(bundle, sizes or [default_size(bundle)], transforms or (1, 2), **how))
-        _write(rows, output)
-        for (height, width, count), same in grouped(rows, lambda row: (row.height, row.width, row.transforms)).items():
-            seconds = median(row.seconds for row in same)
-            click.echo(
-                f"{height}x{width}, {count} transforms of {same[0].tiles} tiles: {1000 * seconds:.2f} ms, "
-                f"{1 / seconds:.0f} images a second at most"
-            )
+    bundle = _bundle(model)
+    rows = list(measure(bundle, sizes or [default_size(bundle)], transforms or (1, 2), **how))
+    _write(rows, output)
+    for (height, width, count), same in grouped(rows, lambda row: (row.height, row.width, row.transforms)).items():
+        seconds = median(row.seconds for row in same)
+        click.echo(
+            f"{height}x{width}, {count} transforms of {same[0].tiles} tiles: {1000 * seconds:.2f} ms, "
+            f"{1 / seconds:.0f} images a second at most"
+        )
 
 
 def _bundle(model: Path | None) -> "Bundle":

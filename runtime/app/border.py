@@ -4,8 +4,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from uid.command import with_flag
-from uid.errors import OutOfMemoryError, UIDError
+from uid import command
+from uid.errors import OutOfMemoryError
 
 Record = dict[str, Any]  # what --json prints for one file
 Made = TypeVar("Made")
@@ -37,11 +37,6 @@ def failed(error: BaseException) -> Record:
 
 def explained(error: BaseException) -> str:
     """An error in a line: what a user can mend as it says itself, anything else by its kind and text."""
-    if isinstance(error, UIDError):
-        return with_flag(error, FLAGS)
     if isinstance(error, MemoryError):
         return "memory does not hold it; give a smaller --tile, fewer --workers, or more memory"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text} (unexpected; --debug shows where)"
+    return command.explained(error, FLAGS)

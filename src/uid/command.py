@@ -1,15 +1,16 @@
 """What the command lines share."""
 
-import contextlib
 import logging
 import os
 import re
+import traceback
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
+from typing import Any
 
 import click
 
-from uid.errors import UIDError
+from uid.errors import UIDError, printable
 from uid.install import how_to_install
 
 
@@ -32,6 +33,16 @@ def with_flag(error: UIDError, flags: Mapping[str, str] | None = None) -> str:
     context = click.get_current_context(silent=True)
     known = {name for parameter in context.command.params for name in parameter.opts} if context else set()
     return f"{error} ({flag})" if error.option and flag in known else str(error)
+
+
+def explained(error: BaseException, flags: Mapping[str, str] | None = None) -> str:
+    """An error in a line: what a user can mend as it says itself, anything else by its kind and text."""
+    if isinstance(error, UIDError):
+        return with_flag(error, flags)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    text = " ".join(str(error).split())
+    return printable(f"{type(error).__name__}{': ' if text else ''}{text} (unexpected; --debug shows where)")
 
 
 class RenamedOptions(click.Command):
@@ -70,15 +81,39 @@ class RenamedOptions(click.Command):
         return f"{new}{equals}{value}"
 
 
-@contextlib.contextmanager
-def plain_errors(extra: str) -> Iterator[None]:
-    """Print errors that a user can mend, and missing libraries of an extra, as one line without a traceback."""
-    try:
-        yield
-    except UIDError as error:
-        raise click.ClickException(with_flag(error)) from error
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is not installed: {how_to_install(extra)}") from error
+class Command(RenamedOptions):
+    """A command that tells errors in a line; ``--debug`` shows where they come from.
+
+    ``extra`` is the one of pyproject.toml whose libraries the command needs, or the parameter that names it.
+    """
+
+    def __init__(self, *words: Any, extra: str, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self.extra = extra
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show where an error comes from."))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises ``ClickException`` for every error but an interruption and a reader that has left."""
+        debug = ctx.params.pop("debug")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            raise click.ClickException(self._told(error, ctx)) from error
+
+    def _told(self, error: Exception, ctx: click.Context) -> str:
+        if isinstance(error, ModuleNotFoundError):
+            return f"{error.name} is not installed: {how_to_install(ctx.params.get(self.extra, self.extra))}"
+        return explained(error)
+
+
+class Commands(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
 
 
 def quieten_libraries() -> None:
