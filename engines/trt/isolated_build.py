@@ -60,7 +60,7 @@ def listen(stream: IO[bytes], report: Report) -> Any:
     """Report lines until the outcome comes: an error, or an engine's parts; None if the process ends without one."""
     while True:
         try:
-            said = pickle.load(stream)
+            said = pickle.load(stream)  # noqa: S301  (from the process that was started here)
         except (EOFError, pickle.UnpicklingError):
             return None
         if not isinstance(said, str):
@@ -87,7 +87,7 @@ def main() -> None:
         pickle.dump(thing, channel, protocol=PROTOCOL)
         channel.flush()
 
-    name, onnx, profiles, target, options, timing_cache = pickle.load(sys.stdin.buffer)
+    name, onnx, profiles, target, options, timing_cache = pickle.load(sys.stdin.buffer)  # noqa: S301  (from who started it)
     try:
         built = build(open_library(name), onnx, profiles, target, options, timing_cache=timing_cache, report=say)
         say((pickle.PickleBuffer(built.plan), built.tensors, built.seconds))
