@@ -20,8 +20,7 @@ def backend_on(device: str | None, backend: str) -> str:
     if backend not in (AUTO, *names):
         raise BackendError(f"backend {backend} does not run on {device}; expected one of {', '.join(names)}")
     if number:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if int(number) < len(seen) and seen[0] else number
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(int(number))
     if backend != AUTO:
         return backend
     tried = {}
@@ -32,3 +31,15 @@ def backend_on(device: str | None, backend: str) -> str:
         tried[name] = status.detail
     reasons = "; ".join(f"{name}: {detail}" for name, detail in tried.items())
     raise BackendError(f"no backend works on {device} here: {reasons}", option="device")
+
+
+def _visible(number: int) -> str:
+    """How CUDA names the GPU of this number among those that it may see already."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return str(number)
+    names = [name.strip() for name in allowed.split(",") if name.strip()]
+    if number >= len(names):
+        few = f"has {len(names)}, numbered from 0" if names else "is empty"
+        raise BackendError(f"got GPU {number}, but CUDA_VISIBLE_DEVICES={allowed} {few}", option="device")
+    return names[number]
