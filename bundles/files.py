@@ -91,8 +91,7 @@ def folder_written_whole(destination: Path) -> Iterator[Path]:
             raise OutputError(f"{destination} is in use; choose an empty or a new folder")
         with _tracked(temporary):
             _ready(destination.parent, parents=True)
-            temporary.mkdir()
-            with _locked_folder(temporary):
+            with _new_folder(temporary):
                 yield temporary
                 if destination.exists():
                     destination.rmdir()
@@ -101,12 +100,24 @@ def folder_written_whole(destination: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent`` that only this user can enter, removed after the block.
+
+    One whose process was killed is removed by the next process that needs one there. Raises ``OSError``.
+    """
+    remove_dead(parent)
+    folder = _beside(parent / "scratch", "")
+    with _tracked(folder), _new_folder(folder, 0o700):
+        yield folder
+
+
 def remove_dead(folder: Path) -> None:
     """Remove the temporary files and folders below which no writer lives any more; those of other users stay."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
-            if TEMPORARY.fullmatch(path.name) and _is_dead(path):
-                _remove(path)
+            if TEMPORARY.fullmatch(path.name):
+                _remove_if_dead(path)
 
 
 def remove_own() -> None:
@@ -212,16 +223,30 @@ def _put(temporary: Path, destination: Path, replace: bool) -> None:
 
 
 @contextlib.contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder; Windows cannot, so that a killed writer's folder stays there."""
+def _new_folder(folder: Path, mode: int = 0o777) -> Iterator[None]:
+    """Make a folder and hold it; Windows cannot hold one, so that a killed writer's stays there."""
     if os.name == "nt":
+        folder.mkdir(mode=mode)
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _made_and_locked(folder, mode)
     try:
-        _lock(descriptor, wait=True)
         yield
     finally:
+        os.close(descriptor)
+
+
+def _made_and_locked(folder: Path, mode: int) -> int:
+    """A new folder's descriptor, which holds it."""
+    while True:
+        folder.mkdir(mode=mode)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a sweeper took it for a dead one's
+            continue
+        _lock(descriptor, wait=True)
+        if folder.exists():  # a sweeper removes while it holds the lock
+            return descriptor
         os.close(descriptor)
 
 
@@ -238,18 +263,21 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def _is_dead(path: Path) -> bool:
-    """Whether no process holds a temporary file or folder, of this user."""
+def _remove_if_dead(path: Path) -> None:
+    """Remove a temporary file or folder of this user that no process holds; it is locked meanwhile."""
     if os.name == "nt":
-        return path.is_file()  # removing it fails while it is open
+        if path.is_file():
+            _remove(path)  # which fails while it is open
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False
+        return
     try:
         status = os.fstat(descriptor)
         kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
-        return kind and status.st_uid == os.geteuid() and _lock(descriptor, wait=False)
+        if kind and status.st_uid == os.geteuid() and _lock(descriptor, wait=False):
+            _remove(path)
     finally:
         os.close(descriptor)
 

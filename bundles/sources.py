@@ -7,14 +7,13 @@ that only this user can enter, and the hash is that of the bytes that went into 
 import hashlib
 import os
 import posixpath
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from secrets import token_hex
 
 from uid.bundles.declarations import Bundle
+from uid.bundles.files import scratch_folder
 from uid.bundles.hashes import altered, inside, unreadable
 from uid.bundles.onnx_data import External, external_data
 from uid.bundles.reading import CHUNK, opened, read_limited
@@ -56,18 +55,13 @@ def check_graph(path: Path) -> None:
 @contextmanager
 def private_folder(file: str, parent: Path | None) -> Iterator[Path]:
     """A new folder for a copy of ``file`` that only this user can enter, removed after the block."""
-    try:
-        if parent is None:
-            folder = Path(tempfile.mkdtemp(prefix="uid-"))
-        else:
-            folder = parent / f".source-{token_hex(8)}.{token_hex(4)}"  # a name that ``cache.writing`` cleans up
-            folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise no_room(file, parent or Path(tempfile.gettempdir()), error) from error
-    try:
+    parent = parent or Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(parent))
+        except OSError as error:
+            raise no_room(file, parent, error) from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # Windows may still hold a file that a library has mapped
 
 
 def no_room(file: str, folder: Path, error: OSError) -> OutputError:

@@ -24,8 +24,10 @@ __all__ = ["make_toy", "recorder"]
 
 ROOT = Path(__file__).parents[1]
 quieten_libraries()
-# A run in a shell's background ignores Ctrl-C, and so would the processes that tests start to interrupt.
+# A run in a shell's background ignores Ctrl-C, one under nohup SIGHUP, and so would the processes that tests end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # "auto" may take a backend that computes in bfloat16; where a test names none, it expects float32.
 os.environ["UID_BACKEND"] = "onnxruntime"
 # Torch's threads, one per core by default, wait for each other busily beside other work. Processes of tests inherit it.

@@ -1,11 +1,13 @@
 """Files appear whole or not at all, beside others that write the same name, and after writers that were killed."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,44 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path, function: str, name:
     with written_whole(tmp_path / "next") as temporary:
         temporary.write_text("")
     assert set(names(tmp_path)) == {"next", *own}
+
+
+def test_a_killed_ones_scratch_folder_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead = stuck("scratch_folder", tmp_path)
+    alive = stuck("scratch_folder", tmp_path)
+    dead.kill()
+    dead.wait()
+    with files.scratch_folder(tmp_path) as folder:
+        assert len(names(tmp_path)) == 2
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    alive.kill()
+    alive.wait()
+    remove_dead(tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows holds no folders")
+def test_a_sweeper_never_takes_what_a_living_one_has(tmp_path: Path) -> None:
+    swept = threading.Event()
+
+    def sweep() -> None:
+        while not swept.wait(0.001):
+            remove_dead(tmp_path)
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for _ in range(100):
+            with files.scratch_folder(tmp_path) as folder, written_whole(tmp_path / "a") as temporary:
+                (folder / "copy").write_text("whole")
+                temporary.write_text("whole")
+            with folder_written_whole(tmp_path / "frames") as folder:
+                (folder / "1").write_text("whole")
+            assert names(tmp_path / "frames") == ["1"]
+            shutil.rmtree(tmp_path / "frames")
+    finally:
+        swept.set()
+        sweeper.join()
 
 
 def test_what_is_being_written_goes_when_the_process_must_end(tmp_path: Path) -> None:
