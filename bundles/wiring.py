@@ -133,19 +133,29 @@ def noise_read(declared: Sequence[Noise], parts: Sequence[Component], constants:
 
     The state of a loop that nothing writes before its first step is noise too, declared or not; then it is drawn first.
     """
-    noise, readers = list(declared), [(part, spec) for part in parts for spec in part.inputs]
     known = {spec.name for part in parts for spec in part.outputs} | set(constants)
-    state = next((spec for part, spec in readers if part.stage in STEPS and spec.name == STATE), None)
-    names = [one.spec.name for one in noise]
-    if state is not None and STATE not in known and STATE not in names:
-        noise.insert(0, Noise(state))
+    noise = with_first_state(declared, parts, known)
     if any(one.spec.name == STATE and one.draw == PER_STEP for one in noise):
         raise BundleError(f"the manifest draws {STATE!r} for each step; expected once: it is the loop's state")
     for one in noise:
-        check_noise(one, [(part, spec) for part, spec in readers if spec.name == one.spec.name], known)
+        check_noise(one, readers_of(one.spec.name, parts), known)
+    names = [one.spec.name for one in declared]
     if len(set(names)) < len(names):
         raise BundleError(f"the manifest declares one noise twice, of {', '.join(names)}; export the bundle again")
-    return tuple(noise)
+    return noise
+
+
+def with_first_state(declared: Sequence[Noise], parts: Sequence[Component], known: Iterable[str]) -> tuple[Noise, ...]:
+    """The declared noise, after the state of a loop where that is neither declared nor among the ``known`` names."""
+    states = [spec for part, spec in readers_of(STATE, parts) if part.stage in STEPS]
+    if not states or STATE in known or any(one.spec.name == STATE for one in declared):
+        return tuple(declared)
+    return (Noise(states[0]), *declared)
+
+
+def readers_of(tensor: str, parts: Sequence[Component]) -> list[tuple[Component, TensorSpec]]:
+    """The components that read a tensor, each with what it declares the tensor to be."""
+    return [(part, spec) for part in parts for spec in part.inputs if spec.name == tensor]
 
 
 def check_noise(noise: Noise, readers: Sequence[tuple[Component, TensorSpec]], known: Iterable[str]) -> None:

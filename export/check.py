@@ -31,7 +31,7 @@ from uid.export.layers import (
 from uid.runtime.media.decode import read_image
 from uid.runtime.noise import drawn
 from uid.runtime.pixels import check_image, pad, planes, to_float
-from uid.runtime.plan import Plans, number
+from uid.runtime.plan import Plan, Plans, number
 from uid.runtime.run import sizes_of
 from uid.runtime.schedule import Step, coefficients
 
@@ -118,34 +118,47 @@ def component_inputs(bundle: Bundle, image: Array, step: int, components: Iterab
 
 def mode_inputs(bundle: Bundle, mode: str, pixels: Array, step: int) -> dict[str, dict[str, Array]]:
     """The same for the components of one mode; ``pixels`` is (1, 3, H, W) float32 in [0, 1]."""
-    height, width = pixels.shape[2:]
-    extra = bundle.modes[mode].extra_inputs
-    sizes = {HEIGHT: height, WIDTH: width}
-    for spec in extra:
-        sizes |= sizes_of(spec, pixels.shape[1:])
-    loop = bundle.has_steps(mode)
-    all_steps = [Step(row) for row in coefficients(bundle.schedule, bundle.steps)] if loop else []
-    backend = create_cpu(None)
-    backend.caches = False  # the bundle may be one that goes away with the check
-    plan = Plans(bundle, backend).make(mode, sizes, all_steps, pixels=False)
-    given = dict.fromkeys([IMAGE, *(spec.name for spec in extra)], pixels)
-    for key, value in {**given, GUIDANCE: number(bundle.guidance)}.items():
-        if key in plan.buffers:
-            plan.buffers[key].write(value)
-    plan.write_noise(drawn(bundle.modes[mode].noise, height, width, len(all_steps), 0))
-    for launch in plan.work.prepare:
-        launch()
-    latents = []
-    for index, launch in enumerate(plan.work.step):
-        latents.append(plan.states[index % 2].read())
-        launch()
-    tensors = {key: buffer.read() for key, buffer in (plan.tensors_of(step) if loop else plan.buffers).items()}
-    states = dict.fromkeys(STEPS, latents[step]) | {FINISH: plan.result.read()} if loop else {}
-    parts = [bundle.components[name] for name in bundle.modes[mode].components]
+    plan = plan_of(bundle, mode, pixels)
+    write_inputs(plan, bundle, mode, pixels)
+    states = states_read(plan, step)
+    buffers = plan.tensors_of(step) if plan.steps else plan.buffers
+    tensors = {name: buffer.read() for name, buffer in buffers.items()}
     return {
         part.name: {s.name: states[part.stage] if s.name == STATE else tensors[s.name] for s in part.inputs}
-        for part in parts
+        for part in bundle.parts(mode)
     }
+
+
+def plan_of(bundle: Bundle, mode: str, pixels: Array) -> Plan:
+    """A plan of a mode with all its steps, for images of the size of ``pixels``."""
+    sizes = {HEIGHT: pixels.shape[2], WIDTH: pixels.shape[3]}
+    for spec in bundle.modes[mode].extra_inputs:
+        sizes |= sizes_of(spec, pixels.shape[1:])
+    steps = [Step(row) for row in coefficients(bundle.schedule, bundle.steps)] if bundle.has_steps(mode) else []
+    backend = create_cpu(None)
+    backend.caches = False  # the bundle may be one that goes away with the check
+    return Plans(bundle, backend).make(mode, sizes, steps, pixels=False)
+
+
+def write_inputs(plan: Plan, bundle: Bundle, mode: str, pixels: Array) -> None:
+    """Write what a run is given: ``pixels`` as each image of the mode, the guidance scale, and the noise of seed 0."""
+    declared = bundle.modes[mode]
+    images = dict.fromkeys([IMAGE, *(spec.name for spec in declared.extra_inputs)], pixels)
+    for name, value in {**images, GUIDANCE: number(bundle.guidance)}.items():
+        if name in plan.buffers:
+            plan.buffers[name].write(value)
+    plan.write_noise(drawn(declared.noise, *pixels.shape[2:], len(plan.steps), 0))
+
+
+def states_read(plan: Plan, step: int) -> dict[str, Array]:
+    """Run a plan but for its finish stage. Returns the state that each stage reads, in step ``step`` of the loop."""
+    for launch in plan.work.prepare:
+        launch()
+    states = []
+    for index, launch in enumerate(plan.work.step):
+        states.append(plan.states[index % 2].read())
+        launch()
+    return dict.fromkeys(STEPS, states[step]) | {FINISH: plan.result.read()} if states else {}
 
 
 def example_image(path: Path | None, side: int) -> Array:

@@ -63,7 +63,19 @@ class Pair:
         self.shared = shared_tensors(own, self.graph)
 
     def rows(self, runner: Backend | None, compared: bool) -> Iterator[LayerRow]:
-        """Run both sides chunk by chunk, and judge every layer by the errors of those before it."""
+        """Run both sides, and judge every layer by the errors of those before it."""
+        values, differences = self.measured(runner, compared)
+        errors: dict[str, float] = {}
+        for layer in self.layers:
+            before = max((errors.get(source, 0.0) for source in layer.sources), default=0.0)
+            found = differences.get(layer.tensor)
+            errors[layer.tensor] = before if found is None else math.inf if found.infinite else found.relative
+            half, value = layer.tensor in self.halves, values[layer.tensor]
+            jumps = found is not None and errors[layer.tensor] > JUMP * max(before, ROUNDING[half])
+            yield LayerRow(self.name, layer, half, value, found, before, findings(value, jumps, half or self.all_half))
+
+    def measured(self, runner: Backend | None, compared: bool) -> tuple[dict[str, Values], dict[str, Difference]]:
+        """Run both sides chunk by chunk: the reference's values, and where ``compared`` how the bundle's differ."""
         values: dict[str, Values] = {}
         differences: dict[str, Difference] = {}
         for chunk in self.chunks():
@@ -73,14 +85,7 @@ class Pair:
             wanted = {layer.tensor: tensors[layer.tensor] for layer in chunk if layer.tensor in self.shared}
             if compared and wanted:
                 differences |= self.differences(runner, wanted)
-        errors: dict[str, float] = {}
-        for layer in self.layers:
-            before = max((errors.get(source, 0.0) for source in layer.sources), default=0.0)
-            found = differences.get(layer.tensor)
-            errors[layer.tensor] = before if found is None else math.inf if found.infinite else found.relative
-            half, value = layer.tensor in self.halves, values[layer.tensor]
-            jumps = found is not None and errors[layer.tensor] > JUMP * max(before, ROUNDING[half])
-            yield LayerRow(self.name, layer, half, value, found, before, findings(value, jumps, half or self.all_half))
+        return values, differences
 
     def chunks(self) -> Iterator[list[Layer]]:
         """First the component's outputs alone, computed as in use with all that a backend fuses; then the others."""

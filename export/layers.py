@@ -90,7 +90,17 @@ def tensors_of(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def widen(graph: ir.Graph) -> None:
-    """Make every float16 tensor of a graph float32; weights by a Cast, which engines fold when they load."""
+    """Make every float16 tensor of a graph float32."""
+    widen_weights(graph)
+    for node in graph:
+        widen_attributes(node)
+    for value in (*graph.inputs, *tensors_of(graph).values()):
+        if value.dtype == HALF:
+            value.type = ir.TensorType(FULL)
+
+
+def widen_weights(graph: ir.Graph) -> None:
+    """Make float16 weights float32 by a Cast, which engines fold when they load."""
     for value in list(graph.initializers.values()):
         if value.dtype == HALF and not all(node.op_type == "Cast" for node in value.consumers()):
             stored = ir.Value(
@@ -101,16 +111,16 @@ def widen(graph: ir.Graph) -> None:
             substitute(graph, value, cast.outputs[0])
             graph.register_initializer(stored)
             graph.insert_before(graph[0], cast)
-    for node in graph:
-        for name, attribute in list(node.attributes.items()):
-            if node.op_type == "Cast" and name == "to" and attribute.as_int() == HALF:
-                node.attributes[name] = ir.AttrInt64(name, FULL)
-            elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == HALF:
-                wide = ir.tensor(attribute.as_tensor().numpy().astype(np.float32))
-                node.attributes[name] = ir.AttrTensor(name, wide)
-    for value in (*graph.inputs, *tensors_of(graph).values()):
-        if value.dtype == HALF:
-            value.type = ir.TensorType(FULL)
+
+
+def widen_attributes(node: ir.Node) -> None:
+    """Make a node's casts to float16, and its float16 constants, float32."""
+    for name, attribute in list(node.attributes.items()):
+        if node.op_type == "Cast" and name == "to" and attribute.as_int() == HALF:
+            node.attributes[name] = ir.AttrInt64(name, FULL)
+        elif attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == HALF:
+            wide = ir.tensor(attribute.as_tensor().numpy().astype(np.float32))
+            node.attributes[name] = ir.AttrTensor(name, wide)
 
 
 def round_to_half(graph: ir.Graph, tensors: Iterable[str]) -> None:

@@ -122,12 +122,23 @@ def is_interval(value: object) -> bool:
 
 def check_against(options: Options, bundle: Bundle) -> None:
     """Raise ``InputError`` for options that are sound in themselves, and that the bundle cannot do."""
-    if not isinstance(options.mode, str) or options.mode not in bundle.modes:
+    check_names(options, bundle)
+    check_loop(options, bundle)
+    check_tile(options.tile, bundle)
+
+
+def check_names(options: Options, bundle: Bundle) -> None:
+    """Raise ``InputError`` for a mode or a preset that the bundle does not have."""
+    if options.mode not in bundle.modes:
         known = ", ".join(bundle.modes)
         raise InputError(f"bundle {bundle.name!r} has no mode {options.mode!r}; it has {known}", option="mode")
     if options.preset is not None and options.preset not in bundle.presets:
         known = ", ".join(bundle.presets) or "none: give steps and transforms"
         raise InputError(f"bundle {bundle.name!r} has no preset {options.preset!r}; it has {known}", option="preset")
+
+
+def check_loop(options: Options, bundle: Bundle) -> None:
+    """Raise ``InputError`` for choices about the denoising loop that the mode's components do not offer."""
     if options.steps is not None and not bundle.has_steps(options.mode):
         raise InputError(
             f"mode {options.mode!r} of bundle {bundle.name!r} has no denoising steps; leave steps out", option="steps"
@@ -147,14 +158,19 @@ def check_against(options: Options, bundle: Bundle) -> None:
             f"bundle {bundle.name!r} has no shallow steps, which a feature cache needs: export it with shortcuts",
             option="cache_interval",
         )
-    if isinstance(options.tile, Integral) and options.tile < smallest_tile(bundle):
+
+
+def check_tile(tile: int | str | None, bundle: Bundle) -> None:
+    """Raise ``InputError`` for tiles of a side that the bundle cannot run."""
+    if not isinstance(tile, Integral):
+        return
+    if tile < smallest_tile(bundle):
         raise InputError(
-            f"tile is {options.tile}; bundle {bundle.name!r} needs at least {smallest_tile(bundle)}", option="tile"
+            f"tile is {tile}; bundle {bundle.name!r} needs at least {smallest_tile(bundle)}", option="tile"
         )
-    if isinstance(options.tile, Integral) and bundle.max_side is not None and options.tile > bundle.max_side:
+    if bundle.max_side is not None and tile > bundle.max_side:
         raise InputError(
-            f"tile is {options.tile}; bundle {bundle.name!r} runs at most {bundle.max_side} pixels a side",
-            option="tile",
+            f"tile is {tile}; bundle {bundle.name!r} runs at most {bundle.max_side} pixels a side", option="tile"
         )
 
 

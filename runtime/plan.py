@@ -11,14 +11,13 @@ first and write the second, odd steps the other way round.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 import numpy as np
 
 from uid.bundles.declarations import COEFFICIENTS, FINISH, FULL, PER_STEP, PREPARE, STEPS, Bundle, Component, Noise
-from uid.bundles.tensors import GUIDANCE, IMAGE, NEXT_STATE, OUTPUT, STATE, Array, TensorSpec, resolve_all
+from uid.bundles.tensors import GUIDANCE, IMAGE, NEXT_STATE, OUTPUT, STATE, Array, TensorSpec, resolve, resolve_all
 from uid.engines import Backend, Buffer, Engine, Launch, Progress, Seconds, Work
 from uid.errors import ModelError, OutOfMemoryError
 from uid.runtime.pixels import GRAPHS, IMAGE_PIXELS, OUTPUT_MEAN, PIXELS_IN, PIXELS_OUT
@@ -49,34 +48,25 @@ class Plan:
         run is given. Raises ``ModelError`` when a component reads what no earlier one writes, or a graph differs from
         its declaration; ``OutOfMemoryError`` when the backend has no room.
         """
-        check_wiring([part for part, _ in parts], {*constants, *images, *(one.spec.name for one in noise)})
-        for part, engine in parts:
-            check_declaration(part, engine)
-        self.backend, self.parts, self.steps = backend, parts, steps
-        specs = {s.name: s for part, _ in parts for s in (*part.inputs, *part.outputs) if s.name not in COEFFICIENTS}
-        shapes = resolve_all(specs.values(), sizes)
-        for part, engine in parts:
-            check_sizes(part, engine, shapes)
-
-        def buffer(name: str) -> Buffer:
-            return backend.allocate(shapes[name], specs[name].dtype)
-
-        every_step = [one.spec.name for one in noise if one.draw == PER_STEP and one.spec.name in specs]
-        self.step_noise = {name: [buffer(name) for _ in steps] for name in every_step}
-        self.buffers = {name: buffer(name) for name in specs if name not in every_step}
+        components = [part for part, _ in parts]
+        check_wiring(components, {*constants, *images, *(one.spec.name for one in noise)})
+        check_graphs(parts, sizes)
+        self.backend, self.parts, self.sizes, self.steps = backend, parts, sizes, steps
+        tensors = tensors_read_or_written(components)
+        per_step = {one.spec.name for one in noise if one.draw == PER_STEP}
+        self.step_noise = [self.allocate(spec for spec in tensors if spec.name in per_step) for _ in steps]
+        self.buffers = self.allocate(spec for spec in tensors if spec.name not in per_step)
         for name, value in constants.items():
             self.buffers[name].write(value)
-        self.states = [self.buffers[name] for name in (STATE, NEXT_STATE)] if steps else []
         self.coefficients = [self.write_coefficients(step.coefficients) for step in steps]
-        self.work = Work(
-            prepare=bind(parts, PREPARE, self.buffers),
-            step=[in_order(bind(parts, step.stage, self.tensors_of(i))) for i, step in enumerate(steps)],
-            finish=bind(parts, FINISH, {**self.buffers, STATE: self.result} if steps else self.buffers),
-            engines=engines_by_stage(parts),
-        )
+        self.work = self.bound()
         # After all are bound: only then is it known how much scratch memory serves every engine.
         self.replay = backend.capture(self.work)
-        self.prepared = [spec.name for part, _ in parts if part.stage == PREPARE for spec in part.outputs]
+
+    @property
+    def states(self) -> tuple[Buffer, Buffer]:
+        """The two latents that the steps read and write in turn, where there is a step."""
+        return self.buffers[STATE], self.buffers[NEXT_STATE]
 
     @property
     def result(self) -> Buffer:
@@ -86,7 +76,21 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Size of the buffers in bytes, without the few bytes of coefficients."""
-        return sum(buffer.nbytes for buffer in chain(self.buffers.values(), *self.step_noise.values()))
+        return sum(buffer.nbytes for own in (self.buffers, *self.step_noise) for buffer in own.values())
+
+    def allocate(self, specs: Iterable[TensorSpec]) -> dict[str, Buffer]:
+        """New buffers of these tensors, by name."""
+        return {spec.name: self.backend.allocate(resolve(spec.shape, self.sizes), spec.dtype) for spec in specs}
+
+    def bound(self) -> Work:
+        """The launches of every stage, bound to the buffers."""
+        steps = [bind(self.parts, step.stage, self.tensors_of(i)) for i, step in enumerate(self.steps)]
+        return Work(
+            prepare=bind(self.parts, PREPARE, self.buffers),
+            step=[in_order(launches) for launches in steps],
+            finish=bind(self.parts, FINISH, {**self.buffers, STATE: self.result} if self.steps else self.buffers),
+            engines=engines_by_stage(self.parts),
+        )
 
     def write_coefficients(self, values: Coefficients) -> dict[str, Buffer]:
         """New buffers with those of a step's coefficients that any component reads."""
@@ -100,8 +104,7 @@ class Plan:
     def tensors_of(self, step: int) -> Tensors:
         """The buffers of every name in one step, counted from 0."""
         here, there = self.states[step % 2], self.states[(step + 1) % 2]
-        noise = {name: buffers[step] for name, buffers in self.step_noise.items()}
-        return {**self.buffers, **self.coefficients[step], **noise, STATE: here, NEXT_STATE: there}
+        return {**self.buffers, **self.coefficients[step], **self.step_noise[step], STATE: here, NEXT_STATE: there}
 
     def run(
         self,
@@ -135,8 +138,9 @@ class Plan:
         for name, array in noise.items():
             if name in self.buffers:
                 self.buffers[name].write(array)
-            for buffer, one in zip(self.step_noise.get(name, ()), array, strict=False):
-                buffer.write(one)
+            for buffers, one in zip(self.step_noise, array, strict=False):
+                if name in buffers:
+                    buffers[name].write(one)
 
     def find_non_finite(self, noise: Mapping[str, Array]) -> str:
         """Run the steps again one by one, and say where NaN or infinity first appears.
@@ -144,7 +148,8 @@ class Plan:
         The loop itself never looks, since looking costs a synchronisation per step on a device.
         """
         advice = "try an fp32 bundle, or a lower guidance scale"
-        for name in self.prepared:
+        prepared = [spec.name for part, _ in self.parts if part.stage == PREPARE for spec in part.outputs]
+        for name in prepared:
             if not np.isfinite(self.buffers[name].read()).all():
                 return f"the model wrote NaN or infinity to {name!r} before the first step; {advice}"
         if STATE in noise:
@@ -263,15 +268,38 @@ def check_wiring(parts: Sequence[Component], given: set[str]) -> None:
     loop = any(part.stage in STEPS for part in parts)
     known = {IMAGE_PIXELS, GUIDANCE} | given | ({STATE} if loop else set())
     for part in parts:
-        for spec in part.inputs:
-            if spec.name in COEFFICIENTS and part.stage not in STEPS:
-                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is given")
-            if spec.name not in known and spec.name not in COEFFICIENTS:
-                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
+        check_reads(part, known)
         known |= {spec.name for spec in part.outputs}
     for name in (NEXT_STATE, OUTPUT) if loop else (OUTPUT,):
         if name not in known:
             raise ModelError(f"no component writes {name!r}; export the bundle again")
+
+
+def check_reads(part: Component, known: Container[str]) -> None:
+    """Raise ``ModelError`` where a component reads what it is not given: coefficients are for steps alone, all else has
+    to be ``known``.
+    """
+    for spec in part.inputs:
+        if spec.name in COEFFICIENTS:
+            if part.stage not in STEPS:
+                raise ModelError(f"component {part.name!r} reads {spec.name!r}, which only a step is given")
+        elif spec.name not in known:
+            raise ModelError(f"component {part.name!r} reads {spec.name!r}, which nothing before it writes")
+
+
+def check_graphs(parts: Sequence[Part], sizes: Mapping[str, int]) -> None:
+    """Raise ``ModelError`` where a graph differs from its declaration, also in the sizes that it has fixed."""
+    for part, engine in parts:
+        check_declaration(part, engine)
+    shapes = resolve_all(tensors_read_or_written(part for part, _ in parts), sizes)
+    for part, engine in parts:
+        check_sizes(part, engine, shapes)
+
+
+def tensors_read_or_written(parts: Iterable[Component]) -> list[TensorSpec]:
+    """Every tensor of the components once, but for coefficients, of which each step has its own."""
+    specs = {spec.name: spec for part in parts for spec in (*part.inputs, *part.outputs)}
+    return [spec for name, spec in specs.items() if name not in COEFFICIENTS]
 
 
 def check_declaration(part: Component, engine: Engine) -> None:

@@ -50,28 +50,43 @@ def partial(folder: Path, expected: dict[str, bytes]) -> list[str]:
 def faults(folder: Path, kills: int, seed: int, numbers: Sequence[int], *words: str) -> Iterator[str]:
     """Kill as often as asked for; after each, rerun every third time to the end. What is wrong, a line each."""
     chosen = random.Random(seed)
-    for index in range(IMAGES):
-        draw(folder / "in" / f"{'deep/' if index % 2 else ''}{index}.png", seed=index)
-    subprocess.run(command(*words), cwd=folder, check=True)
-    expected = {name: (folder / "out" / name).read_bytes() for name in tree(folder / "out")}
-    assert all(np.asarray(Image.open(folder / "out" / name)).size for name in expected)
-    assert len(expected) == IMAGES
-    _cleared(folder)
+    expected = _undisturbed(folder, *words)
     hits = 0
     for turn in range(kills):
         hits += kill(folder, chosen.uniform(0.0, LONGEST_S), chosen.choice(numbers), *words)
         yield from (f"kill {turn}: {name} is not whole" for name in partial(folder, expected))
         if turn % 3 == 2:
-            done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True)
-            if done.returncode:
-                yield f"kill {turn}: the rerun ended with {done.returncode}: {done.stderr}"
-            found = {name: (folder / "out" / name).read_bytes() for name in tree(folder / "out")}
-            if found != expected:
-                yield f"kill {turn}: after the rerun {sorted(set(found) ^ set(expected)) or 'contents'} differ"
-            if extra := {path.name for path in folder.iterdir()} - {"in", "out", RECORD}:
-                yield f"kill {turn}: {extra} is left beside the output"
+            yield from (f"kill {turn}: {fault}" for fault in rerun_faults(folder, expected, *words))
             _cleared(folder)
     print(f"{hits} of {kills} kills hit a run")
+
+
+def rerun_faults(folder: Path, expected: dict[str, bytes], *words: str) -> Iterator[str]:
+    """Run again to the end. What is wrong with what that leaves, a line each."""
+    done = subprocess.run(command(*words), cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        yield f"the rerun ended with {done.returncode}: {done.stderr}"
+    found = _outputs(folder)
+    if found != expected:
+        yield f"after the rerun {sorted(set(found) ^ set(expected)) or 'contents'} differ"
+    if extra := {path.name for path in folder.iterdir()} - {"in", "out", RECORD}:
+        yield f"{extra} is left beside the output"
+
+
+def _undisturbed(folder: Path, *words: str) -> dict[str, bytes]:
+    """Draw the images. Returns what a run that is not killed makes of them, and removes it."""
+    for index in range(IMAGES):
+        draw(folder / "in" / f"{'deep/' if index % 2 else ''}{index}.png", seed=index)
+    subprocess.run(command(*words), cwd=folder, check=True)
+    expected = _outputs(folder)
+    assert all(np.asarray(Image.open(folder / "out" / name)).size for name in expected)
+    assert len(expected) == IMAGES
+    _cleared(folder)
+    return expected
+
+
+def _outputs(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "out" / name).read_bytes() for name in tree(folder / "out")}
 
 
 def _cleared(folder: Path) -> None:

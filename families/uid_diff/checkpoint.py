@@ -12,7 +12,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,22 @@ def check_config(folder: Path) -> None:
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot read the configuration in {folder}: {error}") from error
-    for key, value in config.items() if isinstance(config, dict) else ():
+    if isinstance(config, dict):
+        check_numbers(folder / "config.json", config)
+    check_shards(folder, shards)
+
+
+def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise ``CheckpointError`` for whole numbers in the configuration at ``path`` that no model has."""
+    for key, value in config.items():
+        least = 1 if SIZES.search(key) else 0
         for number in value if isinstance(value, list) else [value]:
-            least = 1 if SIZES.search(key) else 0
             if type(number) is int and not key.endswith("_id") and not least <= number <= LARGEST_SIZE:
-                raise CheckpointError(
-                    f"{folder / 'config.json'} has {key} {shown(value)}; expected {least} to {LARGEST_SIZE}"
-                )
+                raise CheckpointError(f"{path} has {key} {shown(value)}; expected {least} to {LARGEST_SIZE}")
+
+
+def check_shards(folder: Path, shards: Iterable[object]) -> None:
+    """Raise ``CheckpointError`` for parts of the weights that are not files in ``folder``."""
     for part in shards:
         if not isinstance(part, str) or not KEY.fullmatch(part):
             raise CheckpointError(

@@ -19,6 +19,7 @@ from uid.runtime.media.formats import (
 )
 
 STREAM = "-"  # the name of standard input and standard output
+FOLDER, VIDEO, IMAGE = "folder", "video", "image"  # kinds of inputs and outputs
 RECORD_SUFFIX = ".uid-run.jsonl"  # of the file beside an output folder that tells what was done
 
 
@@ -138,24 +139,29 @@ def _streamed(inputs: Sequence[str], output: str, naming: Naming) -> Job:
     sources = [path for text in inputs for path in ([None] if text == STREAM else _expanded(text))]
     if len(sources) != 1:
         raise InputError(f"standard input and output carry one image, but {len(sources)} inputs were given")
-    source = sources[0]
-    destination = None if output == STREAM else Path(output)
     if naming.raw:
-        return _raw(source, destination)
-    if source is not None and (source.is_dir() or is_video_path(source)):
+        return _raw(sources[0], None if output == STREAM else Path(output))
+    return _image(sources[0], output, naming)
+
+
+def _image(source: Path | None, output: str, naming: Naming) -> Job:
+    """The job when an image comes or goes through a pipe."""
+    if source is not None and _kind(source) in (FOLDER, VIDEO):
         raise OutputError(f"standard output carries one image, but {source} is not one; name a file or folder")
-    if destination is not None:
-        if not is_image_path(destination) or destination.is_dir():
-            raise OutputError(f"an image from standard input needs an output file such as out.png, not {output}")
-        _refuse_contrary_names(destination, naming)
-    elif naming.suffix:
-        raise OutputError("--suffix names files in a folder, but the output is standard output; leave it out")
+    if output == STREAM:
+        if naming.suffix:
+            raise OutputError("--suffix names files in a folder, but the output is standard output; leave it out")
+        return Job(source, None)
+    destination = Path(output)
+    if not is_image_path(destination) or destination.is_dir():
+        raise OutputError(f"an image from standard input needs an output file such as out.png, not {output}")
+    _refuse_contrary_names(destination, naming)
     return Job(source, destination)
 
 
 def _raw(source: Path | None, destination: Path | None) -> Job:
     """The job when raw frames come or go through a pipe."""
-    if source is not None and not (source.is_dir() or is_video_path(source)):
+    if source is not None and _kind(source) not in (FOLDER, VIDEO):
         raise InputError(f"{source} is not a video, so that it has no frames; expected a video or a folder of frames")
     if destination is not None and destination.suffix and destination.suffix.lower() not in MUXERS:
         raise OutputError(f"cannot write frames to {destination}; expected one of {', '.join(MUXERS)}, or a folder")
@@ -164,26 +170,31 @@ def _raw(source: Path | None, destination: Path | None) -> Job:
 
 def _single(source: Path, output: Path, naming: Naming) -> Job | None:
     """The job when ``output`` is itself what is made from ``source``; None when it is a folder to put that into."""
-    folder = output.is_dir()
-    if not folder and is_foreign_path(output):
+    made = _kind(output)
+    if made != FOLDER and is_foreign_path(output):
         raise OutputError(f"{output} cannot be written; expected one of {', '.join(WRITTEN)}, or a folder's name")
-    to_video, to_image = (not folder and is_path(output) for is_path in (is_video_path, is_image_path))
-    if source.is_dir():
-        if not to_video:
-            return None
-    elif is_video_path(source):
-        if not (to_video or folder or not output.suffix):
+    if not _is_result(source, output):
+        return None
+    if made == VIDEO and output.suffix.lower() not in MUXERS:
+        raise OutputError(f"cannot write {output}; expected one of {', '.join(MUXERS)}")
+    _refuse_contrary_names(output, naming)
+    return Job(source, output, video=made != IMAGE)
+
+
+def _is_result(source: Path, output: Path) -> bool:
+    """Whether ``output`` is itself what is made from ``source``; raises ``OutputError`` where it cannot be that."""
+    given, made = _kind(source), _kind(output)
+    if given == FOLDER:
+        return made == VIDEO
+    if given == VIDEO:
+        if made not in (VIDEO, FOLDER) and output.suffix:
             raise OutputError(
                 f"{source} is a video; expected the name of a video or of a folder for frames, not {output}"
             )
-    elif to_video:
+        return True
+    if made == VIDEO:
         raise OutputError(f"{source} is an image; expected an image or a folder, not {output}")
-    elif not to_image:
-        return None
-    if to_video and output.suffix.lower() not in MUXERS:
-        raise OutputError(f"cannot write {output}; expected one of {', '.join(MUXERS)}")
-    _refuse_contrary_names(output, naming)
-    return Job(source, output, video=not to_image)
+    return made == IMAGE
 
 
 def _into_folder(sources: Sequence[Path], output: Path, naming: Naming, special: Sequence[LeftOut] = ()) -> Plan:
@@ -278,6 +289,15 @@ def _refuse_clashes(jobs: Sequence[Job], keep: Sequence[Path]) -> None:
         other = made.setdefault(key, job)
         if other is not job:
             raise OutputError(f"{other.source} and {job.source} would both become {job.destination}; run them apart")
+
+
+def _kind(path: Path) -> str:
+    """Whether a path is a folder, or else what its suffix names; "": neither."""
+    if path.is_dir():
+        return FOLDER
+    if is_video_path(path):
+        return VIDEO
+    return IMAGE if is_image_path(path) else ""
 
 
 def _is_media(path: Path) -> bool:

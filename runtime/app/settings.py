@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from uid.errors import InputError
-from uid.runtime.app.jobs import Naming
+from uid.runtime.app.jobs import STREAM, Naming
 from uid.runtime.media.encode import Encoding
 from uid.runtime.media.formats import MAX_PIXELS
 from uid.runtime.media.selection import Selection
@@ -67,16 +67,20 @@ class RunSettings:
         _ = self.selection  # which checks itself
         if self.overwrite and self.skip_existing:
             raise InputError("--overwrite and --skip-existing contradict each other; give one of them")
-        if self.raw and "-" not in (*self.inputs, self.output):
-            raise InputError("--raw is for frames through standard input or output; name one of them with -")
-        if self.raw_size and not self.raw:
-            raise InputError("--raw-size is for raw frames; give their format with --raw")
-        if self.json and self.output == "-":
-            raise InputError("--json and -o - both write to standard output; name an output file")
+        self._check_streams()
         if self.device is not None and not DEVICE.fullmatch(self.device):
             raise InputError(f"device is {self.device!r}; expected cpu, cuda, or cuda:N", option="device")
         if self.watch and (self.dry_run or not all(Path(name).is_dir() for name in self.inputs)):
             raise InputError("--watch waits for files in input folders; give folders alone, and no --dry-run")
+
+    def _check_streams(self) -> None:
+        """Raise ``InputError`` for contradictions about what goes through standard input and output."""
+        if self.raw and STREAM not in (*self.inputs, self.output):
+            raise InputError("--raw is for frames through standard input or output; name one of them with -")
+        if self.raw_size and not self.raw:
+            raise InputError("--raw-size is for raw frames; give their format with --raw")
+        if self.json and self.output == STREAM:
+            raise InputError("--json and -o - both write to standard output; name an output file")
 
     @property
     def selection(self) -> Selection:

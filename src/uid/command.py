@@ -5,7 +5,7 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import click
@@ -59,17 +59,21 @@ class RenamedOptions(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments under their new names; values of options, and what follows "--", stay as they are."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*self.new_names(args[:end]), *args[end:]])
+
+    def new_names(self, args: Sequence[str]) -> list[str]:
+        """The arguments, with new names of the options in place of old ones."""
         options = [parameter for parameter in self.params if isinstance(parameter, click.Option)]
         own = {name for option in options for name in option.opts}
         with_value = {name for option in options if not option.is_flag for name in option.opts}
         words: list[str] = []
-        for i, word in enumerate(args):
-            if word == "--":
-                words += args[i:]
-                break
-            is_value = bool(words) and words[-1] in with_value and (len(words) < 2 or words[-2] not in with_value)
-            words.append(word if is_value else self.new_name(word, own))
-        return super().parse_args(ctx, words)
+        before, last = "", ""
+        for word in args:
+            is_value = last in with_value and before not in with_value  # unless the last is itself a value
+            before, last = last, word if is_value else self.new_name(word, own)
+            words.append(last)
+        return words
 
     def new_name(self, word: str, own: Container[str]) -> str:
         """An argument, with the option's new name if it is an old one that this command had."""
