@@ -6,7 +6,6 @@ Neither encodes 16-bit grey with alpha, so the encoder is here.
 """
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from uid.runtime.media import iptc
-from uid.runtime.media.exif import EXIF_PREFIX
-from uid.runtime.media.formats import MAX_PROFILE, DecodedImage, Samples
+from uid.runtime.media import png_metadata
+from uid.runtime.media.formats import DecodedImage, Samples
 from uid.runtime.media.reading import Content, Reading, stderr_muted, with_channels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,24 +23,6 @@ PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # all that a decoder of the pixel
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # colour type by channels
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-INCH = 0.0254  # metres
-XMP = b"XML:com.adobe.xmp\0"
-RAW_PROFILE = b"Raw profile type "  # ImageMagick's way to keep what PNG had no place for: hexadecimal digits
-# What describes the stored samples rather than the image, or what has a place of its own here.
-NOT_CARRIED = {
-    b"sBIT",
-    b"bKGD",
-    b"hIST",
-    b"iDOT",
-    b"dSIG",
-    b"pHYs",
-    b"iCCP",
-    b"eXIf",
-    b"fcTL",
-    b"fdAT",
-    b"acTL",
-    b"IEND",
-}
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 BAND = 1 << 22  # samples that are encoded at once
 MOST_BYTES = 1032  # that a byte of deflate can stand for
@@ -76,7 +56,7 @@ def decode(data: bytes, reading: Reading) -> Content:
     if depth == 16 and alpha is None and (key := chunks.first(b"tRNS")) and len(key) == 2 * colour.shape[2]:
         alpha = np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
     content = Content(colour, alpha)
-    _describe(content, chunks, reading)
+    png_metadata.describe(content, chunks.others, reading)
     return content
 
 
@@ -204,107 +184,19 @@ def _split(samples: Samples) -> tuple[Samples, Samples | None]:
     return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
 
 
-def _describe(content: Content, chunks: Chunks, reading: Reading) -> None:
-    """Fill in the metadata."""
-    native = []
-    for kind, body in chunks.others:
-        if kind == b"eXIf":
-            content.exif = body
-        elif kind == b"iCCP":
-            content.icc = _profile(body, reading)
-        elif kind == b"pHYs" and len(body) == 9:
-            across, down, unit = struct.unpack(">IIB", body)
-            content.dpi = (across * INCH, down * INCH) if unit == 1 and across and down else None
-        elif kind == b"iTXt" and body.startswith(XMP):
-            content.xmp = _international(body, reading)
-        elif not (kind == b"zTXt" and body.startswith(RAW_PROFILE) and _raw_profile(content, body)):
-            if kind not in NOT_CARRIED:
-                native.append((kind, body))
-            if kind == b"tEXt" and body.startswith(b"Comment\0"):
-                content.comment = body[8:]
-    content.native = tuple(native)
-
-
-def _profile(body: bytes, reading: Reading) -> bytes | None:
-    packed = body.partition(b"\0")[2][1:]
-    profile = _inflated(packed)
-    if profile is None:
-        reading.warn(f"its colour profile is damaged or of more than {MAX_PROFILE} bytes, so it was left out")
-    return profile
-
-
-def _inflated(packed: bytes) -> bytes | None:
-    """What is packed; None where it is damaged, cut short or too long."""
-    inflater = zlib.decompressobj()
-    try:
-        found = inflater.decompress(packed, MAX_PROFILE)
-    except zlib.error:
-        return None
-    return found if inflater.eof else None
-
-
-def _international(body: bytes, reading: Reading) -> bytes | None:
-    """The text of an iTXt chunk."""
-    _, _, rest = body.partition(b"\0")
-    text = rest[2:].split(b"\0", 2)[-1]
-    found = _inflated(text) if rest[:1] == b"\1" else text
-    if found is None:
-        reading.warn("its XMP is damaged, so it was left out")
-    return found
-
-
-def _raw_profile(content: Content, body: bytes) -> bool:
-    """Take EXIF, IPTC or XMP from ImageMagick's chunk; whether it was one of these and sound."""
-    name = body.partition(b"\0")[0].removeprefix(RAW_PROFILE)
-    text = _inflated(body.partition(b"\0")[2][1:]) or b""
-    digits = re.fullmatch(rb"\s*\w+\s+(\d+)\s+([0-9a-fA-F\s]*)", text)
-    if digits is None:
-        return False
-    try:
-        found = bytes.fromhex(digits[2].decode())
-    except ValueError:
-        return False
-    if name in (b"exif", b"APP1") and found.startswith(EXIF_PREFIX):
-        content.exif = content.exif or found
-    elif name == b"iptc":
-        content.iptc = iptc.records(found) or found
-    else:
-        return False
-    return True
-
-
 def encode(samples: Samples, image: DecodedImage) -> Iterator[bytes]:
     """A file of ``samples`` (H, W, 1 to 4), uint8 or uint16, with the metadata of ``image``, in pieces."""
     height, width, channels = samples.shape
     yield SIGNATURE + chunk(
         b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, TYPES[channels], 0, 0, 0)
     )
-    for kind, body in _ancillary(image):
+    for kind, body in png_metadata.metadata_chunks(image):
         yield chunk(kind, body)
     packer = zlib.compressobj(6)
     for rows in _filtered(samples):
         if piece := packer.compress(rows):
             yield chunk(b"IDAT", piece)
     yield chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b"")
-
-
-def _ancillary(image: DecodedImage) -> Iterator[tuple[bytes, bytes]]:
-    native = image.native if image.format == "png" else ()
-    if image.icc:
-        yield b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc)
-    if image.dpi:
-        yield b"pHYs", struct.pack(">IIB", *(min(round(one / INCH), 2**31 - 1) for one in image.dpi), 1)
-    if image.exif:
-        yield b"eXIf", image.exif.removeprefix(EXIF_PREFIX)
-    if image.xmp:
-        yield b"iTXt", XMP + b"\0\0\0\0" + image.xmp
-    if image.iptc:
-        record = iptc.resource(image.iptc)
-        text = f"\niptc\n{len(record):8}\n{record.hex()}\n".encode()
-        yield b"zTXt", RAW_PROFILE + b"iptc\0\0" + zlib.compress(text)
-    if image.comment and not native:
-        yield b"tEXt", b"Comment\0" + image.comment.replace(b"\0", b" ")
-    yield from native
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
