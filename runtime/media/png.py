@@ -28,6 +28,35 @@ BAND = 1 << 22  # samples that are encoded at once
 MOST_BYTES = 1032  # that a byte of deflate can stand for
 
 
+@dataclass(frozen=True)
+class Header:
+    """What IHDR says."""
+
+    width: int
+    height: int
+    depth: int  # bits of a sample
+    colour_type: int  # a key of CHANNELS
+    compression: int
+    filters: int
+    interlace: int  # 1: in the passes of PASSES
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk as it stands in a file."""
+
+    kind: bytes
+    body: bytes
+    whole: bool  # not cut short
+    sound: bool  # whole, and its checksum is right
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with a chunk that is not sound."""
+        name = self.kind.decode("latin-1")
+        return f"the checksum of {name} is wrong" if self.whole else f"{name} is cut short"
+
+
 @dataclass
 class Chunks:
     """The chunks of a file whose type and checksum are as they should be."""
@@ -42,56 +71,72 @@ class Chunks:
 def decode(data: bytes, reading: Reading) -> Content:
     """Raises ``InputError`` for what is damaged, animated, or has pixels missing."""
     chunks = _chunks(data, reading)
-    header = chunks.first(b"IHDR")
-    if header is None or len(header) != 13:
-        raise reading.unusual("no image header")
-    width, height, depth, kind, compression, filters, interlace = struct.unpack(">IIBBBBB", header)
-    reading.check_size(width, height)
-    if depth not in DEPTHS.get(kind, ()) or compression or filters or interlace > 1:
-        raise reading.unusual("a header that PNG does not have")
-    if (frames := chunks.first(b"acTL")) and len(frames) >= 4 and struct.unpack_from(">I", frames)[0] > 1:
-        raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
-    clean = _clean(chunks, _expected(width, height, depth * CHANNELS[kind], interlace), reading)
-    colour, alpha = _split(_deep(clean, kind) if depth == 16 else _shallow(clean))
-    if depth == 16 and alpha is None and (key := chunks.first(b"tRNS")) and len(key) == 2 * colour.shape[2]:
-        alpha = np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
+    header = _header(chunks, reading)
+    _refuse_animation(chunks, reading)
+    clean = _clean(chunks, _expected(header), reading)
+    colour, alpha = _split(_deep(clean, header.colour_type) if header.depth == 16 else _shallow(clean))
+    if header.depth == 16 and alpha is None:
+        alpha = _keyed_alpha(colour, chunks.first(b"tRNS"))
     content = Content(colour, alpha)
     png_metadata.describe(content, chunks.others, reading)
     return content
 
 
 def _chunks(data: bytes, reading: Reading) -> Chunks:
-    found, at, ended = Chunks(), len(SIGNATURE), False
-    while at + 8 <= len(data) and not ended:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body = data[at + 8 : at + 8 + length]
-        whole = at + 12 + length <= len(data)
-        sound = whole and zlib.crc32(data[at + 4 : at + 8 + length]) == int.from_bytes(
-            data[at + 8 + length :][:4], "big"
-        )
-        name = kind.decode("latin-1")
-        if kind in PIXELS:
-            if not sound and (whole or kind != b"IDAT"):
-                reading.damage(f"the checksum of {name} is wrong" if whole else f"{name} is cut short")
-            found.pixels.append((kind, body))
-        elif kind == b"IEND":
-            ended = True
-        elif not sound:
-            reading.warn(f"the checksum of {name} is wrong, so it was left out" if whole else f"{name} is cut short")
-        elif not kind[0] & 32:
-            raise reading.unusual(f"a chunk {name} that PNG does not have")
+    """The chunks up to the end mark. Damaged ones are left out, except those of the pixels."""
+    found = Chunks()
+    for one in _walk(data):
+        if one.kind == b"IEND":
+            return found
+        if one.kind in PIXELS:
+            if not one.sound and (one.whole or one.kind != b"IDAT"):  # _clean counts what a cut IDAT lacks
+                reading.damage(one.fault)
+            found.pixels.append((one.kind, one.body))
+        elif not one.sound:
+            reading.warn(f"{one.fault}, so it was left out" if one.whole else one.fault)
+        elif not one.kind[0] & 32:
+            raise reading.unusual(f"a chunk {one.kind.decode('latin-1')} that PNG does not have")
         else:
-            found.others.append((kind, body))
-        at += 12 + length
-    if not ended:
-        reading.warn("its end mark is missing")
+            found.others.append((one.kind, one.body))
+    reading.warn("its end mark is missing")
     return found
 
 
-def _expected(width: int, height: int, bits: int, interlace: int) -> list[tuple[int, int]]:
+def _walk(data: bytes) -> Iterator[Chunk]:
+    """Every chunk behind the signature: length, type, body, checksum."""
+    at = len(SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body, end = data[at + 8 : at + 8 + length], at + 12 + length
+        whole = end <= len(data)
+        checksum = int.from_bytes(data[end - 4 : end], "big")
+        yield Chunk(kind, body, whole, whole and zlib.crc32(body, zlib.crc32(kind)) == checksum)
+        at = end
+
+
+def _header(chunks: Chunks, reading: Reading) -> Header:
+    body = chunks.first(b"IHDR")
+    if body is None or len(body) != 13:
+        raise reading.unusual("no image header")
+    header = Header(*struct.unpack(">IIBBBBB", body))
+    reading.check_size(header.width, header.height)
+    known = header.depth in DEPTHS.get(header.colour_type, ()) and header.interlace <= 1
+    if not known or header.compression or header.filters:
+        raise reading.unusual("a header that PNG does not have")
+    return header
+
+
+def _refuse_animation(chunks: Chunks, reading: Reading) -> None:
+    control = chunks.first(b"acTL") or b""
+    if len(control) >= 4 and struct.unpack_from(">I", control)[0] > 1:
+        raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
+
+
+def _expected(header: Header) -> list[tuple[int, int]]:
     """Of each pass: the bytes of a row with its filter's, and the rows."""
-    passes = PASSES if interlace else ((0, 0, 1, 1),)
-    sizes = ((-(-(width - x) // step_x), -(-(height - y) // step_y)) for x, y, step_x, step_y in passes)
+    bits = header.depth * CHANNELS[header.colour_type]
+    passes = PASSES if header.interlace else ((0, 0, 1, 1),)
+    sizes = ((-(-(header.width - x) // across), -(-(header.height - y) // down)) for x, y, across, down in passes)
     return [(1 + -(-columns * bits // 8), rows) for columns, rows in sizes if columns > 0 and rows > 0]
 
 
@@ -182,6 +227,13 @@ def _deep(clean: bytes, kind: int) -> Samples:
 def _split(samples: Samples) -> tuple[Samples, Samples | None]:
     """(H, W, 1 to 4) as colour and alpha."""
     return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
+
+
+def _keyed_alpha(colour: Samples, key: bytes | None) -> Samples | None:
+    """The alpha of 16-bit colours of which tRNS names one as transparent; None where it does not."""
+    if not key or len(key) != 2 * colour.shape[2]:
+        return None
+    return np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
 
 
 def encode(samples: Samples, image: DecodedImage) -> Iterator[bytes]:
