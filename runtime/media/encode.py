@@ -56,19 +56,26 @@ def check_writable(image: DecodedImage, format: str, *, columns: int = 1, scale:
 
 def not_carried(image: DecodedImage, format: str) -> list[str]:
     """What the image has and a file of ``format`` has no place for, in words."""
-    kind, lost = FORMATS[format], []
-    fields = [name for name in CALLED if getattr(image, name) is not None and name not in kind.metadata]
-    if format == "jpeg":
-        fields += [name for name in CALLED if name in jpeg.too_long(image)]
-    if format == "tiff" and image.comment and image.exif and DESCRIPTION in _tags(image.exif):
-        fields.append("comment")
-    lost += [CALLED[name] for name in fields]
+    kind = FORMATS[format]
+    lost = [CALLED[name] for name in _lost_fields(image, format)]
     if image.icc and "icc" in kind.metadata and _profile(image, format) is None:
         lost.append("the colour profile, which is for grey")
     if image.pixels.dtype == np.uint16 and not kind.sixteen_bit:
         lost.append("16 bits a channel, rounded to 8")
     if format != image.format:
         lost += sorted({_native_name(image.format, *one) for one in image.native if not _is_comment(image, *one)})
+    return lost
+
+
+def _lost_fields(image: DecodedImage, format: str) -> list[str]:
+    """The fields of ``CALLED`` that the image has and a file of ``format`` has no place for, or too small a one."""
+    places = FORMATS[format].metadata
+    lost = [name for name in CALLED if getattr(image, name) is not None and name not in places]
+    if format == "jpeg":
+        too_long = jpeg.too_long(image)
+        lost += [name for name in CALLED if name in too_long]
+    if format == "tiff" and image.comment and image.exif and DESCRIPTION in _tags(image.exif):
+        lost.append("comment")
     return lost
 
 

@@ -27,6 +27,17 @@ ICC, XMP, PHOTOSHOP = b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"Pho
 SEGMENT = re.compile(rb"\xff+([^\x00\xff])")
 MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # not what stands for a byte of pixels, or starts anew among them
 HOLE = re.compile(rb"\0{64}")
+OF_OTHER_IMAGES = b"MPF\0", b"urn:iso:std:iso:ts:21496"  # an index of further images, and a gain map's description
+# The metadata that segments hold: the marker, how the body begins, and its least length.
+HELD = {
+    "density": (APP0, b"JFIF\0", 12),
+    "exif": (APP1, EXIF_PREFIX, 0),
+    "xmp": (APP1, XMP, 0),
+    "icc": (APP2, ICC, len(ICC) + 3),
+    "photoshop": (APP13, PHOTOSHOP, 0),
+    "comment": (COMMENT, b"", 0),
+    "credentials": (APP11, b"", 0),
+}
 LONGEST = 65_533  # bytes of a segment
 QUALITY, SUBSAMPLING = 95, "4:4:4"  # of what was no JPEG before
 
@@ -60,25 +71,35 @@ def _segments(data: bytes, reading: Reading) -> Segments:
         marker, body, end = _segment(data, at, reading)
         if marker == SCAN:
             break
-        if marker in FRAMES and len(body) >= 6 and not found.components:
-            precision, height, width, found.components = struct.unpack_from(">BHHB", body)
-            found.size, found.sequential = (width, height), marker in (0xC0, 0xC1)
-            if precision != 8 or not height:
-                raise reading.unusual(f"{precision} bit a channel" if height else "no height in its header")
-        elif marker == HUFFMAN:
-            found.huffman.append(body)
-        elif marker in OTHER_FRAMES:
-            raise reading.unusual("a lossless or hierarchical JPEG", "save it as PNG or TIFF")
-        colour_mark = (marker == APP0 and body.startswith(b"JFIF")) or (marker == APP14 and body.startswith(b"Adobe"))
-        if marker >= APP0 and marker != 0xFF:
-            found.others.append((marker, body))
-        if marker < APP0 or colour_mark:
+        _note(found, marker, body, reading)
+        if _takes_part(marker, body):
             kept.append(data[at:end])
         at = end
     if found.components not in (1, 3, 4):
         raise reading.unusual(f"{found.components} channels")
     found.pixels = b"".join(kept) + _scans(data, at, reading)
     return found
+
+
+def _note(found: Segments, marker: int, body: bytes, reading: Reading) -> None:
+    """Note what a segment says. Raises ``InputError`` for pixels that are not read here."""
+    if marker in FRAMES and len(body) >= 6 and not found.components:
+        precision, height, width, found.components = struct.unpack_from(">BHHB", body)
+        found.size, found.sequential = (width, height), marker in (0xC0, 0xC1)
+        if precision != 8 or not height:
+            raise reading.unusual(f"{precision} bit a channel" if height else "no height in its header")
+    elif marker == HUFFMAN:
+        found.huffman.append(body)
+    elif marker in OTHER_FRAMES:
+        raise reading.unusual("a lossless or hierarchical JPEG", "save it as PNG or TIFF")
+    elif marker >= APP0:
+        found.others.append((marker, body))
+
+
+def _takes_part(marker: int, body: bytes) -> bool:
+    """Whether a segment takes part in decoding: tables and frames, and what tells the colour space."""
+    mark = {APP0: b"JFIF", APP14: b"Adobe"}.get(marker)
+    return marker < APP0 or (mark is not None and body.startswith(mark))
 
 
 def _segment(data: bytes, at: int, reading: Reading) -> tuple[int, bytes, int]:
@@ -189,31 +210,50 @@ def _coding(header: JpegImageFile) -> JpegCoding | None:
 
 def _describe(content: Content, segments: list[tuple[int, bytes]], reading: Reading) -> None:
     """Fill in the metadata."""
-    exif, photoshop, native = [], [], []
-    profile: dict[int, bytes] = {}
-    for marker, body in segments:
-        if marker == APP0 and body.startswith(b"JFIF\0") and len(body) >= 12:
-            content.dpi = _density(*struct.unpack_from(">BHH", body, 7))
-        elif marker == APP1 and body.startswith(EXIF_PREFIX):
-            exif.append(body[6:])
-        elif marker == APP1 and body.startswith(XMP):
-            content.xmp = body.removeprefix(XMP)
-        elif marker == APP2 and body.startswith(ICC) and len(body) > 14:
-            profile.setdefault(body[12], body[14:])
-        elif marker == APP13 and body.startswith(PHOTOSHOP):
-            photoshop.append(body.removeprefix(PHOTOSHOP))
-        elif marker == COMMENT and content.comment is None:
-            content.comment = body
-        elif marker == APP11:
-            reading.warn("its content credentials (JUMBF) vouch for other pixels, so they were left out")
-        elif not (marker in (APP0, APP14) or body.startswith((b"MPF\0", b"urn:iso:std:iso:ts:21496"))):
-            native.append((bytes([marker]), body))
-    content.exif = b"".join(exif) or None
-    content.icc = b"".join(profile[number] for number in sorted(profile)) or None
-    if photoshop:
-        content.iptc = iptc.records(b"".join(photoshop))
-        native.append((bytes([APP13]), iptc.without_thumbnail(b"".join(photoshop))))
+    held, native = _sorted(segments)
+    if held["credentials"]:
+        reading.warn("its content credentials (JUMBF) vouch for other pixels, so they were left out")
+    for body in held["density"]:
+        content.dpi = _density(*struct.unpack_from(">BHH", body, 7))
+    for body in held["xmp"]:
+        content.xmp = body.removeprefix(XMP)
+    content.exif = b"".join(body.removeprefix(EXIF_PREFIX) for body in held["exif"]) or None
+    content.icc = _profile(held["icc"])
+    content.comment = next(iter(held["comment"]), None)
+    if held["photoshop"]:
+        resources = b"".join(body.removeprefix(PHOTOSHOP) for body in held["photoshop"])
+        content.iptc = iptc.records(resources)
+        native.append((bytes([APP13]), iptc.without_thumbnail(resources)))
     content.native = tuple(native)
+
+
+def _sorted(segments: list[tuple[int, bytes]]) -> tuple[dict[str, list[bytes]], list[tuple[bytes, bytes]]]:
+    """The segments of each key of ``HELD``, and those that only a JPEG has a place for."""
+    held: dict[str, list[bytes]] = {name: [] for name in HELD}
+    native = []
+    for marker, body in segments:
+        name = _held(marker, body)
+        if name and not (name == "comment" and held[name]):  # an image has one comment
+            held[name].append(body)
+        elif marker not in (APP0, APP14) and not body.startswith(OF_OTHER_IMAGES):
+            native.append((bytes([marker]), body))
+    return held, native
+
+
+def _held(marker: int, body: bytes) -> str | None:
+    """The key of ``HELD`` that a segment belongs to."""
+    for name, (kind, beginning, least) in HELD.items():
+        if marker == kind and body.startswith(beginning) and len(body) >= least:
+            return name
+    return None
+
+
+def _profile(bodies: list[bytes]) -> bytes | None:
+    """The colour profile, whose parts are numbered from 1 and may stand in any order."""
+    parts: dict[int, bytes] = {}
+    for body in bodies:
+        parts.setdefault(body[12], body[14:])
+    return b"".join(parts[number] for number in sorted(parts)) or None
 
 
 def _density(unit: int, across: int, down: int) -> tuple[float, float] | None:
@@ -224,16 +264,10 @@ def _density(unit: int, across: int, down: int) -> tuple[float, float] | None:
 
 def encode(samples: Samples, image: DecodedImage, quality: int | None, subsampling: str | None) -> Iterator[bytes]:
     """A file of ``samples`` (H, W, 1 or 3), uint8, compressed as ``image`` was unless told otherwise, in pieces."""
-    coding = image.jpeg or JpegCoding((), None)
-    options: dict[str, object] = {"subsampling": subsampling or coding.subsampling or SUBSAMPLING}
-    if quality is None and len(coding.tables) in ((1,) if samples.shape[2] == 1 else (1, 2, 3)) and coding.tables:
-        options["qtables"] = [list(table) for table in coding.tables]
-    else:
-        options["quality"] = QUALITY if quality is None else quality
-    if image.dpi and max(image.dpi) < 65_536:
-        options["dpi"] = tuple(max(1, round(one)) for one in image.dpi)
+    grey = samples.shape[2] == 1
     buffer = io.BytesIO()
-    Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(buffer, "JPEG", **options)
+    options = _options(image, grey, quality, subsampling)
+    Image.fromarray(samples[..., 0] if grey else samples).save(buffer, "JPEG", **options)
     data = buffer.getvalue()
     start = 20 if data[2:4] == b"\xff\xe0" else 2  # behind JFIF's own segment
     yield data[:start]
@@ -242,26 +276,56 @@ def encode(samples: Samples, image: DecodedImage, quality: int | None, subsampli
     yield data[start:]
 
 
+def _options(image: DecodedImage, grey: bool, quality: int | None, subsampling: str | None) -> dict[str, object]:
+    """What Pillow is told: the quality and subsampling asked for, else those of the image."""
+    coding = image.jpeg or JpegCoding((), None)
+    options: dict[str, object] = {"subsampling": subsampling or coding.subsampling or SUBSAMPLING}
+    if quality is None and 1 <= len(coding.tables) <= (1 if grey else 3):
+        options["qtables"] = [list(table) for table in coding.tables]
+    else:
+        options["quality"] = QUALITY if quality is None else quality
+    if image.dpi and max(image.dpi) < 65_536:
+        options["dpi"] = tuple(max(1, round(one)) for one in image.dpi)
+    return options
+
+
 def _metadata(image: DecodedImage) -> Iterator[tuple[int, bytes]]:
     """Segments for the metadata; ``too_long`` tells what has no room in them."""
-    native = [(kind[0], body) for kind, body in image.native] if image.format == "jpeg" else []
-    if image.exif and "exif" not in too_long(image):
+    native, lost = _native(image), too_long(image)
+    if image.exif and "exif" not in lost:
         yield APP1, image.exif
-    if image.xmp and "xmp" not in too_long(image):
+    if image.xmp and "xmp" not in lost:
         yield APP1, XMP + image.xmp
     yield from (one for one in native if one[0] == APP1)
-    if image.icc:
-        size = LONGEST - 14
-        parts = [image.icc[at : at + size] for at in range(0, len(image.icc), size)]
-        yield from ((APP2, ICC + bytes([number, len(parts)]) + part) for number, part in enumerate(parts, 1))
-    resources = next((body for marker, body in native if marker == APP13), None)
-    if resources is None and image.iptc:
-        resources = iptc.resource(image.iptc)
-    size = LONGEST - len(PHOTOSHOP)
-    yield from ((APP13, PHOTOSHOP + (resources or b"")[at : at + size]) for at in range(0, len(resources or b""), size))
+    yield from _profile_segments(image.icc or b"")
+    yield from _photoshop_segments(image)
     yield from (one for one in native if one[0] not in (APP1, APP13))
     if image.comment:
         yield COMMENT, image.comment[:LONGEST]
+
+
+def _native(image: DecodedImage) -> list[tuple[int, bytes]]:
+    """The segments that an image keeps from its own JPEG."""
+    return [(kind[0], body) for kind, body in image.native] if image.format == "jpeg" else []
+
+
+def _profile_segments(profile: bytes) -> Iterator[tuple[int, bytes]]:
+    parts = _pieces(profile, LONGEST - len(ICC) - 2)
+    for number, part in enumerate(parts, 1):
+        yield APP2, ICC + bytes([number, len(parts)]) + part
+
+
+def _photoshop_segments(image: DecodedImage) -> Iterator[tuple[int, bytes]]:
+    """Photoshop's resources as they were, else IPTC as one of them."""
+    resources = next((body for marker, body in _native(image) if marker == APP13), None)
+    if resources is None:
+        resources = iptc.resource(image.iptc) if image.iptc else b""
+    for part in _pieces(resources, LONGEST - len(PHOTOSHOP)):
+        yield APP13, PHOTOSHOP + part
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
 
 
 def too_long(image: DecodedImage) -> set[str]:

@@ -6,7 +6,6 @@ Neither encodes 16-bit grey with alpha, so the encoder is here.
 """
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
-from uid.runtime.media import iptc
-from uid.runtime.media.exif import EXIF_PREFIX
-from uid.runtime.media.formats import MAX_PROFILE, DecodedImage, Samples
+from uid.runtime.media import png_metadata
+from uid.runtime.media.formats import DecodedImage, Samples
 from uid.runtime.media.reading import Content, Reading, stderr_muted, with_channels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,27 +23,38 @@ PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")  # all that a decoder of the pixel
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # colour type by channels
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-INCH = 0.0254  # metres
-XMP = b"XML:com.adobe.xmp\0"
-RAW_PROFILE = b"Raw profile type "  # ImageMagick's way to keep what PNG had no place for: hexadecimal digits
-# What describes the stored samples rather than the image, or what has a place of its own here.
-NOT_CARRIED = {
-    b"sBIT",
-    b"bKGD",
-    b"hIST",
-    b"iDOT",
-    b"dSIG",
-    b"pHYs",
-    b"iCCP",
-    b"eXIf",
-    b"fcTL",
-    b"fdAT",
-    b"acTL",
-    b"IEND",
-}
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # Adam7
 BAND = 1 << 22  # samples that are encoded at once
 MOST_BYTES = 1032  # that a byte of deflate can stand for
+
+
+@dataclass(frozen=True)
+class Header:
+    """What IHDR says."""
+
+    width: int
+    height: int
+    depth: int  # bits of a sample
+    colour_type: int  # a key of CHANNELS
+    compression: int
+    filters: int
+    interlace: int  # 1: in the passes of PASSES
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk as it stands in a file."""
+
+    kind: bytes
+    body: bytes
+    whole: bool  # not cut short
+    sound: bool  # whole, and its checksum is right
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with a chunk that is not sound."""
+        name = self.kind.decode("latin-1")
+        return f"the checksum of {name} is wrong" if self.whole else f"{name} is cut short"
 
 
 @dataclass
@@ -62,56 +71,72 @@ class Chunks:
 def decode(data: bytes, reading: Reading) -> Content:
     """Raises ``InputError`` for what is damaged, animated, or has pixels missing."""
     chunks = _chunks(data, reading)
-    header = chunks.first(b"IHDR")
-    if header is None or len(header) != 13:
-        raise reading.unusual("no image header")
-    width, height, depth, kind, compression, filters, interlace = struct.unpack(">IIBBBBB", header)
-    reading.check_size(width, height)
-    if depth not in DEPTHS.get(kind, ()) or compression or filters or interlace > 1:
-        raise reading.unusual("a header that PNG does not have")
-    if (frames := chunks.first(b"acTL")) and len(frames) >= 4 and struct.unpack_from(">I", frames)[0] > 1:
-        raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
-    clean = _clean(chunks, _expected(width, height, depth * CHANNELS[kind], interlace), reading)
-    colour, alpha = _split(_deep(clean, kind) if depth == 16 else _shallow(clean))
-    if depth == 16 and alpha is None and (key := chunks.first(b"tRNS")) and len(key) == 2 * colour.shape[2]:
-        alpha = np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
+    header = _header(chunks, reading)
+    _refuse_animation(chunks, reading)
+    clean = _clean(chunks, _expected(header), reading)
+    colour, alpha = _split(_deep(clean, header.colour_type) if header.depth == 16 else _shallow(clean))
+    if header.depth == 16 and alpha is None:
+        alpha = _keyed_alpha(colour, chunks.first(b"tRNS"))
     content = Content(colour, alpha)
-    _describe(content, chunks, reading)
+    png_metadata.describe(content, chunks.others, reading)
     return content
 
 
 def _chunks(data: bytes, reading: Reading) -> Chunks:
-    found, at, ended = Chunks(), len(SIGNATURE), False
-    while at + 8 <= len(data) and not ended:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body = data[at + 8 : at + 8 + length]
-        whole = at + 12 + length <= len(data)
-        sound = whole and zlib.crc32(data[at + 4 : at + 8 + length]) == int.from_bytes(
-            data[at + 8 + length :][:4], "big"
-        )
-        name = kind.decode("latin-1")
-        if kind in PIXELS:
-            if not sound and (whole or kind != b"IDAT"):
-                reading.damage(f"the checksum of {name} is wrong" if whole else f"{name} is cut short")
-            found.pixels.append((kind, body))
-        elif kind == b"IEND":
-            ended = True
-        elif not sound:
-            reading.warn(f"the checksum of {name} is wrong, so it was left out" if whole else f"{name} is cut short")
-        elif not kind[0] & 32:
-            raise reading.unusual(f"a chunk {name} that PNG does not have")
+    """The chunks up to the end mark. Damaged ones are left out, except those of the pixels."""
+    found = Chunks()
+    for one in _walk(data):
+        if one.kind == b"IEND":
+            return found
+        if one.kind in PIXELS:
+            if not one.sound and (one.whole or one.kind != b"IDAT"):  # _clean counts what a cut IDAT lacks
+                reading.damage(one.fault)
+            found.pixels.append((one.kind, one.body))
+        elif not one.sound:
+            reading.warn(f"{one.fault}, so it was left out" if one.whole else one.fault)
+        elif not one.kind[0] & 32:
+            raise reading.unusual(f"a chunk {one.kind.decode('latin-1')} that PNG does not have")
         else:
-            found.others.append((kind, body))
-        at += 12 + length
-    if not ended:
-        reading.warn("its end mark is missing")
+            found.others.append((one.kind, one.body))
+    reading.warn("its end mark is missing")
     return found
 
 
-def _expected(width: int, height: int, bits: int, interlace: int) -> list[tuple[int, int]]:
+def _walk(data: bytes) -> Iterator[Chunk]:
+    """Every chunk behind the signature: length, type, body, checksum."""
+    at = len(SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body, end = data[at + 8 : at + 8 + length], at + 12 + length
+        whole = end <= len(data)
+        checksum = int.from_bytes(data[end - 4 : end], "big")
+        yield Chunk(kind, body, whole, whole and zlib.crc32(body, zlib.crc32(kind)) == checksum)
+        at = end
+
+
+def _header(chunks: Chunks, reading: Reading) -> Header:
+    body = chunks.first(b"IHDR")
+    if body is None or len(body) != 13:
+        raise reading.unusual("no image header")
+    header = Header(*struct.unpack(">IIBBBBB", body))
+    reading.check_size(header.width, header.height)
+    known = header.depth in DEPTHS.get(header.colour_type, ()) and header.interlace <= 1
+    if not known or header.compression or header.filters:
+        raise reading.unusual("a header that PNG does not have")
+    return header
+
+
+def _refuse_animation(chunks: Chunks, reading: Reading) -> None:
+    control = chunks.first(b"acTL") or b""
+    if len(control) >= 4 and struct.unpack_from(">I", control)[0] > 1:
+        raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
+
+
+def _expected(header: Header) -> list[tuple[int, int]]:
     """Of each pass: the bytes of a row with its filter's, and the rows."""
-    passes = PASSES if interlace else ((0, 0, 1, 1),)
-    sizes = ((-(-(width - x) // step_x), -(-(height - y) // step_y)) for x, y, step_x, step_y in passes)
+    bits = header.depth * CHANNELS[header.colour_type]
+    passes = PASSES if header.interlace else ((0, 0, 1, 1),)
+    sizes = ((-(-(header.width - x) // across), -(-(header.height - y) // down)) for x, y, across, down in passes)
     return [(1 + -(-columns * bits // 8), rows) for columns, rows in sizes if columns > 0 and rows > 0]
 
 
@@ -204,73 +229,11 @@ def _split(samples: Samples) -> tuple[Samples, Samples | None]:
     return (samples, None) if samples.shape[-1] % 2 else (samples[..., :-1], samples[..., -1])
 
 
-def _describe(content: Content, chunks: Chunks, reading: Reading) -> None:
-    """Fill in the metadata."""
-    native = []
-    for kind, body in chunks.others:
-        if kind == b"eXIf":
-            content.exif = body
-        elif kind == b"iCCP":
-            content.icc = _profile(body, reading)
-        elif kind == b"pHYs" and len(body) == 9:
-            across, down, unit = struct.unpack(">IIB", body)
-            content.dpi = (across * INCH, down * INCH) if unit == 1 and across and down else None
-        elif kind == b"iTXt" and body.startswith(XMP):
-            content.xmp = _international(body, reading)
-        elif not (kind == b"zTXt" and body.startswith(RAW_PROFILE) and _raw_profile(content, body)):
-            if kind not in NOT_CARRIED:
-                native.append((kind, body))
-            if kind == b"tEXt" and body.startswith(b"Comment\0"):
-                content.comment = body[8:]
-    content.native = tuple(native)
-
-
-def _profile(body: bytes, reading: Reading) -> bytes | None:
-    packed = body.partition(b"\0")[2][1:]
-    profile = _inflated(packed)
-    if profile is None:
-        reading.warn(f"its colour profile is damaged or of more than {MAX_PROFILE} bytes, so it was left out")
-    return profile
-
-
-def _inflated(packed: bytes) -> bytes | None:
-    """What is packed; None where it is damaged, cut short or too long."""
-    inflater = zlib.decompressobj()
-    try:
-        found = inflater.decompress(packed, MAX_PROFILE)
-    except zlib.error:
+def _keyed_alpha(colour: Samples, key: bytes | None) -> Samples | None:
+    """The alpha of 16-bit colours of which tRNS names one as transparent; None where it does not."""
+    if not key or len(key) != 2 * colour.shape[2]:
         return None
-    return found if inflater.eof else None
-
-
-def _international(body: bytes, reading: Reading) -> bytes | None:
-    """The text of an iTXt chunk."""
-    _, _, rest = body.partition(b"\0")
-    text = rest[2:].split(b"\0", 2)[-1]
-    found = _inflated(text) if rest[:1] == b"\1" else text
-    if found is None:
-        reading.warn("its XMP is damaged, so it was left out")
-    return found
-
-
-def _raw_profile(content: Content, body: bytes) -> bool:
-    """Take EXIF, IPTC or XMP from ImageMagick's chunk; whether it was one of these and sound."""
-    name = body.partition(b"\0")[0].removeprefix(RAW_PROFILE)
-    text = _inflated(body.partition(b"\0")[2][1:]) or b""
-    digits = re.fullmatch(rb"\s*\w+\s+(\d+)\s+([0-9a-fA-F\s]*)", text)
-    if digits is None:
-        return False
-    try:
-        found = bytes.fromhex(digits[2].decode())
-    except ValueError:
-        return False
-    if name in (b"exif", b"APP1") and found.startswith(EXIF_PREFIX):
-        content.exif = content.exif or found
-    elif name == b"iptc":
-        content.iptc = iptc.records(found) or found
-    else:
-        return False
-    return True
+    return np.where((colour == np.frombuffer(key, ">u2")).all(axis=2), 0, 65_535).astype(np.uint16)
 
 
 def encode(samples: Samples, image: DecodedImage) -> Iterator[bytes]:
@@ -279,32 +242,13 @@ def encode(samples: Samples, image: DecodedImage) -> Iterator[bytes]:
     yield SIGNATURE + chunk(
         b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * samples.itemsize, TYPES[channels], 0, 0, 0)
     )
-    for kind, body in _ancillary(image):
+    for kind, body in png_metadata.metadata_chunks(image):
         yield chunk(kind, body)
     packer = zlib.compressobj(6)
     for rows in _filtered(samples):
         if piece := packer.compress(rows):
             yield chunk(b"IDAT", piece)
     yield chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b"")
-
-
-def _ancillary(image: DecodedImage) -> Iterator[tuple[bytes, bytes]]:
-    native = image.native if image.format == "png" else ()
-    if image.icc:
-        yield b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc)
-    if image.dpi:
-        yield b"pHYs", struct.pack(">IIB", *(min(round(one / INCH), 2**31 - 1) for one in image.dpi), 1)
-    if image.exif:
-        yield b"eXIf", image.exif.removeprefix(EXIF_PREFIX)
-    if image.xmp:
-        yield b"iTXt", XMP + b"\0\0\0\0" + image.xmp
-    if image.iptc:
-        record = iptc.resource(image.iptc)
-        text = f"\niptc\n{len(record):8}\n{record.hex()}\n".encode()
-        yield b"zTXt", RAW_PROFILE + b"iptc\0\0" + zlib.compress(text)
-    if image.comment and not native:
-        yield b"tEXt", b"Comment\0" + image.comment.replace(b"\0", b" ")
-    yield from native
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -49,6 +49,10 @@ class Part:
     end: Fraction | None = None
     shift: Fraction = Fraction(0)  # taken off all times
 
+    def holds(self, time: Fraction) -> bool:
+        """Whether what is shown or heard at ``time`` is taken."""
+        return (self.start is None or time >= self.start) and (self.end is None or time < self.end)
+
 
 class Selected:
     """The selected frames of a reader, moved to where its clip begins."""

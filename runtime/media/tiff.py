@@ -14,9 +14,7 @@ import numpy as np
 from PIL.TiffImagePlugin import TiffImageFile
 
 from uid.runtime.media import ifd, iptc
-from uid.runtime.media.exif import (
-    exif_of_tiff,
-)
+from uid.runtime.media.exif import exif_of_tiff
 from uid.runtime.media.formats import MAX_CHANNELS, Samples
 from uid.runtime.media.jpeg import checked
 from uid.runtime.media.reading import Content, Reading, stderr_muted, with_channels
@@ -127,41 +125,61 @@ def _refuse(tags: Tags, reading: Reading) -> None:
 
 def _layout(tags: Tags, width: int, height: int, reading: Reading) -> Layout | None:
     """The layout of what is read here; None for other kinds."""
-    bits, channels, photometric = tags.numbers(258, 1), tags.one(277, 1), tags.one(262, GREY)
-    compression, colours = tags.one(259, NONE), COLOURS.get(photometric, 1)
-    plain = set(bits) in ({8}, {16}) or (bits in ((1,), (2,), (4,)) and channels == 1)
-    known = photometric in COLOURS and compression in WRITTEN and channels >= colours
-    if not plain or not known or (photometric in (PALETTE, CMYK) and bits[0] == 16):
-        if max(bits) == 16:
+    if not _is_read_here(tags):
+        if max(tags.numbers(258, 1)) == 16:
             raise reading.unusual("16 bit in a compression or colour space that is not read", "save it anew as PNG")
         return None
-    predictor, planar = tags.one(317, 1), tags.one(284, 1) == 2 and channels > 1
-    if predictor not in (1, 2) or tags.one(266, 1) != 1 or (predictor == 2 and bits[0] < 8):
-        raise reading.unusual(f"predictor {predictor} or a reversed order of bits")
-    tile = tags.one(322, width), tags.one(323, min(tags.one(278, height), height))
-    offsets, lengths = tags.numbers(324) or tags.numbers(273), tags.numbers(325) or tags.numbers(279)
-    if min(tile) < 1 or tile[0] * tile[1] * channels * bits[0] > 8 * PADDING:
-        raise reading.unusual(f"strips of {tile[0]} x {tile[1]} pixels")
-    extra = tags.numbers(338)[: channels - colours]
-    if not extra and channels == colours + 1:
-        extra = (SEPARATE,)  # as all others read it
-    extra += (UNSPECIFIED,) * (channels - colours - len(extra))
-    order, depth = tags.order, bits[0]
-    return Layout(
-        order,
-        width,
-        height,
-        depth,
-        channels,
-        photometric,
-        compression,
-        predictor,
-        planar,
-        tile,
-        offsets,
-        lengths,
-        extra,
+    channels, photometric = tags.one(277, 1), tags.one(262, GREY)
+    offsets, lengths = _strips(tags)
+    layout = Layout(
+        order=tags.order,
+        width=width,
+        height=height,
+        bits=tags.one(258, 1),
+        channels=channels,
+        photometric=photometric,
+        compression=tags.one(259, NONE),
+        predictor=tags.one(317, 1),
+        planar=tags.one(284, 1) == 2 and channels > 1,
+        tile=(tags.one(322, width), tags.one(323, min(tags.one(278, height), height))),
+        offsets=offsets,
+        lengths=lengths,
+        extra=_extra(tags, channels - COLOURS[photometric]),
     )
+    _check_layout(layout, tags, reading)
+    return layout
+
+
+def _is_read_here(tags: Tags) -> bool:
+    """Whether the colours are of a kind in ``COLOURS``, of a depth read here, in a compression unpacked here."""
+    bits, channels, photometric = tags.numbers(258, 1), tags.one(277, 1), tags.one(262, GREY)
+    if photometric not in COLOURS or channels < COLOURS[photometric] or tags.one(259, NONE) not in WRITTEN:
+        return False
+    if set(bits) == {16}:
+        return photometric not in (PALETTE, CMYK)
+    return set(bits) == {8} or (channels == 1 and bits in ((1,), (2,), (4,)))
+
+
+def _strips(tags: Tags) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the tiles or strips are, and how long."""
+    return tags.numbers(324) or tags.numbers(273), tags.numbers(325) or tags.numbers(279)
+
+
+def _extra(tags: Tags, count: int) -> tuple[int, ...]:
+    """What each of ``count`` further channels is."""
+    stated = tags.numbers(338)[:count]
+    if not stated and count == 1:
+        return (SEPARATE,)  # as all others read it
+    return stated + (UNSPECIFIED,) * (count - len(stated))
+
+
+def _check_layout(layout: Layout, tags: Tags, reading: Reading) -> None:
+    """Raise ``InputError`` for an unknown predictor or order of bits, and for impossible strips."""
+    predictor, (width, height) = layout.predictor, layout.tile
+    if predictor not in (1, 2) or tags.one(266, 1) != 1 or (predictor == 2 and layout.bits < 8):
+        raise reading.unusual(f"predictor {predictor} or a reversed order of bits")
+    if min(width, height) < 1 or width * height * layout.channels * layout.bits > 8 * PADDING:
+        raise reading.unusual(f"strips of {width} x {height} pixels")
 
 
 def _samples(data: bytes, layout: Layout, reading: Reading) -> Samples:
@@ -280,7 +298,7 @@ def _divided(colour: Samples, alpha: Samples) -> Samples:
 
 def _check_strips(data: bytes, tags: Tags, reading: Reading) -> None:
     """See that no strip is cut short, nor damaged where it is a JPEG: libtiff says neither."""
-    offsets, lengths = tags.numbers(324) or tags.numbers(273), tags.numbers(325) or tags.numbers(279)
+    offsets, lengths = _strips(tags)
     tables = (tags.raw(347) or b"\xff\xd8\xff\xd9")[:-2]
     for number, (start, length) in enumerate(zip(offsets, lengths, strict=False), 1):
         if start + length > len(data):

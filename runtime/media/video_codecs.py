@@ -88,23 +88,33 @@ def _encoder(name: str) -> "Codec":
 
 
 def _pixel_format(clip: Clip, codec: "Codec", wanted: str | None) -> str:
-    """The wanted one, or the one nearest to the clip's own that the encoder has; 8 bits are written as 4:2:0."""
+    """The wanted one, or the one nearest to the clip's own that the encoder has."""
     known = [format.name for format in codec.video_formats or []]
     if wanted is not None:
         if known and wanted not in known:
             raise InputError(f"{codec.name} does not write {wanted}; it writes {', '.join(known)}", option="pix_fmt")
         _refuse_halves(clip, wanted)
         return wanted
-    odd = bool(clip.size[0] % 2 or clip.size[1] % 2)  # halved chroma needs even sizes
-    chroma = "444" if odd else "420" if clip.depth == 8 else clip.chroma
-    depths = [""] if clip.depth == 8 else ["10le"] if clip.depth <= 10 else ["12le", "10le"]
-    choices = [f"yuv{kind}p{bits}" for kind in (chroma, "422", "444", "420") for bits in [*depths, "10le", ""]]
-    for choice in choices:
-        if (not known or choice in known) and not (odd and "444" not in choice):
+    for choice in _fitting_formats(clip):
+        if not known or choice in known:
             return choice
     raise InputError(
         f"{codec.name} does not write {clip.size[0]}x{clip.size[1]} pixels; choose another", option="codec"
     )
+
+
+def _fitting_formats(clip: Clip) -> list[str]:
+    """Pixel formats that can hold the clip, the nearest to its own first; 8 bits are written as 4:2:0."""
+    if clip.size[0] % 2 or clip.size[1] % 2:
+        chromas = ["444"]  # halved chroma needs even sizes
+    else:
+        chromas = ["420" if clip.depth == 8 else clip.chroma, "422", "444", "420"]
+    depths = ["10le", ""]
+    if clip.depth == 8:
+        depths = ["", "10le"]
+    elif clip.depth > 10:
+        depths = ["12le", "10le", ""]
+    return [f"yuv{chroma}p{depth}" for chroma in chromas for depth in depths]
 
 
 def _refuse_halves(clip: Clip, name: str) -> None:

@@ -57,10 +57,7 @@ def inspected(container: "InputContainer", source: Path, max_pixels: int = MAX_P
     size = (first.height, first.width) if turn.transposed else (first.width, first.height)
     aspect = stream.sample_aspect_ratio or Fraction(1)
     rate = stream.average_rate or stream.guessed_rate or DEFAULT_FRAME_RATE
-    duration = Fraction(container.duration or 0, 1_000_000)
-    if container.format.name == "avi":  # whose duration FFmpeg shortens to what a cut file holds, but not its count
-        duration = max(duration, stream.frames / rate)
-    hdr = first.color_trc in HDR_TRANSFERS
+    duration = _declared_duration(container, stream, rate)
     return Clip(
         size=size,
         time_base=stream.time_base,
@@ -71,13 +68,19 @@ def inspected(container: "InputContainer", source: Path, max_pixels: int = MAX_P
         sample_aspect=1 / aspect if turn.transposed else aspect,
         duration=duration,
         end=_declared_end(container, stream),
-        depth=max(10 if hdr else 8, min(16, max(part.bits for part in first.format.components if not part.is_alpha))),
-        chroma=next((chroma for chroma in ("422", "444") if chroma in first.format.name), "420")
-        if not first.format.is_rgb
-        else "444",
+        depth=_depth(first),
+        chroma=_chroma(first),
         mastering=_mastering(first),
         dropped=tuple(name for kind, name in _IN_FRAMES.items() if _side_data(first, kind) is not None),
     )
+
+
+def _declared_duration(container: "InputContainer", stream: "VideoStream", rate: Fraction) -> Fraction:
+    """Seconds by the header; 0 where it states none."""
+    duration = Fraction(container.duration or 0, 1_000_000)
+    if container.format.name == "avi":  # whose duration FFmpeg shortens to what a cut file holds, but not its count
+        duration = max(duration, stream.frames / rate)
+    return duration
 
 
 def _declared_end(container: "InputContainer", stream: "VideoStream") -> int | None:
@@ -136,6 +139,19 @@ def _matrix(frame: "VideoFrame", source: Path) -> int:
     if frame.colorspace not in SWSCALE_MATRICES:
         raise InputError(f"{source} has the unusual colour matrix {frame.colorspace}; convert it to BT.709 first")
     return frame.colorspace
+
+
+def _depth(frame: "VideoFrame") -> int:
+    """Bits of a sample, from 8 to 16; HDR has at least 10."""
+    stored = max(part.bits for part in frame.format.components if not part.is_alpha)
+    return max(10 if frame.color_trc in HDR_TRANSFERS else 8, min(16, stored))
+
+
+def _chroma(frame: "VideoFrame") -> str:
+    """The J:a:b of the pixel format; RGB has all its colour samples."""
+    if frame.format.is_rgb:
+        return "444"
+    return next((chroma for chroma in ("422", "444") if chroma in frame.format.name), "420")
 
 
 def _side_data(frame: "VideoFrame", kind: str) -> Any:

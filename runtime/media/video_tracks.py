@@ -151,23 +151,31 @@ def packets(
     container: "InputContainer", copies: "Mapping[int, Stream]", part: Part
 ) -> "Iterator[tuple[Fraction, Packet[Stream]]]":
     """The packets of the copied tracks in the order of the file, each with when it is due in seconds."""
-    latest = Fraction(-(10**9))
+    latest = Fraction(-(10**9))  # a cover is due with the packet before it
     for packet in container.demux([container.streams[index] for index in copies]):
-        cover = is_cover(packet.stream)
-        start = packet.dts if packet.dts is not None else packet.pts
-        if cover and packet.size:
+        if is_cover(packet.stream) and packet.size:
             packet.pts = packet.dts = 0
-        elif start is None or not packet.size:
-            continue  # it only flushes a decoder
+        elif (due := _moved(packet, part)) is not None:
+            latest = due
         else:
-            time = (packet.pts if packet.pts is not None else start) * packet.time_base
-            if (part.end is not None and time >= part.end) or (part.start is not None and time < part.start):
-                continue
-            ticks = round(part.shift / packet.time_base)
-            packet.pts, packet.dts = (None if value is None else value - ticks for value in (packet.pts, packet.dts))
-            latest = (start - ticks) * packet.time_base
+            continue
         packet.stream = copies[packet.stream.index]
         yield latest, packet
+
+
+def _moved(packet: "Packet[Stream]", part: Part) -> Fraction | None:
+    """Move a packet in time as ``part`` moves, and say when it is due then, in seconds.
+
+    None for one that is not in the part, and for one that only flushes a decoder.
+    """
+    start = packet.dts if packet.dts is not None else packet.pts
+    if start is None or not packet.size:
+        return None
+    if not part.holds((packet.pts if packet.pts is not None else start) * packet.time_base):
+        return None
+    ticks = round(part.shift / packet.time_base)
+    packet.pts, packet.dts = (None if value is None else value - ticks for value in (packet.pts, packet.dts))
+    return (start - ticks) * packet.time_base
 
 
 def lost(source: "InputContainer", written: Path) -> list[str]:
