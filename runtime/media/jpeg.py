@@ -10,9 +10,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
+from uid.errors import InputError
 from uid.runtime.media import iptc
 from uid.runtime.media.exif import EXIF_PREFIX
 from uid.runtime.media.formats import MAX_SCANS, SUBSAMPLINGS, DecodedImage, JpegCoding, Samples
@@ -149,10 +151,22 @@ def _samples(found: Segments, reading: Reading) -> Samples:
         samples = _padded(found.pixels, space) if "extraneous" in str(error) else None
         if samples is None:
             reading.damage(str(error).removeprefix("Corrupt JPEG data: "))
-            samples = simplejpeg.decode_jpeg(found.pixels, space, strict=False)
+            samples = _salvaged(found, space, reading)
         else:
             reading.warn("there are zeros between its pixels and its end mark")
     return with_channels(samples if space != "CMYK" else 255 - samples)  # which Adobe stores inverted
+
+
+def _salvaged(found: Segments, space: str, reading: Reading) -> Samples:
+    """What libjpeg makes of a damaged image; black where it gives up, which would else be whatever memory held."""
+    import simplejpeg
+
+    width, height = found.size
+    blank = np.zeros((height, width, found.components), np.uint8)
+    samples: Samples = simplejpeg.decode_jpeg(found.pixels, space, strict=False, buffer=blank)
+    if not samples.any():
+        raise InputError(f"{reading.label} is damaged from its first pixel on: nothing is left to salvage; get it anew")
+    return samples
 
 
 def checked(data: bytes, what: str, reading: Reading) -> None:

@@ -134,6 +134,17 @@ def test_salvaged_rows_are_those_of_the_image():
     np.testing.assert_array_equal(np.delete(result.pixels, range(32, 48), 0), np.delete(SMOOTH, range(32, 48), 0))
 
 
+def test_where_libjpeg_gives_up_no_memory_is_shown():
+    data = saved(PHOTO, "JPEG", progressive=True)
+    scan = data.index(b"\xff\xda")
+    doubtful = altered(data, scan + 20, b"\xff\x00\x13\x77")  # libjpeg warns, and then calls the error a warning too
+    broken = altered(doubtful, data.rindex(b"\xff\xc4") + 4, b"\x2f")
+    with pytest.raises(InputError, match="damaged or cut short"):
+        read_image(broken)
+    with pytest.raises(InputError, match="nothing is left to salvage"):
+        read_image(broken, salvage=True)
+
+
 # What stands beside the pixels
 
 
