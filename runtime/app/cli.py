@@ -223,6 +223,7 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     show_default=True,
     help="Part of the output in the blend with the input, in linear light; 0: the input.",
 )
+@click.option("--skip-sharp", is_flag=True, help="Leave images that are sharp already; nothing is written for them.")
 @click.option("--preview", callback=_preview, metavar="X,Y,W,H", help="Run only this part of each image, in pixels.")
 @click.option("--compare", is_flag=True, help="Write the input to the left of the output.")
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
@@ -289,6 +290,8 @@ def _refuse_unused_options(settings: RunSettings, planned: Plan) -> None:
     """Raise ``UsageError`` for options that have no effect on these inputs."""
     if settings.frame_rate and not any(job.video and (not job.source or job.source.is_dir()) for job in planned.jobs):
         raise click.UsageError("--frame-rate is for frames from a folder or a pipe; leave it out here")
+    if settings.skip_sharp and all(job.video for job in planned.jobs):
+        raise click.UsageError("--skip-sharp is for images; leave it out here")
     if settings.output == "-" and sys.stdout.isatty():
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
 

@@ -1,8 +1,11 @@
-"""The image that a job writes: its format, and what goes with its pixels."""
+"""The image that a job writes: its format, what goes with its pixels, and standard output."""
+
+import sys
 
 import numpy as np
 
 from uid.bundles.tensors import Array
+from uid.errors import OutputError
 from uid.runtime.app.jobs import Job
 from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.formats import DecodedImage, format_of, written_format
@@ -27,3 +30,16 @@ def shown_beside(image: DecodedImage, pixels: Array, scale: int, compare: bool) 
         return np.hstack([larger, larger]) if compare else larger
 
     return image.with_pixels(pixels, fitted(image.alpha), fitted(image.extra))
+
+
+def write_to_stdout(data: bytes) -> None:
+    """Write all of it, also where Python runs unbuffered; raises ``OutputError``."""
+    left = memoryview(data)
+    try:
+        while left:  # where Python runs unbuffered, one write may take only a part and report no error
+            left = left[sys.stdout.buffer.write(left) :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # click ends quietly, as a reader that has seen enough expects
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error

@@ -1,5 +1,6 @@
-"""What became of every input: the table at the end of a run, and the file of ``--report``."""
+"""What became of every input: its record, the table at the end of a run, and the file of ``--report``."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from uid.runtime.app.jobs import Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from uid.runtime.options import Options, Result
+
+# Names of earlier versions, printed beside the new ones until 0.3.
+OLD_KEYS = {"preset": "quality", "transforms": "views", "cache_interval": "reuse"}
 SHOWN = 10  # names in a row of the table; the report has all of them
 
 
@@ -61,3 +66,31 @@ class Outcomes:
         lists = {key: [{"path": str(one.path), "why": one.why} for one in found] for key, found in beside}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(report | {"files": [*self.records, *missing]} | lists, indent=1) + "\n")
+
+
+def record_of(result: "Result") -> Record:
+    """All of a result but its pixels."""
+    fields = {
+        f.name: getattr(result, f.name)
+        for f in dataclasses.fields(result)
+        if f.name not in ("image", "options", "source")
+    }
+    return options_record(result.options) | fields
+
+
+def options_record(used: "Options") -> Record:
+    """Options under their names, and under their old ones."""
+    options = dataclasses.asdict(used)
+    return options | {old: options[new] for new, old in OLD_KEYS.items()}
+
+
+def summary(outcome: Record) -> str:
+    """A record in words."""
+    if outcome.get("skipped"):
+        return f"{outcome['why']}, skipped"
+    frames = f"{outcome['frames']} frames of " if "frames" in outcome else ""
+    if "width" not in outcome:
+        return f"{outcome['frames']} frames, all of them done by an earlier run"
+    steps = "" if outcome["steps"] is None else f", {outcome['steps']} steps"
+    size = f"{outcome['width']}x{outcome['height']}{steps}"
+    return f"{frames}{size}, {sum(outcome['seconds'].values()):.1f} s on {outcome['backend']}"

@@ -1,6 +1,5 @@
 """A run over many files: one pipeline, files read, computed and written at the same time, a record of each."""
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -20,10 +19,11 @@ from uid.errors import OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.outputs import format_for, shown_beside
+from uid.runtime.app.outputs import format_for, shown_beside, write_to_stdout
 from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
+from uid.runtime.app.report import options_record, record_of, summary
 from uid.runtime.app.settings import RunSettings
 from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
@@ -33,15 +33,14 @@ from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
 from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
+from uid.runtime.sharpness import SHARP, blur_effect
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
-    from uid.runtime.options import Options, Result
+    from uid.runtime.options import Result
     from uid.runtime.pipeline import Pipeline
 
 Made = TypeVar("Made")
 LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
-# Names of earlier versions, printed beside the new ones until 0.3.
-OLD_KEYS = {"preset": "quality", "transforms": "views", "cache_interval": "reuse"}
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,16 @@ class JobRunner:
         decision = self._decided(job)
         if isinstance(decision, dict):
             return decision
-        return self._guarded(lambda: ReadImage(self._read(job), decision), decision.source)
+        return self._guarded(lambda: self._taken(job, decision), decision.source)
+
+    def _taken(self, job: Job, decision: Decision) -> ReadImage | Record:
+        """The image of a job, or the record of one that is left as it is since it is sharp."""
+        image = self._read(job)
+        effect = blur_effect(image.pixels) if self.settings.skip_sharp else None
+        if effect is not None and effect < SHARP:
+            why = f"sharp already: its blur effect is {effect:.2f}, below {SHARP}"
+            return {"ok": True, "skipped": True, "why": why}
+        return ReadImage(image, decision)
 
     def _decided(self, job: Job) -> Decision | Record:
         """What to do about a job that is to be done, or how it ended before."""
@@ -155,7 +163,7 @@ class JobRunner:
             self._warn(job, read.image, format)
             result = self._sharpened(read.image.pixels, self._on_step)
             image = shown_beside(read.image, self._shown(read.image.pixels, result), self._scale, self.settings.compare)
-            return MadeImage(image, read.decision, {"ok": True} | _record(result))
+            return MadeImage(image, read.decision, {"ok": True} | record_of(result))
 
         return self._guarded(compute, read.decision.source)
 
@@ -179,7 +187,7 @@ class JobRunner:
         if job.video:
             self.reporter.start(job.input_name)
             return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
-        read = self._guarded(lambda: ReadImage(self._read(job), decision), decision.source)
+        read = self._guarded(lambda: self._taken(job, decision), decision.source)
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
 
@@ -212,7 +220,7 @@ class JobRunner:
 
     def _write(self, job: Job, image: DecodedImage, decision: Decision) -> None:
         if job.destination is None:
-            _write_to_stdout(encode_image(image, format_for(job, image, self.settings), self.settings.encoding))
+            write_to_stdout(encode_image(image, format_for(job, image, self.settings), self.settings.encoding))
             return
         self._make_folder(job.destination.parent)
         note = partial(self._note_made, job.destination, decision.source)
@@ -240,12 +248,12 @@ class JobRunner:
     def _video(self, job: Job, decision: Decision) -> Record:
         seconds: Counter[str] = Counter()
         used = self.settings.options.resolved(self.pipeline.bundle)
-        record = _options(used) | {"backend": self.pipeline.backend, "seconds": {}}
+        record = options_record(used) | {"backend": self.pipeline.backend, "seconds": {}}
 
         def transform(frame: Array) -> Array:
             result = self._sharpened(frame)
             seconds.update(result.seconds)
-            record.update(_record(result), seconds=dict(seconds))
+            record.update(record_of(result), seconds=dict(seconds))
             return self._shown(frame, result)
 
         settings = self.settings
@@ -292,7 +300,7 @@ class JobRunner:
         source, _ = outcome.pop("sha256", ""), outcome.pop(SHORT_OF_MEMORY, None)
         if outcome["ok"]:
             self.done += 1
-            self.reporter.finish(f"{job.input_name} -> {job.output_name}: {_summary(outcome)}")
+            self.reporter.finish(f"{job.input_name} -> {job.output_name}: {summary(outcome)}")
         else:
             named = outcome["error"].startswith((f"{job.input_name} ", f"{job.input_name}: "))
             self.failures.append(outcome["error"] if named else f"{job.input_name}: {outcome['error']}")
@@ -315,41 +323,3 @@ class JobRunner:
                 self.record.done(job.destination, source, self.decider.options)
         elif self.record.done_as_before(job.destination) is None:
             self.record.failed(job.destination, source, self.decider.options, outcome["error"])
-
-
-def _write_to_stdout(data: bytes) -> None:
-    left = memoryview(data)
-    try:
-        while left:  # where Python runs unbuffered, one write may take only a part and report no error
-            left = left[sys.stdout.buffer.write(left) :]
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise  # click ends quietly, as a reader that has seen enough expects
-    except OSError as error:
-        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _record(result: "Result") -> Record:
-    """All of a result but its pixels."""
-    fields = {
-        f.name: getattr(result, f.name)
-        for f in dataclasses.fields(result)
-        if f.name not in ("image", "options", "source")
-    }
-    return _options(result.options) | fields
-
-
-def _options(used: "Options") -> Record:
-    options = dataclasses.asdict(used)
-    return options | {old: options[new] for new, old in OLD_KEYS.items()}
-
-
-def _summary(outcome: Record) -> str:
-    if outcome.get("skipped"):
-        return f"{outcome['why']}, skipped"
-    frames = f"{outcome['frames']} frames of " if "frames" in outcome else ""
-    if "width" not in outcome:
-        return f"{outcome['frames']} frames, all of them done by an earlier run"
-    steps = "" if outcome["steps"] is None else f", {outcome['steps']} steps"
-    size = f"{outcome['width']}x{outcome['height']}{steps}"
-    return f"{frames}{size}, {sum(outcome['seconds'].values()):.1f} s on {outcome['backend']}"

@@ -57,6 +57,7 @@ class RunSettings:
     keep_going: bool = False
     workers: int = 1  # threads that read images, and as many that write them
     dry_run: bool = False  # only say what would be done
+    skip_sharp: bool = False  # leave images that are sharp already
     watch: bool = False  # go on with what is put into the input folders later
     report: Path | None = None  # file that tells what became of every input
     json: bool = False
@@ -106,7 +107,7 @@ class RunSettings:
 # Settings on which no output depends.
 _NOT_OF_OUTPUTS = {"inputs", "output", "model", "extra_images", "threads", "suffix", "overwrite", "skip_existing"}
 _NOT_OF_OUTPUTS |= {"recursive", "max_pixels", "keep_going", "workers", "dry_run", "watch", "report"}
-_NOT_OF_OUTPUTS |= {"json", "quiet", "debug"}
+_NOT_OF_OUTPUTS |= {"skip_sharp", "json", "quiet", "debug"}
 
 
 def options_digest(settings: RunSettings, bundle: str) -> str:

@@ -17,6 +17,7 @@ import inverting_cli
 import numpy as np
 import pytest
 from inverting_cli import InvertingPipeline, draw, shown, tree
+from PIL import Image, ImageFilter
 
 from uid.errors import OutputError
 from uid.runtime.app import runner
@@ -271,3 +272,23 @@ def test_watch_does_what_comes_and_tries_nothing_twice(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.count("error: in/bad.png") == 1
     assert tree(tmp_path / "out") == ["a.png", "c.png", "deep/b.png"]
+
+
+def test_sharp_images_are_left_where_that_is_wanted(uid_run: Any) -> None:
+    sharp = draw("in/sharp.png")  # noise
+    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(3)))
+    Image.fromarray(blurred).save("in/blurred.png")
+    Image.new("RGB", (40, 30), "teal").save("in/flat.png")
+    found = states(uid_run, "--skip-sharp")
+    assert found.pop("sharp.png").startswith("sharp already: its blur effect is 0.")
+    assert found == {"blurred.png": "done", "flat.png": "done"}
+    assert tree("out") == ["blurred.png", "flat.png"]
+    alone = uid_run("in/sharp.png", "-o", "alone.png", "--skip-sharp")
+    assert "sharp already" in alone.stderr
+    assert not Path("alone.png").exists()
+    assert states(uid_run) == {"sharp.png": "done", "blurred.png": "done before", "flat.png": "done before"}
+
+
+def test_videos_are_never_left_for_being_sharp(uid_run: Any) -> None:
+    Path("in.mp4").touch()
+    assert "--skip-sharp is for images" in uid_run("in.mp4", "-o", "out.mp4", "--skip-sharp", code=2).stderr
