@@ -1,12 +1,13 @@
 # make demo   install the lean runtime into .venv and deblur the example photo
 # make test   install everything into .venv, lint, check types and run the tests
+# make long   run the tests that take long, after make test
 # make lean   install the lean runtime into .venv-lean and run the tests that need no torch
 # make docs   build the pages in docs/ into site/
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lean docs clean
+.PHONY: demo test long lean docs clean
 
 demo: .venv/lean
 	$(BIN)/uid-run examples/astronaut_blurred.jpg -o out/astronaut_compare.png --compare --overwrite
@@ -17,6 +18,9 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
+
+long: .venv/dev
+	$(BIN)/pytest --numprocesses 2 --dist worksteal -m long
 
 lean: .venv-lean/done
 	.venv-lean/bin/pytest tests/bundles tests/runtime tests/test_layers.py

@@ -40,16 +40,23 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
+LONG_EXPORTS = {"half_bundle", "shortcut_bundle"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is long
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order files so that of two processes, each of which starts with half of the tests, the first exports the tiny
-    bundle, which takes longest, while the second runs what needs none.
+    """Mark what waits for a long export, and order files: of two processes, each of which starts with half of the
+    tests, the first exports the tiny bundle, which takes longest, while the second runs what needs none.
     """
     needs: dict[Path, set[str]] = {}
     for item in items:
-        needs.setdefault(item.path, set()).update(getattr(item, "fixturenames", ()))
-    exported = [item for item in items if {"tiny_bundle", "half_bundle"} & needs[item.path]]
-    exported.sort(key=lambda item: "half_bundle" in needs[item.path])
-    others = [item for item in items if not {"tiny_bundle", "half_bundle"} & needs[item.path]]
+        fixtures = getattr(item, "fixturenames", ())
+        needs.setdefault(item.path, set()).update(fixtures)
+        if LONG_EXPORTS.intersection(fixtures):
+            item.add_marker(pytest.mark.long)
+    exported = [item for item in items if {"tiny_bundle", *LONG_EXPORTS} & needs[item.path]]
+    exported.sort(key=lambda item: bool(LONG_EXPORTS & needs[item.path]))
+    others = [item for item in items if not {"tiny_bundle", *LONG_EXPORTS} & needs[item.path]]
     half = len(items) // 2
     items[:] = exported[:half] + others + exported[half:]
 
@@ -123,9 +130,20 @@ def tiny_bundle(tiny_checkpoint: Path, shared_folder: SharedFolder) -> Path:
     from uid.export.bundle import export_bundle
 
     def export(folder: Path) -> None:
-        export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
+        export_bundle(tiny_checkpoint, folder, report=lambda _: None)
 
     return shared_folder("tiny", export)
+
+
+@pytest.fixture(scope="session")
+def shortcut_bundle(tiny_checkpoint: Path, shared_folder: SharedFolder) -> Path:
+    """The same with the steps of a feature cache and without guidance."""
+    from uid.export.bundle import export_bundle
+
+    def export(folder: Path) -> None:
+        export_bundle(tiny_checkpoint, folder, shortcuts=True, report=lambda _: None)
+
+    return shared_folder("shortcuts", export)
 
 
 @pytest.fixture(scope="session")

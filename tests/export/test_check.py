@@ -80,6 +80,7 @@ def test_a_bundle_that_is_checked_stays_readable_meanwhile(tiny_bundle: Path, tm
     assert weights.stat().st_nlink == 1, "ONNX's readers refuse weights that have two names"
 
 
+@pytest.mark.long
 def test_what_ships_holds_in_half_precision() -> None:
     # Not structure and blur: the cubes in their GELUs overflow, where the tanh after them is 1 either way.
     parts = ("encoder", "step", "step_blur", "decoder")
@@ -179,9 +180,9 @@ def test_command_line(half_bundle: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "there is no component 'encode'" in result.output) == (1, True)
 
 
-def test_a_step_that_the_bundle_does_not_take_is_refused(half_bundle: Path) -> None:
+def test_a_step_that_the_bundle_does_not_take_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="step is 31; expected 1 to 30"):
-        check(read_bundle(half_bundle), MADE, step=31)
+        check(read_bundle(tiny_bundle), MADE, step=31)
 
 
 def test_memory_is_told_before_and_held_against_what_is_free(

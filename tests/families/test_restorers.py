@@ -30,7 +30,10 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", params=list(SMALL))
+FIRST, *OTHERS = SMALL
+
+
+@pytest.fixture(scope="module", params=[FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def name(request: pytest.FixtureRequest) -> str:
     """An architecture."""
     return str(request.param)

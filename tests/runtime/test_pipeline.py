@@ -157,7 +157,7 @@ def test_thirty_steps_agree_with_pytorch(tiny_bundle: Path, tiny_model: "UIDDiff
 )
 @pytest.mark.parametrize("mode", ["deblur", "blur-transfer"])
 def test_shortcuts_agree_with_pytorchs(
-    tiny_bundle: Path, tiny_model: "UIDDiff", mode: str, guidance: float, interval: tuple[float, float], reuse: int
+    shortcut_bundle: Path, tiny_model: "UIDDiff", mode: str, guidance: float, interval: tuple[float, float], reuse: int
 ) -> None:
     import torch
 
@@ -172,7 +172,7 @@ def test_shortcuts_agree_with_pytorchs(
     how = {"interval": interval, "cache_interval": reuse}
     expected = tiny_model.sample(planar[0], noise, prompt, 10, guidance, given, **how)
     options = Options(mode=mode, steps=10, guidance=guidance, guidance_interval=interval, cache_interval=reuse, seed=7)
-    pipeline, blur_image = load(tiny_bundle), blur if transfers else None
+    pipeline, blur_image = load(shortcut_bundle), blur if transfers else None
     result = pipeline(image, options, blur_image=blur_image)
     difference = np.abs(result.image - expected[0].permute(1, 2, 0).numpy())
     assert np.quantile(difference, 0.999) <= 1 / 255

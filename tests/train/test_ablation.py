@@ -31,6 +31,7 @@ def test_without_refiners_the_vae_is_the_base_vae(tiny_checkpoint: Path) -> None
     assert not torch.allclose(z, refined)
 
 
+@pytest.mark.long
 def test_every_variant_is_trained_and_measured(tmp_path: Path, tiny_checkpoint: Path) -> None:
     before = {path: sha256(path) for path in tiny_checkpoint.rglob("*") if path.is_file()}
     examples = Domains(ProceduralImages(tmp_path / "images.npy", 4, 0, print), 16, 0)

@@ -97,18 +97,18 @@ def test_the_fullest_setting_comes_first() -> None:
 
 
 @pytest.mark.usefixtures("small_photos")
-def test_command_measures_shortcuts(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_command_measures_shortcuts(shortcut_bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
-    words = ["tradeoff", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
+    words = ["tradeoff", "-m", str(shortcut_bundle), "--backend", "onnxruntime", "--photo", "rocket", "--steps", "4"]
     words += ["--transforms", "1", "--cache-interval", "2", "--guidance-interval", "0.5:1", "-o", str(output)]
-    other = shutil.copytree(tiny_bundle, tmp_path / "other", ignore=shutil.ignore_patterns("engines"))
+    other = shutil.copytree(shortcut_bundle, tmp_path / "other", ignore=shutil.ignore_patterns("engines"))
     words += ["--other", str(other)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     got = [(row["cache_interval"], row["guidance_interval"]) for row in rows]
     assert got == 2 * 2 * [(1, [0.0, 1.0]), (1, [0.5, 1.0]), (2, [0.0, 1.0]), (2, [0.5, 1.0])]
-    assert [row["bundle"] for row in rows] == 2 * (4 * [tiny_bundle.name] + 4 * ["other"])
+    assert [row["bundle"] for row in rows] == 2 * (4 * [shortcut_bundle.name] + 4 * ["other"])
     assert rows[4]["psnr_to_first"] == 100.0
     assert rows[0]["psnr_to_first"] == 100.0 > max(row["psnr_to_first"] for row in rows[1:4])
     assert "| other | 4 | 1 | 2 | 0.5:1 |" in result.output

@@ -216,6 +216,7 @@ def test_images_are_compared_with_a_stored_oracle(tiny_checkpoint: Path, tiny_bu
     assert row.psnr > 60.0
 
 
+@pytest.mark.long
 def test_memory_and_parity_measure_the_same_runs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
     common = ["-m", str(tiny_bundle), "--backend", "onnxruntime", "--threads", "1"]
     sizes = ["--size", "16", "--size", "32", "--size", "64x32"]
@@ -231,6 +232,7 @@ def test_memory_and_parity_measure_the_same_runs(tiny_bundle: Path, tiny_checkpo
     assert "WRONG" not in result.output
 
 
+@pytest.mark.long
 def test_a_whole_process_in_stages(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "starts.jsonl"
     words = ["latency", "--process", "-m", str(tiny_bundle), "--backend", "onnxruntime", "--size", "16x24"]

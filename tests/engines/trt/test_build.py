@@ -53,6 +53,7 @@ def refused(folder: Path) -> str:
     return " ".join(result.output.split())
 
 
+@pytest.mark.long
 @needs_rtx
 def test_every_component_builds_for_every_profile(built: Path, bundle: Bundle, library: Library) -> None:
     engines = {read_sidecar(path).key["component"]: path for path in built.glob("*.engine")}
@@ -77,6 +78,7 @@ def test_named_profiles_build(profile: Profile, bundle: Bundle, library: Library
     assert bytes(built.plan[:4]) == b"vtrt"
 
 
+@pytest.mark.long
 @needs_rtx
 def test_building_again_reuses_all_engines(built: Path, tiny_bundle: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
@@ -85,6 +87,7 @@ def test_building_again_reuses_all_engines(built: Path, tiny_bundle: Path) -> No
     assert {path.name: path.stat().st_mtime_ns for path in built.iterdir()} == before
 
 
+@pytest.mark.long
 @needs_rtx
 def test_inspect_shows_what_an_engine_was_built_for(built: Path, library: Library) -> None:
     path = next(built.glob("decoder-*.engine"))
@@ -102,6 +105,7 @@ def test_inspect_shows_what_an_engine_was_built_for(built: Path, library: Librar
         assert text in result.output, result.output
 
 
+@pytest.mark.long
 @needs_rtx
 def test_inspect_shows_engines_of_a_version_without_batches(built: Path, tmp_path: Path) -> None:
     source = next(built.glob("decoder-*.engine"))
@@ -115,6 +119,7 @@ def test_inspect_shows_engines_of_a_version_without_batches(built: Path, tmp_pat
     assert (result.exit_code, "13x50: height 16; width 52" in result.output) == (0, True), result.output
 
 
+@pytest.mark.long
 @needs_rtx
 def test_inspect_refuses_a_damaged_engine(built: Path, tmp_path: Path) -> None:
     source = next(built.glob("encoder-*.engine"))
@@ -126,6 +131,7 @@ def test_inspect_refuses_a_damaged_engine(built: Path, tmp_path: Path) -> None:
     assert f"{engine.name} may not be loaded: it has sha256" in refused(engine)
 
 
+@pytest.mark.long
 @needs_rtx
 def test_inspect_refuses_an_engine_of_another_release(
     built: Path, monkeypatch: pytest.MonkeyPatch, library: Library
