@@ -124,7 +124,7 @@ class Sharpen:
         self._queue, self._settings, self._metrics, self._note = queue, settings, metrics, note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request. Raises what ``answers.refusal`` explains, and ``AbandonedError`` where the client has left."""
+        """Serve a request. Raises what ``answers.refusal`` explains, and ``AbandonedError`` where nobody waits."""
         with self._queue.place():
             request = Request(scope, receive)
             form = await requests.received(request, self._settings)
@@ -139,10 +139,11 @@ class Sharpen:
 
     async def _answer(self, job: Job, receive: Receive) -> Answer:
         """The answer to a job, unless the client leaves or time is up before."""
-        gone = asyncio.ensure_future(_gone(receive))
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(receive))
         try:
             with self._queue.running(job) as future:
-                await asyncio.wait({future, gone}, timeout=self._settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+                both: set[asyncio.Future[Any]] = {future, gone}
+                await asyncio.wait(both, timeout=self._settings.timeout, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done() and not future.done():
                     raise AbandonedError
                 return self._made(future)
