@@ -159,21 +159,24 @@ function draw() {
   if (!shown) return;
   const { sharp } = shown;
   $("view").classList.toggle("alone", !sharp);
-  $("note").hidden = true;
-  if (show("before", shown.url) | (sharp ? show("after", sharp.url) : 0)) zoom(false);
+  const another = show("before", shown.url);
+  if ((sharp && show("after", sharp.url)) || another) zoom(false);
   drawState();
 }
 
 // Show an image unless it is shown already; whether it was another one.
 function show(id, url) {
   if ($(id).src === url) return false;
-  $(id).onerror = () => {
-    $("note").textContent = "This browser cannot show this kind of file. Download it, or save as PNG (Options).";
-    $("note").hidden = false;
-  };
+  $("viewer").classList.remove("unseen");
   $(id).src = url;
   return true;
 }
+
+// Of a kind that this browser does not show, such as TIFF, or broken.
+$("before").onerror = $("after").onerror = () => {
+  $("viewer").classList.add("unseen");
+  drawState();
+};
 
 function drawState() {
   const { state, message, fraction, sharp } = shown;
@@ -185,6 +188,7 @@ function drawState() {
   $("stop").hidden = state !== "running";
   $("again").hidden = state !== "done" && state !== "failed";
   $("save").hidden = !sharp || state === "running";
+  $("note").hidden = state === "failed" || !$("viewer").classList.contains("unseen");
   if (sharp) Object.assign($("save"), { href: sharp.url, download: sharp.name });
 }
 
@@ -193,7 +197,7 @@ function thumbnail(photo) {
   const button = item.appendChild(document.createElement("button"));
   const image = button.appendChild(document.createElement("img"));
   const mark = button.appendChild(document.createElement("span"));
-  Object.assign(image, { src: photo.url, alt: "" });
+  Object.assign(image, { src: photo.url, alt: photo.file.name });
   mark.textContent = MARKS[photo.state];
   button.title = photo.file.name;
   button.setAttribute("aria-label", `${photo.file.name}: ${photo.state}`);
