@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -51,8 +52,9 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals over while the server runs."""
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        """Take the signals over while the server runs; in another thread than the main one they are not ours."""
+        own = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._on_signal) for number in own}
         try:
             yield
         finally:

@@ -75,6 +75,7 @@ def sharpened(job: Job, pipeline: Pipeline) -> Answer:
     """
     job.check()
     started = time.monotonic()
+    job.wanted.options.resolved(pipeline.bundle)  # which refuses what the bundle cannot do, before anything is read
     read = partial(read_image, max_pixels=job.max_pixels)
     image = read(job.data, name=job.name, salvage=job.wanted.salvage)
     if job.wanted.preview is not None:
