@@ -66,14 +66,14 @@ def test_an_abandoned_request_is_not_run(held: Running) -> None:
 
 
 def test_an_abandoned_request_ends_at_its_next_step(server: Running) -> None:
-    server.pipeline.go.clear()
     data = png(pixels(1))
     for accept in (b"", b"Accept: application/x-ndjson\r\n"):
+        server.pipeline.go.clear()
         sock = server.raw(HEAD, accept, length(data), data)
         assert server.pipeline.begun.acquire(timeout=WAIT)
         sock.close()
         until(lambda: server.queue.taken == 0)
-    server.pipeline.go.set()
+        server.pipeline.go.set()
     assert server.deblur(png(pixels(2, height=8, width=8))).status_code == 200
     assert server.pipeline.finished == [(8, 8, 3)]
 

@@ -77,7 +77,11 @@ def test_options_are_refused_in_the_words_of_uid_run(
     assert told in error_of(answer)
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", png(pixels())[:99], png(pixels(height=101, width=100))])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", png(pixels())[:99], png(pixels(height=101, width=100))],
+    ids=["empty", "text", "cut", "large"],
+)
 def test_an_image_is_refused_in_the_words_of_uid_run(server: Running, data: bytes) -> None:
     with pytest.raises(InputError) as error:
         read_image(data, name="b.png", max_pixels=10_000)
@@ -143,18 +147,18 @@ def test_the_description_has_every_option_and_the_model(server: Running) -> None
     assert description(None, ServeSettings())["x-uid"]["model"] is None
 
 
-TOKEN = "secret"
+WORD = "a word that both know"
 
 
 def test_a_server_with_a_token_wants_it() -> None:
-    with served(token=TOKEN) as server:
+    with served(token=WORD) as server:
         assert server.http.get("/").status_code == server.http.get("/readyz").status_code == 200
         for path in ("/api", "/metrics"):
             assert server.http.get(path).status_code == 401
         assert server.deblur(png(pixels())).status_code == 401
         server.http.headers["authorization"] = "Bearer wrong"
         assert server.deblur(png(pixels())).status_code == 401
-        server.http.headers["authorization"] = f"Bearer {TOKEN}"
+        server.http.headers["authorization"] = f"Bearer {WORD}"
         assert server.deblur(png(pixels())).status_code == 200
 
 
