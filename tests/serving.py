@@ -18,7 +18,7 @@ from uid.serve.hosting import address_of, host_app, listening
 from uid.serve.queue import Queue
 from uid.serve.settings import ServeSettings
 
-WAIT = 120.0  # seconds; ends a test that hangs
+WAIT = 60.0  # seconds; ends a test that hangs
 
 
 class HeldPipeline(InvertingPipeline):

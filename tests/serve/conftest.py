@@ -9,6 +9,6 @@ from serving import Running, served
 @pytest.fixture
 def server() -> Iterator[Running]:
     """A server with one worker and three places."""
-    with served(queue=3, max_bytes=1 << 20, max_pixels=10_000) as running:
+    with served(queue=3, max_bytes=1 << 20, max_pixels=100_000) as running:
         yield running
         assert not running.logged, "nothing unexpected happened"
