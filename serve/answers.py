@@ -80,7 +80,7 @@ def told(answer: Answer) -> dict[str, str]:
         "server-timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in times.items()),
     }
     if answer.warnings:
-        headers["uid-warnings"] = json.dumps(answer.warnings)  # in ASCII
+        headers["uid-warnings"] = json.dumps([one[:200] for one in answer.warnings[:10]])  # in ASCII, and not too long
     return headers
 
 
