@@ -29,6 +29,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to watch."""
         super().connection_made(transport)
+        # asyncio does so only for sockets that name their protocol, which a listening one of Python's does not. Without
+        # it each answer waits 40 ms for the client's delayed acknowledgement.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.loop.call_later(PATIENCE, self._look, None)
 
     def _look(self, before: object) -> None:
