@@ -14,10 +14,14 @@ from uid.serve.settings import ServeSettings
 
 DEFAULT = ServeSettings()
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EXAMPLE = """\b
+Example:
+  curl --data-binary @blurred.jpg http://127.0.0.1:7000/api/deblur -o sharp.jpg
+"""  # \b: click keeps the lines as they are
 WARM_UP = 64  # pixels a side of the image that loads all that the first request would wait for
 
 
-@click.command(cls=Command, extra="serve", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, extra="serve", epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), metavar="BUNDLE", help="Bundle to run. Default: the built-in one."
 )
@@ -77,15 +81,12 @@ WARM_UP = 64  # pixels a side of the image that loads all that the first request
 def main(host: str, port: int, no_auth: bool, **values: Any) -> None:
     """Serve a page and an HTTP service that sharpen photos.
 
-    Open the address that is printed in a browser, or send a photo to it:
-
-        curl --data-binary @blurred.jpg http://127.0.0.1:7000/api/deblur -o sharp.jpg
-
-    Ctrl-C or SIGTERM ends it once the work in hand is done.
+    Open the address that is printed in a browser, or send a photo to it. Ctrl-C or SIGTERM
+    ends it once the work in hand is done.
     """
     token = values.pop("token") or None
     check_token(host, token, no_auth)
-    hosts = (host, *LOOPBACK) if is_loopback(host) else None
+    hosts = (host.lower(), *LOOPBACK) if is_loopback(host) else None
     settings = ServeSettings(token=token, hosts=hosts, **values)
     serve(settings, host, port)
 

@@ -73,7 +73,7 @@ def check_bytes(size: int, most: int) -> None:
 async def received(request: Request, settings: ServeSettings) -> Form:
     """A request's body, with the options of its query. Raises ``RefusedError``, and ``MultiPartException``."""
     length = request.headers.get("content-length", "")
-    check_bytes(int(length) if length.isdecimal() else 0, settings.max_bytes)
+    check_bytes(int(length[:20]) if length.isdecimal() else 0, settings.max_bytes)
     request = Request(request.scope, Upload(request.receive, settings.max_bytes))
     form = Form(fields=request.query_params.multi_items())
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":

@@ -19,8 +19,8 @@ function add(files) {
     const photo = { file, url: URL.createObjectURL(file), state: "waiting", message: "Waits for its turn", fraction: null };
     if (limits.max_bytes && file.size > limits.max_bytes) fail(photo, `The file is larger than ${size(limits.max_bytes)}.`);
     photos.push(photo);
-    shown = shown && shown.state !== "failed" && photos.length > 1 ? shown : photo;
   }
+  shown = photos[photos.length - files.length] || shown;
   draw();
   next();
 }
@@ -124,8 +124,10 @@ function busy(photo, seconds) {
 
 function askToken(photo) {
   fail(photo, "This server wants its token.");
+  $("ask").returnValue = "";
   $("ask").showModal();
   $("ask").onclose = () => {
+    if ($("ask").returnValue !== "go") return;
     token = $("token").value;
     sessionStorage.setItem("token", token);
     Object.assign(photo, { state: "waiting", message: "Waits for its turn" });

@@ -208,6 +208,7 @@ HEADS = {
     "long address": b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     "two lengths": HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
     "length and chunks": HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "huge length": HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
     "negative length": HEAD + b"Content-Length: -1\r\n\r\n",
     "bad chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "boundary missing": HEAD + b"Content-Type: multipart/form-data\r\nContent-Length: 3\r\n\r\nabc",
