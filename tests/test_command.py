@@ -45,8 +45,9 @@ def test_every_command_can_say_where() -> None:
     from uid.bench.cli import main as bench
     from uid.export.cli import main as export
     from uid.runtime.app.cli import run
+    from uid.serve.cli import main as serve
     from uid.train.cli import main as train
 
     assert isinstance(export, Commands)
-    for command in (run, train, *bench.commands.values(), *export.commands.values()):
+    for command in (run, serve, train, *bench.commands.values(), *export.commands.values()):
         assert "--debug" in {name for parameter in command.params for name in parameter.opts}, command.name

@@ -21,6 +21,7 @@ from uid.bench.speed.tables import update
 from uid.bundles.declarations import built_in
 from uid.export import cli as export
 from uid.runtime.app import cli as runtime
+from uid.serve import cli as serve
 from uid.train import cli as train
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells
 COMMANDS: dict[str, click.Command] = {
     "uid-run": runtime.run,
     "uid-run doctor": runtime.doctor,
+    "uid-serve": serve.main,
     "uid-export": export.main,
     "uid-train": train.main,
     "uid-bench": bench.main,
@@ -215,7 +217,7 @@ def known_flags() -> set[str]:
 def test_named_files_and_modules_exist(page: Path) -> None:
     """Such as `runtime/plan.py` and `uid.engines.trt.cache`, in code spans and command lines."""
     text = page.read_text(encoding="utf-8")
-    folders = "bench|bundles|checkpoints|docs|engines|examples|export|families|runtime|src|tests|train"
+    folders = "bench|bundles|checkpoints|docs|engines|examples|export|families|runtime|serve|src|tests|train"
     paths = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w/?)(?![\w*-])", " ".join(SPAN.findall(prose(page))))
     missing = [path for path in paths if not (ROOT / path).exists()]
     modules = re.findall(r"(?:python -m |from |`)(uid(?:\.\w+)+)", text)

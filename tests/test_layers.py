@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the ground up; a folder may import itself and those before it.
-LAYERS = ("bundles", "engines", "runtime", "families", "export", "train", "bench")
+LAYERS = ("bundles", "engines", "runtime", "serve", "families", "export", "train", "bench")
 COMMANDS = {"click", "rich"}  # libraries of command lines
 ALLOWED = {
     "bundles": {"numpy", "safetensors"},
     "engines": {"numpy", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt_rtx"},
     "runtime": {"numpy", "cv2", "PIL", "av", "simplejpeg", "watchfiles", *COMMANDS},
+    "serve": {"numpy", "starlette", "uvicorn", "h11", "prometheus_client", "click"},
 }
 
 

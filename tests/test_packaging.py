@@ -52,7 +52,9 @@ def test_wheels_of_every_source_are_whole(tree: Path, tmp_path: Path) -> None:
     layers = [path.parent for path in tree.glob("*/__init__.py")]
     modules = {f"uid/{path.relative_to(tree)}" for layer in layers for path in layer.rglob("*.py")}
     data = {
-        f"uid/{path.relative_to(tree)}" for path in [*tree.glob("engines/*.onnx"), *tree.glob("bundles/models/*/*")]
+        f"uid/{path.relative_to(tree)}"
+        for pattern in ("engines/*.onnx", "bundles/models/*/*", "serve/page/*")
+        for path in tree.glob(pattern)
     }
     own = {f"uid/{path.name}" for path in (tree / "src" / "uid").iterdir() if path.is_file()}
     linked = files(build("build_wheel", tree, tmp_path))
@@ -72,7 +74,7 @@ def test_wheels_of_every_source_are_whole(tree: Path, tmp_path: Path) -> None:
 def test_the_runtime_is_free_of_torch() -> None:
     names = [
         "uid." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for folder in ("bundles", "engines", "runtime")
+        for folder in ("bundles", "engines", "runtime", "serve")
         for path in (ROOT / folder).rglob("*.py")
     ]
     code = f"""

@@ -5,6 +5,7 @@ The subpackages, from the ground up; each imports only those before it:
 ``uid.bundles``    what a model is on disk: manifest, hashes, cache; the built-in model
 ``uid.engines``    the engine contract, and one file or folder per backend
 ``uid.runtime``    bundle + engine -> sharp images and video, without torch; ``uid-run``
+``uid.serve``      a page and an HTTP service on one box; ``uid-serve``
 ``uid.families``   model families in PyTorch: the oracle, and what is exported
 ``uid.export``     PyTorch components -> a bundle; ``uid-export``
 ``uid.train``      training stages; ``uid-train``

@@ -12,13 +12,24 @@ from typing import Any, NoReturn
 
 from uid import stop
 
-RUN, EXPORT, TRAIN, BENCH = "uid-run", "uid-export", "uid-train", "uid-bench"
-MODULES = {RUN: "uid.runtime.app.cli", EXPORT: "uid.export.cli", TRAIN: "uid.train.cli", BENCH: "uid.bench.cli"}
+RUN, SERVE, EXPORT, TRAIN, BENCH = "uid-run", "uid-serve", "uid-export", "uid-train", "uid-bench"
+MODULES = {
+    RUN: "uid.runtime.app.cli",
+    SERVE: "uid.serve.cli",
+    EXPORT: "uid.export.cli",
+    TRAIN: "uid.train.cli",
+    BENCH: "uid.bench.cli",
+}
 
 
 def run() -> NoReturn:
     """``uid-run``."""
     start(RUN, sys.argv[1:])
+
+
+def serve() -> NoReturn:
+    """``uid-serve``."""
+    start(SERVE, sys.argv[1:])
 
 
 def export() -> NoReturn:
@@ -37,7 +48,7 @@ def bench() -> NoReturn:
 
 
 def main() -> NoReturn:
-    """``python -m uid``: ``uid-run``, or with a first word run, export, train or bench the command of that name.
+    """``python -m uid``: ``uid-run``, or with a first word run, serve, export, train or bench the command of that name.
 
     A file of such a name is given as ``./run``.
     """
