@@ -223,6 +223,12 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     show_default=True,
     help="Part of the output in the blend with the input, in linear light; 0: the input.",
 )
+@click.option(
+    "--steady/--no-steady",
+    default=True,
+    show_default=True,
+    help="Blend each frame of a video with the one before, where both show the same.",
+)
 @click.option("--skip-sharp", is_flag=True, help="Leave images that are sharp already; nothing is written for them.")
 @click.option("--preview", callback=_preview, metavar="X,Y,W,H", help="Run only this part of each image, in pixels.")
 @click.option("--compare", is_flag=True, help="Write the input to the left of the output.")

@@ -34,6 +34,7 @@ from uid.runtime.media.work import sweep
 from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
 from uid.runtime.sharpness import SHARP, blur_effect
+from uid.runtime.temporal import Steadied
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
     from uid.runtime.options import Result
@@ -162,7 +163,9 @@ class JobRunner:
             check_writable(read.image, format, columns=2 if self.settings.compare else 1, scale=self._scale)
             self._warn(job, read.image, format)
             result = self._sharpened(read.image.pixels, self._on_step)
-            image = shown_beside(read.image, self._shown(read.image.pixels, result), self._scale, self.settings.compare)
+            image = shown_beside(
+                read.image, self._shown(read.image.pixels, result.image), self._scale, self.settings.compare
+            )
             return MadeImage(image, read.decision, {"ok": True} | record_of(result))
 
         return self._guarded(compute, read.decision.source)
@@ -250,20 +253,21 @@ class JobRunner:
         used = self.settings.options.resolved(self.pipeline.bundle)
         record = options_record(used) | {"backend": self.pipeline.backend, "seconds": {}}
 
-        def transform(frame: Array) -> Array:
+        def sharpen(frame: Array) -> Array:
             result = self._sharpened(frame)
             seconds.update(result.seconds)
             record.update(record_of(result), seconds=dict(seconds))
-            return self._shown(frame, result)
+            return result.image
 
         settings = self.settings
+        steadied = Steadied(sharpen) if settings.steady else sharpen
         pipe = settings.raw or "rgb24"
         if job.destination is not None:
             self._make_folder(job.destination.parent)
         video = process_video(
             job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
             job.destination or RawPipe(sys.stdout.buffer, pipe),
-            transform,
+            lambda frame: self._shown(frame, steadied(frame)),
             on_frame=self._on_frame,
             frame_rate=settings.frame_rate if job.source is None or job.source.is_dir() else None,
             columns=2 if settings.compare else 1,
@@ -276,12 +280,13 @@ class JobRunner:
         settings = self.settings
         used = settings.options.resolved(self.pipeline.bundle)
         images = {name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in self.extra_images.items()}
-        key = repr((__version__, self.pipeline.bundle.digest, self.pipeline.backend, used, images))
+        key = repr((__version__, self.pipeline.bundle.digest, self.pipeline.backend, used, images, settings.steady))
         return VideoOptions(
             selection=settings.selection,
             wanted=settings.wanted,
             max_pixels=settings.max_pixels,
             salvage=settings.salvage,
+            looks_back=1 if settings.steady else 0,
             key=key,
             report=self.reporter.note,
             placing=partial(self._note_made, job.destination, decision.source)
@@ -293,8 +298,8 @@ class JobRunner:
         extra: dict[str, Any] = self.extra_images
         return self.pipeline(pixels, self.settings.options, on_step=on_step, **extra)
 
-    def _shown(self, pixels: Array, result: "Result") -> Array:
-        return np.hstack([enlarged(pixels, self._scale), result.image]) if self.settings.compare else result.image
+    def _shown(self, pixels: Array, made: Array) -> Array:
+        return np.hstack([enlarged(pixels, self._scale), made]) if self.settings.compare else made
 
     def _report(self, job: Job, outcome: Record) -> None:
         source, _ = outcome.pop("sha256", ""), outcome.pop(SHORT_OF_MEMORY, None)

@@ -57,6 +57,7 @@ class RunSettings:
     keep_going: bool = False
     workers: int = 1  # threads that read images, and as many that write them
     dry_run: bool = False  # only say what would be done
+    steady: bool = True  # blend each frame of a video with the one before
     skip_sharp: bool = False  # leave images that are sharp already
     watch: bool = False  # go on with what is put into the input folders later
     report: Path | None = None  # file that tells what became of every input

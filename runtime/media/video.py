@@ -46,6 +46,7 @@ class VideoOptions:
     wanted: Wanted = FITTING  # the encoder and its settings
     max_pixels: int = MAX_PIXELS  # of a frame
     salvage: bool = False  # use what can be read of a damaged file
+    looks_back: int = 0  # frames before one that its transform has seen: after an interruption, it is shown them again
     key: str | None = None  # names the transform; work of an earlier run with the same one goes on; None: it never does
     report: Callable[[str], None] = field(default=lambda line: None)  # told what a user should know
     placing: Callable[[Path], None] = field(default=lambda file: None)  # told of a video that is about to get its name
@@ -101,10 +102,11 @@ def process_video(
         work.kept = lambda: writer.done
         if writer.done:
             options.report(f"{destination}: goes on after {writer.done} frames of an earlier run")
-        chosen = Selected(reader, reader.clip, options.selection)
+        chosen, done = Selected(reader, reader.clip, options.selection), writer.done
         total = options.selection.total(reader.clip)
-        made = partial(_made, transform, columns, scale)
-        count = _transformed(chosen.frames(writer.done), made, writer, lambda done: on_frame(done, total))
+        frames = chosen.frames(max(done - options.looks_back, 0))
+        made = _Resumed(partial(_made, transform, columns, scale), done)
+        count = _transformed(enumerate(frames), made, writer, lambda count: on_frame(count, total))
         if not count:
             raise InputError(f"no frame of {source} lies in the part that was asked for")
         writer.finish(chosen.part)
@@ -115,8 +117,8 @@ def process_video(
 
 
 def _transformed(
-    frames: Iterator[Frame | Stamp],
-    transform: Callable[[Frame | Stamp], Frame | Stamp],
+    frames: Iterator[tuple[int, Frame | Stamp]],
+    transform: Callable[[tuple[int, Frame | Stamp]], Frame | Stamp],
     writer: "Writer",
     on_frame: Callable[[int], None],
 ) -> int:
@@ -131,10 +133,28 @@ def _transformed(
     return count
 
 
-def _made(transform: Transform, columns: int, scale: int, item: Frame | Stamp) -> Frame | Stamp:
-    """A frame transformed; one that an earlier run did as it is."""
-    if isinstance(item, Stamp):
-        return item
+class _Resumed:
+    """Transforms the frames that an earlier run has not done, and before the first of them those it looks back on."""
+
+    def __init__(self, transform: Callable[[Frame], Frame], done: int) -> None:
+        self._transform, self._done = transform, done
+        self._seen: list[Frame] = []
+
+    def __call__(self, numbered: tuple[int, Frame | Stamp]) -> Frame | Stamp:
+        number, item = numbered
+        if isinstance(item, Stamp):
+            return item
+        if number < self._done:
+            self._seen.append(item)
+            return item.stamp
+        for earlier in self._seen:
+            self._transform(earlier)
+        self._seen.clear()
+        return self._transform(item)
+
+
+def _made(transform: Transform, columns: int, scale: int, item: Frame) -> Frame:
+    """A frame transformed."""
     pixels = item.pixels
     shape, dtype = (scale * pixels.shape[0], columns * scale * pixels.shape[1], 3), pixels.dtype
     result = transform(pixels)

@@ -23,7 +23,8 @@ def test_frames_go_in_and_out(tmp_path, format):
     frames = np.stack([gradient(index) for index in range(COUNT)])
     if format == "rgb48le":
         frames = frames.astype("<u2") * 257 - frames % 3
-    result = run(tmp_path, "-", "-o", "-", "--raw", format, "--raw-size", f"{WIDTH}x{HEIGHT}", data=frames.tobytes())
+    words = "-", "-o", "-", "--raw", format, "--raw-size", f"{WIDTH}x{HEIGHT}", "--no-steady"
+    result = run(tmp_path, *words, data=frames.tobytes())
     assert result.returncode == 0, result.stderr
     expected = np.iinfo(frames.dtype).max - frames
     assert np.array_equal(np.frombuffer(result.stdout, frames.dtype).reshape(frames.shape), expected)

@@ -56,6 +56,31 @@ def test_a_run_goes_on_where_the_one_before_it_was(tmp_path: Path, clip: Path, n
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "frames"])
+def test_a_transform_that_looks_back_is_shown_the_frame_before_again(tmp_path: Path, clip: Path, name: str) -> None:
+    class LooksBack(Failing):
+        """Half of the frame and half of the one before."""
+
+        before: Pixels | None = None
+
+        def __call__(self, pixels: Pixels) -> Pixels:
+            before, self.before = self.before, pixels
+            return super().__call__(pixels if before is None else pixels // 2 + before // 2)
+
+    def run(folder: str, at: int | None = None) -> None:
+        options = replace(KEYED, looks_back=1)
+        process_video(clip, tmp_path / folder / name, LooksBack(at), options=options)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    run("whole")
+    for at in (2, 20, SEGMENT):
+        with pytest.raises(RuntimeError, match="power"):
+            run("parts", at)
+    run("parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 def test_frames_in_a_folder_go_on_too(tmp_path: Path) -> None:
     source = write_frames(tmp_path / "in", **{f"{i:03d}": gradient(i) for i in range(10)})
     interrupted(source, tmp_path / "out.mp4", 8)
