@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from uid.errors import BundleError
+from uid.bundles.values import Rule, obeying
 
 NAME_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -14,12 +14,15 @@ DIMENSION = re.compile(rf"{NAME.pattern}(/[1-9][0-9]{{0,3}}|[*][1-9][0-9]?)?")
 LONGEST_SHOWN = 80  # characters of a bad name in its error
 
 
-def checked(name: Any, what: str, pattern: re.Pattern[str] = NAME) -> str:
-    """``name`` if it fits the pattern; raises ``BundleError`` for a path, a glob, a terminal's codes and the like."""
-    if isinstance(name, str) and pattern.fullmatch(name):
-        return name
+def name_rule(pattern: re.Pattern[str] = NAME) -> Rule:
+    """A name that fits the pattern: no path, glob, terminal's codes and the like."""
     allowed = "._-" if pattern is KEY else "_-"
-    raise BundleError(
-        f"the manifest has {what} {repr(name)[:LONGEST_SHOWN]}; expected at most 64 ASCII letters, digits and any of "
-        f"{allowed}, with a letter or digit first: rename it where the bundle was made, and export it again"
+    return Rule(
+        f"at most 64 ASCII letters, digits and any of {allowed}, with a letter or digit first",
+        lambda name: isinstance(name, str) and pattern.fullmatch(name) is not None,
     )
+
+
+def checked(name: Any, what: str, pattern: re.Pattern[str] = NAME) -> str:
+    """``name`` if it fits the pattern; raises ``BundleError`` otherwise."""
+    return str(obeying(name, what, name_rule(pattern), "rename it where the bundle was made, and export it again"))

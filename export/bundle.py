@@ -1,9 +1,10 @@
 """A checkpoint to a bundle: export every component, write the manifest, compare with PyTorch, then put it in place."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -13,7 +14,6 @@ from uid import __version__
 from uid.bundles.declarations import STEPS, Bundle, Component, Mode, Preset
 from uid.bundles.files import folder_written_whole
 from uid.bundles.manifest import CONSTANTS, read_bundle, write_manifest
-from uid.bundles.names import checked
 from uid.bundles.tensors import BATCH, HEIGHT, WIDTH
 from uid.engines.ort.cpu import ONNXRUNTIME, create_cpu
 from uid.export import validate
@@ -24,10 +24,12 @@ from uid.export.fusion import ONNXRUNTIME_CUDA, fuse_for_cuda
 from uid.export.graph import WeightStore, store_weights, to_onnx
 from uid.families import registry
 from uid.families.contract import ExportComponent, Model
+from uid.families.index import check_values, steps_rule
 from uid.runtime.pixels import padded
 
 WEIGHTS = "weights.bin"
 SMALL = 8  # pixels; some networks extend an image by a few pixels of its own, and so take no smaller one
+IMAGE_STEPS = "the comparison of whole images"  # in errors
 EXPANDED = "expanded.onnx"  # beside the weights while it is checked
 
 Report = Callable[[str], None]
@@ -46,18 +48,19 @@ def export_bundle(
 ) -> list[validate.Parity]:
     """Export the checkpoint ``source``, of any family, as a bundle in ``destination``, a new or empty folder.
 
-    A checkpoint that is a file and not DeblurDiff's is of ``family``.
+    A checkpoint that is a file is of ``family``: "deblurdiff" (None means that) or "restorer". All others are folders.
     ``precision`` is "fp32" or "fp16". ``shortcuts`` adds the steps of a feature cache and without guidance.
     ``image_steps`` is the number of steps of the whole-image comparison (None: the checkpoint's own). PyTorch's results
     are computed first and its modules freed before the bundle is run, so that the two are never in memory together. The
-    bundle appears whole or not at all. Raises ``BundleError`` for a checkpoint's name that a bundle cannot have,
-    ``CheckpointError``, ``OutputError`` or ``ParityError``.
+    bundle appears whole or not at all. Raises ``CheckpointError``, ``OutputError`` or ``ParityError``.
     """
     index = registry.read_index(source, family)
-    checked(index["name"], "name")  # now, and not after minutes
+    check_steps(index, image_steps)  # now, and not after minutes
     with folder_written_whole(destination) as folder:
         report(f"loading {source}")
         model = registry.load(source, family=family, allow_pickle=allow_pickle)
+        if image_steps and model.schedule:
+            check_values({"steps": image_steps}, {"steps": steps_rule(model.schedule)}, IMAGE_STEPS)
         report("running PyTorch, to compare with")
         components = model.components("fp32", shortcuts=shortcuts)
         least = smallest_side(model)
@@ -67,6 +70,12 @@ def export_bundle(
         del model, components
         gc.collect()
         return compare(folder, cases, image, report)
+
+
+def check_steps(index: Mapping[str, Any], image_steps: int | None) -> None:
+    """Raise ``CheckpointError`` for a number of steps that the family is known not to take."""
+    if image_steps is not None:
+        registry.create(index["family"]).check_index({**index, "steps": image_steps}, IMAGE_STEPS)
 
 
 def smallest_side(model: Model) -> int:

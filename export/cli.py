@@ -32,7 +32,7 @@ Examples:
 @click.group(cls=Commands, epilog=EXAMPLES, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="uid-export")
 def main() -> None:
-    """Export checkpoints of UID-Diff and DeblurDiff to bundles, and bundles to TensorRT engines.
+    """Export checkpoints of UID-Diff, DeblurDiff and restorers to bundles, and bundles to TensorRT engines.
 
     uid-run runs a bundle without torch.
     """
@@ -68,7 +68,7 @@ def convert(file: Path, folder: Path) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def half(checkpoint: Path, folder: Path) -> None:
-    """Write CHECKPOINT to FOLDER with float16 weights, and without training state."""
+    """Write CHECKPOINT, of UID-Diff, to FOLDER with float16 weights, and without training state."""
     from uid.families.weights import halved
 
     with folder_written_whole(folder) as temporary:
@@ -80,7 +80,7 @@ def half(checkpoint: Path, folder: Path) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 def int8(checkpoint: Path, folder: Path) -> None:
-    """Write CHECKPOINT to FOLDER with weights rounded to 8 bits, for a bundle of half the size."""
+    """Write CHECKPOINT, of UID-Diff, to FOLDER with weights rounded to 8 bits, for a bundle of half the size."""
     from uid.families.weights import rounded_to_int8
 
     with folder_written_whole(folder) as temporary:
@@ -98,14 +98,14 @@ def int8(checkpoint: Path, folder: Path) -> None:
     help="Add the steps that uid-run's --guidance-interval and --cache-interval need.",
 )
 @click.option("--image-steps", type=click.IntRange(1), help="Steps of the whole-image comparison.  [default: its own]")
-@click.option("--allow-pickle", is_flag=True, help="Read pickled weights too, with weights_only=True.")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights in folders too, with weights_only=True.")
 def bundle(
     checkpoint: Path, output: Path, precision: str, shortcuts: bool, image_steps: int | None, allow_pickle: bool
 ) -> None:
     """Export CHECKPOINT, and compare every component with PyTorch.
 
     CHECKPOINT is a folder: of UID-Diff in the diffusers layout, of DeblurDiff as `convert` writes it. Or it is the file
-    that DeblurDiff's authors publish.
+    that DeblurDiff's authors publish. Files of networks without a denoising loop, such as NAFNet: `restorer`.
     """
     from uid.export.bundle import export_bundle
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uid.bundles.declarations import NEAREST, REFLECT, Component, Mode
 from uid.errors import CheckpointError
+from uid.families.index import REQUIRED, Rules, check_index, common_rules
 
 Noises = Mapping[str, Tensor]
 """A mode's noise by name, as ``uid.runtime.noise`` has it: that of each step has an axis of the steps in front."""
@@ -87,12 +88,24 @@ class Model(ABC):
 class Family(ABC):
     """One kind of model, as its checkpoints are stored."""
 
+    required: tuple[str, ...] = REQUIRED  # keys of the index that must be there
+
     @abstractmethod
     def load(self, folder: Path, *, allow_pickle: bool = False) -> Model:
         """Load a checkpoint; raises ``CheckpointError`` where it is incomplete or of another family.
 
-        Pickled weights are refused unless ``allow_pickle``, and are then read with ``weights_only=True``.
+        Pickled weights are read with ``weights_only=True`` alone, which runs no code of theirs. A family whose
+        checkpoints are published as safetensors refuses them unless ``allow_pickle``; one whose published file is
+        itself a pickle reads it either way.
         """
+
+    def rules(self, index: Mapping[str, Any]) -> Rules:
+        """What values of the index must be, beside ``common_rules`` or in their place."""
+        return {}
+
+    def check_index(self, index: Mapping[str, Any], where: object) -> None:
+        """Raise ``CheckpointError`` for an index that no bundle can be made of; ``where``: what has it."""
+        check_index(index, common_rules(index) | dict(self.rules(index)), self.required, where)
 
     def file_index(self, file: Path) -> dict[str, Any]:
         """The index of a checkpoint that is one file."""
@@ -108,4 +121,7 @@ class Family(ABC):
 
     def rewrite(self, source: Path, folder: Path, change: Callable[[nn.Module], nn.Module]) -> None:
         """Write the checkpoint in ``source`` to ``folder`` with each module changed."""
-        raise CheckpointError(f"this family does not rewrite checkpoints: {source}")
+        raise CheckpointError(
+            f"checkpoints of this family are not rewritten, to float16 or to 8 bits: {source}; for a float16 bundle "
+            "export it as it is, by `uid-export bundle` or `uid-export restorer` with --precision fp16"
+        )

@@ -1,11 +1,11 @@
 """The table of model families. A new family is a row here and a folder beside this file."""
 
 import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
 from uid.errors import CheckpointError
 
 if TYPE_CHECKING:  # torch takes seconds to import: a command's help need not wait for it
@@ -53,19 +53,34 @@ def family_of(checkpoint: Path, family: str | None = None) -> "Family":
 
 def load(checkpoint: Path, *, family: str | None = None, allow_pickle: bool = False) -> "Model":
     """Load a checkpoint, a folder or a file, of any family, in float32 on the CPU; raises ``CheckpointError``."""
-    return family_of(checkpoint, family).load(checkpoint, allow_pickle=allow_pickle)
+    from uid.families.index import check_values, run_rules
+
+    model = family_of(checkpoint, family).load(checkpoint, allow_pickle=allow_pickle)
+    rules = run_rules(model.schedule, model.size_multiple, model.min_side)
+    check_values(model.index, rules, place_of(checkpoint))
+    return model
 
 
 def read_index(folder: Path, family: str | None = None) -> dict[str, Any]:
-    """A checkpoint's ``model_index.json``: family, name, whether trained, and run-time defaults.
+    """A checkpoint's ``model_index.json``, checked: family, name, whether trained, and run-time defaults.
 
     A checkpoint that is one file has those of ``family``; None: of the family whose published file is recognised.
     """
     if folder.is_file():
         (published,) = (name for name, entry in FAMILIES.items() if entry.single_file)
-        return create(family or published).file_index(folder)
+        index = create(family or published).file_index(folder)
+    else:
+        index = folder_index(folder)
+    create(index["family"]).check_index(index, place_of(folder))
+    return index
+
+
+def folder_index(folder: Path) -> dict[str, Any]:
+    """The index of a checkpoint that is a folder, whose family is known."""
+    if not folder.exists():
+        raise CheckpointError(f"there is no {folder}; expected a checkpoint, a folder or a file")
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = parsed_json(read_limited(folder / INDEX, LARGEST_JSON))
     except OSError as error:
         raise CheckpointError(f"{folder} is not a checkpoint: cannot read {INDEX} ({error.strerror})") from error
     except ValueError as error:
@@ -73,23 +88,9 @@ def read_index(folder: Path, family: str | None = None) -> dict[str, Any]:
     said = index.get("family") if isinstance(index, dict) else None
     if not isinstance(said, str) or said not in FAMILIES:
         raise CheckpointError(f"{folder / INDEX} says family {said!r}; expected one of {', '.join(FAMILIES)}")
-    check_entry(index, "name", str, folder / INDEX)
-    check_entry(index, "trained", bool, folder / INDEX)
-    check_entry(index, "tile", int, folder / INDEX)
-    if "steps" in index:
-        check_entry(index, "steps", int, folder / INDEX)
-    if "guidance" in index:
-        check_entry(index, "guidance", (int, float), folder / INDEX)
     return dict(index)
 
 
-def check_entry(index: dict[str, Any], key: str, kind: type | tuple[type, ...], where: Path) -> None:
-    """Raise ``CheckpointError`` unless an entry of an index is there, of its kind, and positive if it is a number."""
-    value = index.get(key)
-    number = kind is not bool and isinstance(value, bool)
-    positive = isinstance(value, str | bool) or key == "guidance" or (isinstance(value, int) and value > 0)
-    if key not in index or number or not isinstance(value, kind) or not positive:
-        names = {str: "text", bool: "true or false", int: "a whole number, 1 or more"}
-        expected = names.get(kind, "a number") if isinstance(kind, type) else "a number"
-        got = f"{value!r}" if key in index else "nothing"
-        raise CheckpointError(f"{where} has {got} for {key!r}; expected {expected}")
+def place_of(checkpoint: Path) -> Path:
+    """What has a checkpoint's index: its file of that name, or the checkpoint itself where it is one file."""
+    return checkpoint if checkpoint.is_file() else checkpoint / INDEX

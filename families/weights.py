@@ -1,21 +1,17 @@
-"""Weights of any family: read from one file, and changed for smaller checkpoints."""
+"""Weights of any family: checked by name, shape and value, and changed for smaller checkpoints."""
 
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uid.errors import CheckpointError
 
 INT8_MAX = 127  # largest magnitude of an 8-bit weight
-NOTHING = "(?!)"  # a pattern that nothing matches
 SHOWN = 5  # names of tensors in an error
+
+Shape = Sequence[int | None]
+"""Sizes of a weight; None: any."""
 
 
 def halved(module: nn.Module) -> nn.Module:
@@ -38,57 +34,63 @@ def rounded_to_int8(module: nn.Module) -> nn.Module:
     return module
 
 
-def read_weights(file: Path, nested: Sequence[str] = ()) -> dict[str, Tensor]:
-    """The tensors of one file, safetensors or pickled; those under the first key of ``nested`` that is there.
+def checked_weights(weights: Mapping[str, Tensor], file: object) -> dict[str, Tensor]:
+    """The weights, if each stores as many numbers as its shape says; raises ``CheckpointError`` that names others.
 
-    A pickled file is read with ``weights_only=True``, which runs no code of it. Raises ``CheckpointError``.
+    No value is looked at, and nothing is allocated.
     """
-    try:
-        if file.suffix == ".safetensors":
-            return checked_weights(load_file(file), file)
-        mapped = zipfile.is_zipfile(file)  # the files of PyTorch before 1.6 are none, and cannot be mapped
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
+    odd = [f"{key} ({kind})" for key, one in weights.items() if (kind := kind_of(one))]
+    if odd:
         raise CheckpointError(
-            f"{file} is no checkpoint, or holds more than tensors, which may be code; expected a state dict, as it is "
-            "published"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"cannot read {file}: it is cut off or no checkpoint ({first})") from error
-    if isinstance(weights, dict):
-        weights = next((weights[key] for key in nested if key in weights), weights)
-    return checked_weights(weights, file)
+            f"{file} has tensors of kinds that weights do not have: {listed(odd)}; expected plain ones"
+        )
+    return dict(weights)
 
 
-def checked_weights(weights: object, file: Path) -> dict[str, Tensor]:
-    """Tensors by name, all finite; raises ``CheckpointError`` for anything else."""
-    if not isinstance(weights, dict) or not all(
-        isinstance(key, str) and isinstance(one, Tensor) for key, one in weights.items()
-    ):
-        raise CheckpointError(f"{file} is no flat dict of tensors; expected a state dict, as it is published")
-    broken = [key for key, one in weights.items() if one.is_floating_point() and not torch.isfinite(one.float()).all()]
-    if broken:
-        raise CheckpointError(f"{file} has NaN or infinity in {listed(broken)}; get the file again")
-    return weights
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is that does not store each of its numbers; "" for an ordinary one."""
+    kinds = {"nested": tensor.is_nested, "quantised": tensor.is_quantized, "without values": tensor.is_meta}
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    if found := next((kind for kind, is_so in kinds.items() if is_so), ""):
+        return found
+    stored = tensor.untyped_storage().nbytes()
+    return f"{list(tensor.shape)} repeated from {stored} bytes" if tensor.numel() * tensor.itemsize > stored else ""
 
 
-def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], unused: str = NOTHING) -> list[str]:
+def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Shape], unused: Mapping[str, Shape] = {}) -> list[str]:
     """What is wrong with weights that should have these shapes, by name: "lacks a, b"; an empty list if nothing is.
 
-    ``unused`` is a pattern of the names of weights that may be there beside them.
+    ``unused``: those that may be there beside them, whose values do not matter. Values are looked at last, once
+    everything else is right: a shape of another network may be larger than memory.
     """
+    known = {**unused, **shapes}
     shared = sorted(set(shapes) & set(weights))
-    misshapen = [key for key in shared if tuple(weights[key].shape) != tuple(shapes[key])]
+    misshapen = [key for key in sorted(set(known) & set(weights)) if not has_shape(weights[key], known[key])]
     faults = {
         "lacks": sorted(set(shapes) - set(weights)),
-        "has unknown": sorted(key for key in set(weights) - set(shapes) if not re.fullmatch(unused, key)),
-        "has other shapes:": [f"{key} {list(weights[key].shape)} for {list(shapes[key])}" for key in misshapen],
+        "has unknown": sorted(set(weights) - set(known)),
+        "has other shapes:": [f"{key} {list(weights[key].shape)} for {shown(known[key])}" for key in misshapen],
         "has no floating-point numbers in": [key for key in shared if not weights[key].is_floating_point()],
     }
+    if not any(faults.values()):
+        faults = {"has NaN or infinity in": not_finite({key: weights[key] for key in shared})}
     return [f"{what} {listed(names)}" for what, names in faults.items() if names]
+
+
+def has_shape(weight: Tensor, shape: Shape) -> bool:
+    """Whether a weight is of a shape."""
+    return weight.ndim == len(shape) and all(size in (None, own) for own, size in zip(weight.shape, shape, strict=True))
+
+
+def shown(shape: Shape) -> str:
+    """A shape as an error shows it."""
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of weights with values that float32 does not hold."""
+    return [key for key, one in weights.items() if one.is_floating_point() and not torch.isfinite(one.float()).all()]
 
 
 def listed(names: Sequence[str]) -> str:

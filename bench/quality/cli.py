@@ -68,10 +68,11 @@ def quality(
 ) -> None:
     """Compare a bundle's output on held-out photos, blurred in ways that training never shows, with the sharp photos.
 
-    Beside it stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
+    Of several bundles each takes those of the options that it has: one without a denoising loop takes no steps.
+    Beside them stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
     Learned metrics need pip install 'uid-runtime[metrics]' and weights; what is missing is told, not downloaded.
     """
-    from uid.bench.quality.methods import method_names
+    from uid.bench.quality.methods import method_names, options_of_each
     from uid.bench.quality.photos import CASE_SEED, contact_sheet, held_out, measure
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
@@ -89,9 +90,10 @@ def quality(
             click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
     rows = [row for comparison in comparisons for row in comparison.rows]
     if output is not None:
-        common = {**setting(pipeline, options), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
+        own, *theirs = options_of_each(options, [one.bundle for one in (pipeline, *more)])
+        common = {**setting(pipeline, own), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
         if others:
-            common["others"] = {name: setting(other, options) for name, other in others.items()}
+            common["others"] = {name: setting(others[name], used) for name, used in zip(others, theirs, strict=True)}
         if scores:
             common["versions"] |= versions(metrics.LIBRARIES)
         write_rows(output, rows, common)

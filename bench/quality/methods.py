@@ -1,16 +1,17 @@
 """What a bundle is compared with: its own refined VAE alone, and two classical methods."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from uid.bundles.tensors import OUTPUT, STATE, Array, resolve
+from uid.bundles.declarations import Bundle
+from uid.bundles.tensors import GUIDANCE, OUTPUT, STATE, Array, resolve
 from uid.engines import Engine, create
 from uid.errors import InputError
-from uid.runtime.options import Options
+from uid.runtime.options import Options, check_names, reads
 from uid.runtime.pipeline import Pipeline
 from uid.runtime.pixels import interleaved, planes
 from uid.runtime.transforms import transformed, transformed_back
@@ -63,6 +64,24 @@ def method_names(folders: Sequence[Path]) -> list[str]:
             "rename a folder"
         )
     return names
+
+
+def own_options(options: Options, bundle: Bundle) -> Options:
+    """The options without those about a loop or guidance that the bundle does not have."""
+    steps = options.steps if bundle.has_steps(options.mode) else None
+    guidance = options.guidance if reads(bundle, options.mode, GUIDANCE) else None
+    return replace(options, steps=steps, guidance=guidance)
+
+
+def options_of_each(options: Options, bundles: Sequence[Bundle]) -> list[Options]:
+    """What each of the bundles that are compared is run with; raises ``InputError`` for an option that none has."""
+    for bundle in bundles:
+        check_names(options, bundle)
+    each = [own_options(options, bundle) for bundle in bundles]
+    for key in ("steps", "guidance"):
+        if getattr(options, key) is not None and all(getattr(one, key) is None for one in each):
+            options.resolved(bundles[0])  # which says so
+    return each
 
 
 def restored(pipeline: Pipeline, options: Options) -> Method:

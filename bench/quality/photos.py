@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods, restored
+from uid.bench.quality.methods import BLURRED, UID, UNSHARP, BlurCase, Method, methods, options_of_each, restored
 from uid.bench.quality.metrics import Score
 from uid.errors import InputError
 from uid.install import install_command
@@ -179,14 +179,18 @@ def measure(
 ) -> Iterator[Comparison]:
     """Every case of every photo; then the sharp photo itself through the pipeline, which must come back near.
 
-    ``others`` are further pipelines, by what they are called, on the same cases.
+    ``others`` are further pipelines, by what they are called, on the same cases; each runs with those of the options
+    that it has.
     """
-    for one in (pipeline, *others.values()):
-        check_size(one, options)
-    tried = methods(pipeline, options) | {name: restored(other, options) for name, other in others.items()}
+    pipelines = (pipeline, *others.values())
+    own, *theirs = options_of_each(options, [one.bundle for one in pipelines])
+    for one, used in zip(pipelines, (own, *theirs), strict=True):
+        check_size(one, used)
+    tried = methods(pipeline, own)
+    tried |= {name: restored(others[name], used) for name, used in zip(others, theirs, strict=True)}
     for sharp in {sharp.shape: sharp for sharp in photos.values()}.values():
-        for one in (pipeline, *others.values()):
-            one(sharp, options)  # engines load and plans are made outside of the seconds
+        for one, used in zip(pipelines, (own, *theirs), strict=True):
+            one(sharp, used)  # engines load and plans are made outside of the seconds
     for photo, sharp in photos.items():
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
             yield compare(case, tried, metrics)

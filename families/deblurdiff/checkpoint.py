@@ -15,9 +15,12 @@ from torch import Tensor
 from uid.errors import CheckpointError
 from uid.families.deblurdiff.configs import TOKENS, Config
 from uid.families.deblurdiff.model import DeblurDiff
-from uid.families.weights import listed, misfits, read_weights
+from uid.families.weight_files import read_weights
+from uid.families.weights import Shape, misfits
 
 WEIGHTS = "model.safetensors"
+TOWER = "clip.model."  # in front of the text tower's keys
+ANOTHER = "for weights of a network without a denoising loop, such as NAFNet, use `uid-export restorer`"
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -34,8 +37,6 @@ TEXT_LAYER = {
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-# What the published file has beside the weights that are used: the text tower's last layer, and its head.
-UNUSED = r"clip\.model\.(text_projection|logit_scale|transformer\.resblocks\.\d+\..*)"
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,16 @@ def text_source(name: str, shape: tuple[int, ...]) -> Source:
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
         layer, which, kind = found.groups()
         key = f"transformer.resblocks.{layer}.attn.in_proj_{kind}"
-        return Source(f"clip.model.{key}", (3 * shape[0], *shape[1:]), "qkv".index(which))
+        return Source(f"{TOWER}{key}", (3 * shape[0], *shape[1:]), "qkv".index(which))
     if found := re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name):
-        return Source(f"clip.model.transformer.resblocks.{found[1]}.{renamed(found[2], TEXT_LAYER)}", shape)
+        return Source(f"{TOWER}transformer.resblocks.{found[1]}.{renamed(found[2], TEXT_LAYER)}", shape)
     fixed = {
         "embeddings.token_embedding.weight": "token_embedding.weight",
         "embeddings.position_embedding.weight": "positional_embedding",
         "final_layer_norm.weight": "ln_final.weight",
         "final_layer_norm.bias": "ln_final.bias",
     }
-    return Source(f"clip.model.{fixed[name]}", shape)
+    return Source(f"{TOWER}{fixed[name]}", shape)
 
 
 def sources(model: DeblurDiff) -> dict[str, Source]:
@@ -149,7 +150,8 @@ def loaded(config: Config, weights: Mapping[str, Tensor], name: str) -> DeblurDi
     with torch.device("meta"):  # no memory, and no random numbers, for weights that are replaced
         model = DeblurDiff(config)
     wanted = sources(model)
-    check_tensors(weights, {source.key: source.shape for source in wanted.values()}, name)
+    shapes = {source.key: source.shape for source in wanted.values()}
+    check_tensors(weights, shapes, unused(config), name)
     own = {}
     for key, parameter in model.named_parameters():
         source = wanted[key]
@@ -167,17 +169,35 @@ def loaded(config: Config, weights: Mapping[str, Tensor], name: str) -> DeblurDi
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint: the published file, or a folder with ``model.safetensors``."""
-    return read_weights(path / WEIGHTS if path.is_dir() else path, ("state_dict",))
+    return read_weights(path / WEIGHTS if path.is_dir() else path)
 
 
-def check_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+def unused(config: Config) -> dict[str, Shape]:
+    """What the published file has beside the weights that are used: the text tower's last layer, and its head."""
+    text = config.text_encoder
+    width, hidden = text["hidden_size"], text["intermediate_size"]
+    matrices = {
+        "attn.in_proj_": (3 * width, width),
+        "attn.out_proj.": (width, width),
+        "mlp.c_fc.": (hidden, width),
+        "mlp.c_proj.": (width, hidden),
+    }
+    shapes: dict[str, Shape] = {f"{part}weight": shape for part, shape in matrices.items()}
+    shapes |= {f"{part}bias": shape[:1] for part, shape in matrices.items()}
+    shapes |= {f"{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+    layer = f"{TOWER}transformer.resblocks.{text['num_hidden_layers']}."
+    head: dict[str, Shape] = {f"{TOWER}text_projection": (width, text.get("projection_dim")), f"{TOWER}logit_scale": ()}
+    return {f"{layer}{part}": shape for part, shape in shapes.items()} | head
+
+
+def check_tensors(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, Shape], others: Mapping[str, Shape], name: str
+) -> None:
     """Raise ``CheckpointError`` unless the tensors are those of a DeblurDiff checkpoint."""
-    faults = misfits(weights, shapes, UNUSED)
+    faults = misfits(weights, shapes, others)
     if faults:
+        mend = "get the file again" if set(shapes) & set(weights) else ANOTHER
         raise CheckpointError(
-            f"{name} is not a DeblurDiff checkpoint of this size, which has {len(shapes)} tensors that are used: it "
-            + "; it ".join(faults)
+            f"{name} is not a whole DeblurDiff checkpoint of this size, which has {len(shapes)} tensors that are used: "
+            f"it {'; it '.join(faults)}; {mend}"
         )
-    broken = [key for key in shapes if not torch.isfinite(weights[key].float()).all()]
-    if broken:
-        raise CheckpointError(f"{name} has NaN or infinity in {listed(broken)}; get the file again")

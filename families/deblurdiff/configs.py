@@ -74,9 +74,13 @@ def vae(width: int, multiples: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def text_encoder(vocabulary: int, width: int, heads: int, layers: int) -> dict[str, Any]:
-    """OpenCLIP's text tower. Its last layer is left out, as the model reads the last but one."""
+def text_encoder(vocabulary: int, width: int, heads: int, layers: int, projection: int | None = None) -> dict[str, Any]:
+    """OpenCLIP's text tower. Its last layer is left out, as the model reads the last but one.
+
+    ``projection`` is the width of the head, which is not read either; None: any.
+    """
     return {
+        **({} if projection is None else {"projection_dim": projection}),
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -95,7 +99,7 @@ CONFIGS = {
         unet=unet((320, 640, 1280, 1280), 64, 1024),
         kernel_network=unet((128, 256, 512, 512), 64, 1024, OUTPUTS, 2 * LATENT_CHANNELS),
         vae=vae(128, (1, 2, 4, 4)),
-        text_encoder=text_encoder(49408, 1024, 16, 24),
+        text_encoder=text_encoder(49408, 1024, 16, 24, 1024),
     ),
     "deblurdiff-tiny": Config(
         unet=unet((64, 64, 64, 64), 16, 64),

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from uid.bundles.declarations import DOWN, ZEROS, Mode
 from uid.bundles.tensors import STATE
-from uid.errors import CheckpointError
+from uid.bundles.values import TEXT, Rule, one_of
 from uid.families import registry
 from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.deblurdiff import checkpoint, components
 from uid.families.deblurdiff.configs import CONFIGS, GUIDANCE, SCHEDULE, SIZE_MULTIPLE, STEPS, TILE, Tiling
 from uid.families.deblurdiff.model import Branch, Coefficients, DeblurDiff
 from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, DEFAULT_PROMPT, tokens
+from uid.families.index import Rules, run_rules
 from uid.runtime.schedule import coefficients
 
 FAMILY = "deblurdiff"
@@ -105,18 +106,16 @@ class DeblurDiffFamily(Family):
         """The published model's."""
         return index_of("deblurdiff", trained=True)
 
+    def rules(self, index: Mapping[str, Any]) -> Rules:
+        """Of what the published model has: its sampler, its sizes, its prompts and modes."""
+        config = index.get("config", "deblurdiff")
+        min_side = CONFIGS[config].min_side if isinstance(config, str) and config in CONFIGS else SIZE_MULTIPLE
+        own = {"config": one_of(list(CONFIGS)), "prompt": TEXT, "negative_prompt": TEXT, "modes": MODES_RULE}
+        return own | run_rules(SCHEDULE, SIZE_MULTIPLE, min_side)
+
     def load(self, folder: Path, *, allow_pickle: bool = False) -> DeblurDiffModel:
         """Load a checkpoint; a pickled file is always read with ``weights_only=True``."""
         index = index_of("deblurdiff", trained=True) | registry.read_index(folder)
-        for key in ("config", "prompt", "negative_prompt"):
-            registry.check_entry(index, key, str, folder / registry.INDEX)
-        check_modes(index["modes"], folder / registry.INDEX)
-        if index["config"] not in CONFIGS:
-            raise CheckpointError(
-                f"{folder / registry.INDEX} has config {index['config']!r}; expected one of {', '.join(CONFIGS)}"
-            )
-        if index["steps"] < 2:
-            raise CheckpointError(f"{folder / registry.INDEX} has {index['steps']} steps; expected 2 or more")
         config = CONFIGS[index["config"]]
         vocabulary = config.text_encoder["vocab_size"]
         ids = [tokens(index[key], folder, vocabulary) for key in ("negative_prompt", "prompt")]
@@ -142,11 +141,13 @@ class DeblurDiffFamily(Family):
         write_index(folder, index_of(config, trained=False))
 
 
-def check_modes(names: Any, file: Path) -> None:
-    """Raise ``CheckpointError`` unless these are modes that a bundle can have, each once."""
+def are_modes(names: Any) -> bool:
+    """Whether these are modes that a bundle can have, each once."""
     known = list(components.MODES)
-    if not isinstance(names, list) or not names or any(name not in known or names.count(name) > 1 for name in names):
-        raise CheckpointError(f"{file} has {names!r} for 'modes'; expected a list of some of {', '.join(known)}")
+    return isinstance(names, list) and bool(names) and all(name in known and names.count(name) == 1 for name in names)
+
+
+MODES_RULE = Rule(f"a list of some of {', '.join(components.MODES)}", are_modes)
 
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:

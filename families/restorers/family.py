@@ -15,12 +15,11 @@ from uid.bundles.wiring import mode_of
 from uid.errors import CheckpointError
 from uid.families.contract import ExportComponent, Family, Model, Noises
 from uid.families.restorers import fftformer, nafnet, restormer
-from uid.families.weights import misfits, read_weights
+from uid.families.weight_files import read_weights
+from uid.families.weights import listed, misfits, not_finite
 
 FAMILY = "restorer"
 TILE, WHOLE = 1024, 4096  # sides in pixels of the tiles of spandrel's networks: of those that tiles harm the latter
-NESTED = ("params_ema", "params", "state_dict")  # keys that files of restorers put their weights under
-PARALLEL = "module."  # in front of every name, where the weights were saved from a network on several GPUs
 NAME = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -60,10 +59,10 @@ class RestorerGraph(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image -> output."""
+        """Image -> output. What is infinite becomes NaN: clipped, an overflow would look like white or black."""
         dtype = next(self.network.parameters()).dtype
         output: Tensor = self.network(image.to(dtype)).float()
-        return output.clamp(0.0, 1.0)
+        return output.clamp(0.0, 1.0) + 0.0 * output
 
 
 class RestorerModel(Model):
@@ -106,9 +105,7 @@ class RestorerFamily(Family):
 
     def load(self, folder: Path, *, allow_pickle: bool = False) -> RestorerModel:
         """Load a file; a pickled one is always read with ``weights_only=True``."""
-        weights = read_weights(folder, NESTED)
-        if all(key.startswith(PARALLEL) for key in weights):
-            weights = {key.removeprefix(PARALLEL): value for key, value in weights.items()}
+        weights = read_weights(folder)
         restorer = by_hand(weights, folder) or by_spandrel(weights, folder)
         return RestorerModel(restorer, NAME.sub("-", folder.stem).strip("-")[:64] or restorer.architecture)
 
@@ -137,7 +134,7 @@ def loaded(architecture: Architecture, config: Any, weights: Mapping[str, Tensor
     try:
         with torch.device("meta"):
             network = architecture.network(config)
-    except CheckpointError as error:
+    except Exception as error:  # what sizes make torch raise has no common class
         raise CheckpointError(f"{whole}: {error}; get the file again") from error
     faults = misfits(weights, {key: tuple(value.shape) for key, value in network.state_dict().items()})
     if faults:
@@ -155,6 +152,8 @@ def by_spandrel(weights: Mapping[str, Tensor], file: Path) -> Restorer:
             f"{file} is no {', '.join(one.name for one in ARCHITECTURES)}, and other architectures need the spandrel "
             f"library ({error}); pip install spandrel"
         ) from error
+    if broken := not_finite(weights):
+        raise CheckpointError(f"{file} has NaN or infinity in {listed(broken)}; get the file again")
     try:
         found = ModelLoader().load_from_state_dict(dict(weights))
     except UnsupportedModelError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from uid.errors import CheckpointError
 from uid.families.restorers.layers import ChannelNorm, numbers, size
 
 EPSILON = 1e-6  # of the normalisations
@@ -62,6 +63,8 @@ class NAFNet(nn.Module):
     def __init__(self, config: NAFNetConfig) -> None:
         super().__init__()
         width, levels = config.width, len(config.encoders)
+        if len(config.decoders) != levels:
+            raise CheckpointError(f"it has {levels} levels of encoders and {len(config.decoders)} of decoders")
         self.size_multiple = 2**levels
         self.intro = nn.Conv2d(config.channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, config.channels, 3, padding=1)

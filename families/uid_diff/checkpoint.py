@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel
 
-from uid.bundles.declarations import COLOUR_FIXES, NO_COLOUR_FIX
+from uid.bundles.declarations import NO_COLOUR_FIX
 from uid.bundles.files import written_whole
 from uid.bundles.names import KEY
 from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
@@ -41,6 +41,12 @@ FAMILY = "uid-diff"
 SIZES = re.compile(r"^num_|_size$|^layers_per_block$|^queries$")
 LARGEST_SIZE = 1 << 22
 LARGEST_INDEX = 1 << 24  # bytes of an index of sharded weights
+
+WHOLE_TOKENIZER = "tokenizer.json"  # in place of the others
+TOKENIZER_FILES: dict[type[Any], tuple[str, ...]] = {
+    CLIPTokenizer: ("vocab.json", "merges.txt"),
+    BertTokenizer: ("vocab.txt",),
+}
 
 MODULES: dict[str, type[Any]] = {
     "image_encoder": CLIPVisionModel,
@@ -64,8 +70,9 @@ def load(folder: Path, *, allow_pickle: bool = False) -> UIDDiff:
     """
     check_family(folder)
     modules = {name: load_module(folder / name, cls, allow_pickle) for name, cls in MODULES.items()}
-    tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer)
-    bert = load_tokenizer(folder / "qformer_tokenizer", BertTokenizer)
+    vocabularies = [modules[name].config.vocab_size for name in ("text_encoder", "structure_extractor")]
+    tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer, vocabularies[0])
+    bert = load_tokenizer(folder / "qformer_tokenizer", BertTokenizer, vocabularies[1])
     return UIDDiff(
         **modules,
         tokenizer=tokenizer,
@@ -80,9 +87,7 @@ def check_family(folder: Path) -> dict[str, Any]:
     index = read_index(folder)
     if index["family"] != FAMILY:
         raise CheckpointError(f"{folder / INDEX} says family {index['family']!r}; expected {FAMILY!r}")
-    if index.setdefault("colour_fix", NO_COLOUR_FIX) not in COLOUR_FIXES:
-        known = ", ".join(COLOUR_FIXES)
-        raise CheckpointError(f"{folder / INDEX} has {index['colour_fix']!r} for 'colour_fix'; expected one of {known}")
+    index.setdefault("colour_fix", NO_COLOUR_FIX)
     return index
 
 
@@ -162,17 +167,26 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
         raise CheckpointError(f"cannot load {folder}: {type(error).__name__}: {error}") from error
 
 
-def load_tokenizer(folder: Path, cls: type[Any]) -> Any:
-    """A tokenizer from its subfolder."""
+def load_tokenizer(folder: Path, cls: type[Any], vocabulary: int) -> Any:
+    """A tokenizer from its subfolder, with ids below the size of the vocabulary of the network that reads them."""
     if not folder.is_dir():
         raise CheckpointError(f"the checkpoint lacks its {folder.name}/ folder: expected at {folder}")
+    if not (folder / WHOLE_TOKENIZER).is_file():
+        for needed in TOKENIZER_FILES[cls]:
+            component_folder(folder, needed)
     try:
         tokenizer = cls.from_pretrained(folder)
         words = set(tokenizer(" structure blur").input_ids) - set(tokenizer.all_special_ids)
+        largest = max(tokenizer.get_vocab().values(), default=0)
     except Exception as error:  # what a vocabulary makes the libraries raise has no common class
         raise CheckpointError(f"cannot load {folder}: {type(error).__name__}: {error}") from error
     if not words:
         raise CheckpointError(f"{folder} has a tokenizer that knows no word of 'structure blur'; get its files again")
+    if largest >= vocabulary:
+        raise CheckpointError(
+            f"{folder} has a tokenizer with ids up to {largest}; expected {vocabulary - 1} at most, as the network has "
+            "that reads them: get the tokenizer that belongs to it"
+        )
     return tokenizer
 
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uid.bundles.declarations import DDIM, Mode
+from uid.bundles.declarations import COLOUR_FIXES, DDIM, Mode
 from uid.bundles.tensors import STATE
+from uid.bundles.values import one_of
 from uid.families.contract import ExportComponent, Family, Model, Noises
+from uid.families.index import REQUIRED, Rules
 from uid.families.uid_diff import checkpoint, components
 from uid.families.uid_diff.components import PROMPTS
 from uid.families.uid_diff.model import Conditions, UIDDiff
@@ -91,6 +93,12 @@ class UIDDiffModel(Model):
 
 class UIDDiffFamily(Family):
     """Checkpoints of UID-Diff, folders in the diffusers layout."""
+
+    required = (*REQUIRED, "steps", "guidance")
+
+    def rules(self, index: Mapping[str, Any]) -> Rules:
+        """Of the colour fix."""
+        return {"colour_fix": one_of(COLOUR_FIXES)}
 
     def load(self, folder: Path, *, allow_pickle: bool = False) -> UIDDiffModel:
         """Load a checkpoint."""

@@ -6,7 +6,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402  (torch is there)
+from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 from torch import Tensor  # noqa: E402
+from transformers import CLIPTokenizer  # noqa: E402
 
 from uid.errors import CheckpointError  # noqa: E402
 from uid.families import registry  # noqa: E402
@@ -24,7 +26,7 @@ from uid.families.deblurdiff.configs import CONFIGS, SCHEDULE, Tiling, text_enco
 from uid.families.deblurdiff.family import index_of  # noqa: E402
 from uid.families.deblurdiff.model import Branch, Coefficients, DeblurDiff  # noqa: E402
 from uid.families.deblurdiff.networks import adaptive_convolution  # noqa: E402
-from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, tokens  # noqa: E402
+from uid.families.deblurdiff.text import DEFAULT_NEGATIVE, cleaned, tokens  # noqa: E402
 from uid.runtime.colour import colour_fixed  # noqa: E402
 from uid.runtime.pixels import like, pad, planes, to_float  # noqa: E402
 from uid.runtime.schedule import coefficients  # noqa: E402
@@ -219,12 +221,14 @@ def test_a_folder_has_the_index_that_convert_writes(tmp_path: Path) -> None:
     shutil.copyfile(FIXTURE / "weights.safetensors", folder / "model.safetensors")
     whole = index_of("deblurdiff-tiny", trained=False)
     for change, message in (
-        ({"config": "large"}, "has config 'large'; expected one of deblurdiff, deblurdiff-tiny"),
+        ({"config": "large"}, "has 'large' for 'config'; expected one of deblurdiff, deblurdiff-tiny"),
         ({"prompt": 5}, "has 5 for 'prompt'; expected text"),
-        ({"steps": 1}, "has 1 steps; expected 2 or more"),
-        ({"steps": "50"}, "has '50' for 'steps'; expected a whole number, 1 or more"),
+        ({"steps": 1}, "has 1 for 'steps'; expected a whole number, 2 to 1000"),
+        ({"steps": "50"}, "has '50' for 'steps'; expected a whole number, 2 to 1000"),
         ({"tile": None}, "has None for 'tile'; expected a whole number"),
-        ({"name": 3}, "has 3 for 'name'; expected text"),
+        ({"tile": 64}, "has 64 for 'tile'; expected a whole number, 128 to 65536"),
+        ({"negativ_prompt": "x"}, "the unknown key 'negativ_prompt'; .* did you mean 'negative_prompt'"),
+        ({"name": 3}, "has 3 for 'name'; expected at most 64 ASCII letters"),
         ({"prompt": "a sharp photo"}, "needs the tokenizer's files"),
     ):
         (folder / "model_index.json").write_text(json.dumps(whole | change))
@@ -237,6 +241,89 @@ def test_prompts_have_the_originals_tokens() -> None:
     assert known[:4] == [49406, 1042, 3027, 267]
     assert known[16:] == [28063, 49407, *[0] * 59]
     assert tokens("", Path(), 49408)[0].tolist() == [49406, 49407, *[0] * 75]
+
+
+@pytest.mark.parametrize("prompt", ["  ", "", "\n"])
+def test_a_prompt_of_spaces_is_the_empty_one(prompt: str) -> None:
+    assert torch.equal(tokens(prompt, Path(), 49408), tokens("", Path(), 49408))
+
+
+def test_a_prompt_is_cleaned_as_openclip_does() -> None:
+    assert cleaned("  A &amp;amp; B\n\tÉ ") == "a & b é"
+    shouted = f" {DEFAULT_NEGATIVE.upper()} ".replace(" ", "  ")
+    assert torch.equal(tokens(shouted, Path(), 49408), tokens(DEFAULT_NEGATIVE, Path(), 49408))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of a tokenizer of the published size: the merges of a few words, and of other pairs."""
+    own = ["s h", "sh a", "sha r", "shar p</w>", "p h", "ph o", "pho t", "phot o</w>"]
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters)]
+    pairs = [f"{first} {second}" for first in letters for second in words]
+    merges = list({line.replace(" ", ""): line for line in [*own, *pairs]}.values())[: 49408 - 514]
+    words += [*(line.replace(" ", "") for line in merges), "<|startoftext|>", "<|endoftext|>"]
+    folder = tmp_path_factory.mktemp("model") / "tokenizer"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("prompt", ["a sharp photo", "it's 42!!", "日本 é", "<|endoftext|>"])
+def test_other_prompts_have_the_tokens_of_transformers(tokenizer: Path, prompt: str) -> None:
+    words = json.loads((tokenizer / "vocab.json").read_text())
+    merges = [tuple(line.split()) for line in (tokenizer / "merges.txt").read_text().split("\n")[1:-1]]
+    known = CLIPTokenizer(vocab=words, merges=merges)(prompt, add_special_tokens=False, split_special_tokens=True)
+    found = tokens(prompt, tokenizer.parent, 49408)[0].tolist()
+    assert found == [49406, *known.input_ids, 49407, *[0] * (75 - len(known.input_ids))]
+    assert tokens(prompt, tokenizer.parent, 512)[0].tolist() == [one % 512 for one in found]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("vocab.json", None, r"lacks vocab\.json;"),
+        ("merges.txt", None, r"lacks merges\.txt;"),
+        ("vocab.json", lambda text: text[:-9], r"cannot read .*vocab\.json"),
+        ("vocab.json", lambda text: "[1]", "has 0 words; expected 49408"),
+        ("vocab.json", lambda text: '{"a": 0, "b": 1}', "has 2 words; expected 49408"),
+        ("vocab.json", lambda text: text.replace(": 49407}", ": 49408}"), "with the ids 0 to 49407"),
+        ("vocab.json", lambda text: text.replace(": 7,", ': "7",'), "with the ids 0 to 49407"),
+        ("vocab.json", lambda text: text.replace("<|endoftext|>", "<eos>"), "no start and end of text"),
+        ("vocab.json", lambda text: text.replace('"sharp</w>"', '"other</w>"'), "1 merges of words that vocab.json"),
+        ("merges.txt", lambda text: text[: len(text) // 2], r"merges\.txt has \d+ merges; expected 48894"),
+        ("merges.txt", lambda text: "", r"merges\.txt has 1 merges; expected 48894"),
+        ("merges.txt", lambda text: text.replace("s h\n", "s h x\n", 1), "1 merges of words that vocab.json"),
+    ],
+)
+def test_wrong_files_of_a_tokenizer_are_named(
+    tokenizer: Path, tmp_path: Path, file: str, change: Callable[[str], str] | None, message: str
+) -> None:
+    folder = Path(shutil.copytree(tokenizer, tmp_path / "tokenizer"))
+    if change is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(change((folder / file).read_text()))
+    with pytest.raises(CheckpointError, match=message):
+        tokens("a sharp photo", tmp_path, 49408)
+
+
+def test_only_the_last_layer_and_the_head_may_be_there_beside_what_is_used() -> None:
+    tower = "clip.model."
+    full = checkpoint.unused(CONFIGS["deblurdiff"])
+    assert len(full) == 14
+    assert full[f"{tower}transformer.resblocks.23.mlp.c_fc.weight"] == (4096, 1024)
+    assert full[f"{tower}text_projection"] == (1024, 1024)
+    whole = weights()
+    assert set(checkpoint.unused(CONFIG)) < set(whole)
+    broken = {key: torch.full_like(whole[key], torch.nan) for key in checkpoint.unused(CONFIG)}
+    checkpoint.loaded(CONFIG, whole | broken, "file")
+    for key in ("transformer.resblocks.3.ln_1.weight", "transformer.resblocks.0.foo", "visual.proj"):
+        with pytest.raises(CheckpointError, match=f"has unknown {tower}{key}"):
+            checkpoint.loaded(CONFIG, whole | {f"{tower}{key}": torch.zeros(32)}, "file")
+    with pytest.raises(CheckpointError, match=r"ln_1\.weight \[3\] for \[32\]"):
+        checkpoint.loaded(CONFIG, whole | {f"{tower}transformer.resblocks.2.ln_1.weight": torch.zeros(3)}, "file")
 
 
 def test_what_is_missing_extra_misshapen_or_broken_is_named() -> None:

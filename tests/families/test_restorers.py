@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402  (torch is there)
 
 from uid.bundles.manifest import read_bundle  # noqa: E402
-from uid.errors import CheckpointError  # noqa: E402
+from uid.engines import create  # noqa: E402
+from uid.errors import CheckpointError, ParityError  # noqa: E402
+from uid.export import validate  # noqa: E402
+from uid.export.bundle import export_bundle  # noqa: E402
 from uid.export.cli import main  # noqa: E402
+from uid.export.validate import Parity  # noqa: E402
 from uid.families import registry  # noqa: E402
 from uid.families.restorers.fftformer import FFTformer, FFTformerConfig  # noqa: E402
 from uid.families.restorers.nafnet import NAFNet, NAFNetConfig  # noqa: E402
@@ -118,6 +123,49 @@ def test_weights_of_every_precision_are_read_to_float32(tmp_path: Path, network:
         read = registry.load(tmp_path / file, family="restorer").module.state_dict()
         assert all(weight.dtype == torch.float32 for weight in read.values())
         assert all(torch.equal(read[key], weight.float()) for key, weight in stored.items())
+
+
+def small_nafnet() -> Any:
+    """A seeded random NAFNet, with normalisations near one."""
+    network = NAFNet(NAFNetConfig(4, (1,), 1, (1,)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) / max(1, weight[0].numel()) ** 0.5 * 0.5)
+    return network
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("bias", [1e5, -1e5])
+def test_an_overflow_is_seen_although_outputs_are_clipped(tmp_path: Path, bias: float, precision: str) -> None:
+    weights = small_nafnet().state_dict()
+    weights["ending.bias"] += bias  # in float16 it is infinite; clipped, that is the white or black of float32
+    torch.save(weights, tmp_path / "file.pth")
+
+    def export() -> list[Parity]:
+        return export_bundle(
+            tmp_path / "file.pth", tmp_path / "out", family="restorer", precision=precision, report=lambda line: None
+        )
+
+    if precision == "fp32":
+        assert export()[-1].error == 0
+    else:
+        with pytest.raises(ParityError, match="'output' differs from PyTorch by inf"):
+            export()
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_float16_image_is_judged(tmp_path: Path) -> None:
+    torch.save(small_nafnet().state_dict(), tmp_path / "file.pth")
+    found = export_bundle(
+        tmp_path / "file.pth", tmp_path / "out", family="restorer", precision="fp16", report=lambda line: None
+    )
+    assert (found[-1].name, found[-1].tolerance) == ("deblur image", 5e-2)
+    model = registry.load(tmp_path / "file.pth", family="restorer")
+    case = validate.image_case(model, model.components("fp32"), 0, 1.0)
+    wrong = replace(case, results={"deblur": case.results["deblur"] + 0.1})
+    with pytest.raises(ParityError, match=r"the deblur image differs .* of its values; tolerance 13/255"):
+        validate.check_image(read_bundle(tmp_path / "out"), create("onnxruntime"), wrong)
 
 
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path: Path, network: Any) -> None:

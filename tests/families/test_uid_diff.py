@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,29 @@ def test_broken_checkpoints_say_what_is_wrong(tiny_checkpoint: Path, tmp_path: P
         checkpoint.load(folder)
     (folder / "unet" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"adapter|unet/config.json"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer/vocab.json", None, "lacks tokenizer/vocab.json"),
+        ("tokenizer/merges.txt", None, "lacks tokenizer/merges.txt"),
+        ("qformer_tokenizer/vocab.txt", None, "lacks qformer_tokenizer/vocab.txt"),
+        ("tokenizer/vocab.json", lambda text: text[:-9], r"cannot load .*tokenizer"),
+        ("tokenizer/vocab.json", lambda text: text.replace(": 513}", ": 514}"), "ids up to 514; expected 513 at most"),
+        ("qformer_tokenizer/vocab.txt", lambda text: text + "x\n" * 9 + "y\n", "ids up to 68; expected 63 at most"),
+    ],
+)
+def test_wrong_files_of_a_tokenizer_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, file: str, change: Callable[[str], str] | None, message: str
+) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    text = (folder / file).read_text()
+    (folder / file).unlink()
+    if change is not None:
+        (folder / file).write_text(change(text))
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(folder)
 
 

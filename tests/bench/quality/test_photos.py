@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from declared import INVERT, make_bundle
 
 from uid.bench.cli import main
 from uid.bench.quality import photos as quality
-from uid.bench.quality.methods import BlurCase, richardson_lucy, unsharp_mask
+from uid.bench.quality.methods import BlurCase, options_of_each, richardson_lucy, unsharp_mask
 from uid.bench.quality.photos import BORDER, QualityRow, cases, compare, held_out, summarise
 from uid.bundles.declarations import built_in
+from uid.bundles.manifest import read_bundle
 from uid.errors import InputError
 from uid.runtime import Options, load
 from uid.train.blur import KERNELS, UNKNOWN_KERNELS, RgbImage, degrade
@@ -207,6 +209,28 @@ def test_bundles_are_compared_on_the_same_cases(tmp_path: Path) -> None:
     assert own == others
     assert rows[0]["others"]["twin"]["bundle"] == "edge"
     assert " twin " in result.output
+
+
+def test_a_bundle_without_a_loop_is_compared_with_one_that_has_steps(tmp_path: Path) -> None:
+    without, output = make_bundle(tmp_path / "plain", INVERT, {}), tmp_path / "rows.jsonl"
+    words = ["quality", "--photo", "chelsea", "--steps", "2", "--transforms", "1"]
+    for first, second in ((built_in(), without), (without, built_in())):
+        result = CliRunner().invoke(main, [*words, "-m", str(first), "-m", str(second), "-o", str(output)])
+        assert result.exit_code == 0, result.output
+        row = json.loads(output.read_text().splitlines()[0])
+        (other,) = row["others"].values()
+        assert {row["bundle"]: row["steps"], other["bundle"]: other["steps"]} == {"edge": 2, "toy": None}
+        output.unlink()
+    alone = CliRunner().invoke(main, [*words, "-m", str(without)])
+    assert alone.exit_code == 1
+    assert "has no denoising steps; leave steps out" in alone.output
+
+
+@pytest.mark.parametrize("given", [{"steps": 3}, {"guidance": 2.0}])
+def test_an_option_that_no_bundle_has_is_refused(tmp_path: Path, given: dict[str, float]) -> None:
+    bundle = read_bundle(make_bundle(tmp_path / "plain", INVERT, {}))
+    with pytest.raises(InputError, match=r"has no denoising steps|was exported without guidance"):
+        options_of_each(Options(**given), [bundle, bundle])
 
 
 def test_wrong_use_is_told_and_leaves_nothing(tmp_path: Path) -> None:
