@@ -185,6 +185,7 @@ def test_a_step_that_the_bundle_does_not_take_is_refused(tiny_bundle: Path) -> N
         check(read_bundle(tiny_bundle), MADE, step=31)
 
 
+@pytest.mark.long
 def test_memory_is_told_before_and_held_against_what_is_free(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_flops_are_those_that_torch_counts(tiny_model: UIDDiff, tiny_bundle: Pat
     }
 
 
+@pytest.mark.long
 def test_runners_in_turn_against_the_reference(tiny_bundle: Path, tiny_checkpoint: Path, served: str) -> None:
     lines: list[str] = []
     choice = Choice(tiny_checkpoint, ["onnxruntime"], sizes=[(16, 22)], steps=[2], threads=1)
@@ -201,6 +202,7 @@ def test_rows_of_a_run_that_is_cut_off_are_there(tiny_bundle: Path, tmp_path: Pa
     assert {row.flop_ceiling for row in found} == {0.0}
 
 
+@pytest.mark.long
 def test_images_are_compared_with_a_stored_oracle(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     oracle, rows = tmp_path / "oracle.npz", tmp_path / "rows.jsonl"
     common = ["--checkpoint", str(tiny_checkpoint), "--size", "16x24", "--steps", "2"]

@@ -214,6 +214,7 @@ def test_every_component_of_edge_is_tested(edge: Bundle) -> None:
     assert set(COMPONENTS) == set(edge.components)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "component"), [("512", "step"), *SLOW])
 def test_every_profile_of_edge_is_covered(
     name: str, component: str, edge: Bundle, library: Library, tmp_path: Path

@@ -7,6 +7,7 @@ import pytest
 from kill_runs import faults
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_dozen_kills_leave_no_fault(tmp_path: Path) -> None:
     numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]

@@ -152,6 +152,7 @@ def test_a_run_that_died_as_it_ended_leaves_nothing_to_a_next_one(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("name", ["out.mp4", "frames"])
 def test_a_dozen_kills(tmp_path: Path, clip: Path, name: str) -> None:
