@@ -22,7 +22,8 @@ class ChannelNorm(nn.Module):
         if self.bias is None:
             return self.divided(x)
         # Channels last and back: engines have this as one operator, several times as fast as its parts.
-        last = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.epsilon)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # what is normalised may stay float32
+        last = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, self.epsilon)
         return last.permute(0, 3, 1, 2)
 
     def divided(self, x: Tensor) -> Tensor:

@@ -158,6 +158,13 @@ def test_an_overflow_is_seen_although_outputs_are_clipped(tmp_path: Path, bias: 
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
+def test_every_network_is_exported_in_float16(weights: Path, tmp_path: Path) -> None:
+    found = export_bundle(weights, tmp_path / "half", family="restorer", precision="fp16", report=lambda line: None)
+    assert found[-1].name == "deblur image"
+    assert read_bundle(tmp_path / "half").precision == "fp16"
+
+
 def test_a_float16_image_is_judged(tmp_path: Path) -> None:
     torch.save(small_nafnet().state_dict(), tmp_path / "file.pth")
     found = export_bundle(
