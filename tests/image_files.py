@@ -1,5 +1,6 @@
 """Images and files of images that tests make: drawn by program, some of them tag by tag."""
 
+import base64
 import io
 import struct
 import zlib
@@ -88,3 +89,12 @@ def grey_profile(gamma: float) -> bytes:
     )
     body = head.ljust(128, b"\0") + tags + white + curve + b"\0\0"
     return struct.pack(">I", len(body)) + body[4:]
+
+
+# 64 x 64 pixels of grey in 10 bits, as no library here writes it without FFmpeg.
+AVIF_OF_10_BITS = base64.b64decode(
+    "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUIAAAD5bWV0YQAAAAAAAAAvaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAFBpY3R1cm"
+    "VIYW5kbGVyAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAASEAAAAdAAAAKGlpbmYAAAAAAAEAAAAaaW5mZQIAAAAAAQAA"
+    "YXYwMUNvbG9yAAAAAGppcHJwAAAAS2lwY28AAAAUaXNwZQAAAAAAAABAAAAAQAAAABBwaXhpAAAAAAMKCgoAAAAMYXYxQ4EATAAAAAATY29scm"
+    "5jbHgAAgACAAIAAAAAF2lwbWEAAAAAAAAAAQABBAECgwQAAAAlbWRhdAoKAAAAAq//jV84CDIPEAC6AgssUUEAAAgH7k4w"
+)

@@ -20,6 +20,7 @@ from uid.runtime.media.reading import Content, Reading, with_channels
 
 OPENERS: dict[str, type[ImageFile.ImageFile]] = {"webp": WebPImageFile, "bmp": BmpImageFile, "avif": AvifImageFile}
 PLUGINS = {"heic": ("pillow_heif", "HEIC"), "jxl": ("pillow_jxl", "JPEG XL")}
+SEARCHED = 1 << 16  # bytes, in which the boxes that describe an image lie
 OPTIONS: dict[str, dict[str, Any]] = {
     "webp": {"lossless": True, "exact": True},  # exact: colours under full transparency are kept too
     "bmp": {},
@@ -40,6 +41,8 @@ def decode(data: bytes, reading: Reading, format: str) -> Content:
     reading.check_size(*image.size)
     if getattr(image, "is_animated", False):
         raise reading.unusual("it holds several frames or pages", "extract the one you want as an image of its own")
+    if format == "avif" and (depth := _avif_depth(data)) > 8:
+        reading.warn(f"its samples have {depth} bits, and are read as 8")
     return _loaded(image, turned=format == "jxl")
 
 
@@ -81,6 +84,13 @@ def _samples(image: Image.Image) -> Samples:
     return with_channels(
         np.asarray(image.convert(("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")))
     )
+
+
+def _avif_depth(data: bytes) -> int:
+    """Bits of a sample, as the decoder's configuration (av1C) states them: Pillow gives 8 of them."""
+    at = data.find(b"av1C", 0, SEARCHED)
+    flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
 
 
 def _check_webp(data: bytes, reading: Reading) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from image_files import HEIGHT, RNG, WIDTH, chunk, picture, png, saved, tiff
+from image_files import AVIF_OF_10_BITS, HEIGHT, RNG, WIDTH, chunk, picture, png, saved, tiff
 from PIL import Image, ImageCms
 
 from uid.runtime.media.decode import read_image
@@ -280,3 +280,11 @@ def test_content_decides_whatever_the_suffix(tmp_path):
     path.write_bytes(encode_image(picture(), "jpeg"))
     assert read_image(path).format == "jpeg"
     assert read_image(png(1, 1, zlib.compress(bytes(4)))).format == "png"
+
+
+def test_an_avif_of_more_bits_is_read_with_a_word():
+    image = read_image(AVIF_OF_10_BITS)
+    assert image.pixels.shape == (64, 64, 3)
+    assert image.pixels.dtype == np.uint8
+    assert image.warnings == ("its samples have 10 bits, and are read as 8",)
+    assert read_image(saved(Image.new("RGB", (64, 64), "teal"), "AVIF")).warnings == ()
