@@ -116,6 +116,7 @@ def test_bfloat16_is_as_accurate_at_timesteps_that_it_cannot_represent(bundle: B
     assert max(errors.values()) < 1.2 * errors[512], errors
 
 
+@pytest.mark.long
 def test_images_agree_with_onnxruntime(bundle: Bundle) -> None:
     tested, reference = (Pipeline(bundle, engines.create(name, threads=1)) for name in ("openvino", "onnxruntime"))
     blur, options = noise(20, 28, 1), Options(mode="blur-transfer", steps=2, seed=3)

@@ -165,6 +165,7 @@ def test_every_network_is_exported_in_float16(weights: Path, tmp_path: Path) -> 
     assert read_bundle(tmp_path / "half").precision == "fp16"
 
 
+@pytest.mark.long
 def test_a_float16_image_is_judged(tmp_path: Path) -> None:
     torch.save(small_nafnet().state_dict(), tmp_path / "file.pth")
     found = export_bundle(

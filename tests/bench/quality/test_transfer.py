@@ -14,6 +14,7 @@ from uid.bench.quality.transfer import STRENGTHS, measure, sheet
 from uid.runtime import Options, load
 
 
+@pytest.mark.long
 def test_each_photo_is_held_against_itself_under_the_same_kernel() -> None:
     photos = {name: photo[:256, :256] for name, photo in held_out(["rocket", "coffee"]).items()}
     made = list(measure(load(), Options(mode="blur-transfer", transforms=1), photos))
@@ -34,6 +35,7 @@ def test_each_photo_is_held_against_itself_under_the_same_kernel() -> None:
     assert sheet(made).shape == (2 * (20 + 256), 4 * 256, 3)
 
 
+@pytest.mark.long
 def test_command_line_writes_rows_and_sheet(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uid.bench.quality.transfer.STRENGTHS", (3.0,))  # 30 steps each
     rows, picture = tmp_path / "rows.jsonl", tmp_path / "sheet.png"

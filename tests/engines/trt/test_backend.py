@@ -69,6 +69,7 @@ def test_a_size_is_built_once_and_then_reused(pick: Any, bundle: Bundle) -> None
     assert pick("decoder", 64, 128) == (path, [])
 
 
+@pytest.mark.long
 def test_the_engine_with_the_nearest_optimum_is_used(pick: Any, bundle: Bundle, library: Library) -> None:
     def prebuilt(*profiles: Profile) -> Path:
         part = bundle.components["decoder"]
@@ -119,6 +120,7 @@ def test_a_damaged_engine_is_built_again_and_reported(pick: Any) -> None:
     assert "building" in pick("blur", 64, 64, blur_height=16, blur_width=16)[1][0]
 
 
+@pytest.mark.long
 def test_a_build_that_runs_out_of_memory_has_an_error_of_its_own(pick: Any) -> None:
     """So tile="auto" can halve its tiles."""
     with pytest.raises(OutOfMemoryError, match=r"cannot build step\.onnx .*OutOfMemory \(Requested size was"):
