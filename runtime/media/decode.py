@@ -103,7 +103,7 @@ def _libraries(label: str) -> Iterator[None]:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is checked before
         try:
             yield
-        except UIDError:
+        except (UIDError, ImportError):  # a library that is missing says nothing about the file
             raise
         except MemoryError as error:
             raise InputError(f"{label} takes more memory than there is; shrink it, or close other programs") from error
