@@ -28,6 +28,8 @@ _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
 }
+_SYSTEM = {Path("/dev"), Path("/proc")}
+LINKS = 40  # as many as Linux follows
 _own: set[tuple[int, Path]] = set()  # process and path of what is being written
 _swept: set[str] = set()  # folders from which this process has removed the leftovers of others
 
@@ -74,12 +76,27 @@ def check_replaceable(destination: Path) -> None:
 
 
 def not_a_file(path: Path) -> str | None:
-    """What lies at ``path``, links followed, in words; None: a regular file, or nothing that can be looked at."""
+    """What lies at ``path``, links followed, in words; None: a regular file, or nothing that can be looked at.
+
+    A link by way of /dev or /proc, as /dev/stdout is, stands for an open file: to replace it would take it from all.
+    """
+    if any(step.is_symlink() and _SYSTEM & {*step.parents} for step in _steps(path)):
+        return "a name of an open file"
     try:
         mode = path.stat().st_mode
     except OSError:
         return None
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def _steps(path: Path) -> Iterator[Path]:
+    """A path, and those that it leads to where it is a link, and so on."""
+    for _ in range(LINKS):
+        path = Path(os.path.abspath(path))  # noqa: PTH100  (Path.resolve would follow all links at once)
+        yield path
+        if not path.is_symlink():
+            return
+        path = path.parent / path.readlink()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from uid.errors import InputError, OutOfMemoryError, OutputError
 from uid.serve.queue import NoPlaceError
-from uid.serve.work import Answer
+from uid.serve.work import Answer, BadOptionError
 
 
 class RefusedError(Exception):
@@ -32,6 +32,8 @@ def refusal(error: BaseException) -> RefusedError:
     if isinstance(error, NoPlaceError):
         code = "stopping" if error.draining else "queue_full"
         return RefusedError(503 if error.draining else 429, f"{error}; try again later", code, seconds=error.seconds)
+    if isinstance(error, BadOptionError):
+        return RefusedError(400, str(error), "bad_option", error.option)
     if isinstance(error, InputError | OutputError):
         return RefusedError(422, str(error), "bad_image", error.option)
     if isinstance(error, MemoryError | OutOfMemoryError):

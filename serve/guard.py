@@ -76,7 +76,8 @@ def check_allowed(scope: Scope, settings: ServeSettings) -> None:
     headers = Headers(scope=scope)
     if settings.token is not None:
         kind, _, given = headers.get("authorization", "").partition(" ")
-        right = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), settings.token.encode())
+        sent = given.strip().encode("latin-1")  # which is how the header was decoded
+        right = kind.lower() == "bearer" and hmac.compare_digest(sent, settings.token.encode())
         if not right and scope["path"] not in OPEN:
             raise RefusedError(401, "this server wants its token: Authorization: Bearer TOKEN", "unauthorized")
         return
@@ -86,5 +87,13 @@ def check_allowed(scope: Scope, settings: ServeSettings) -> None:
     if settings.hosts is not None and name.lower() not in settings.hosts:
         told = f"this server is not called {name[:100]!r}; ask it as {settings.hosts[0]}"
         raise RefusedError(421, told, "wrong_host")
-    if headers.get("sec-fetch-site") == "cross-site" and scope["method"] == "POST":
+    if scope["method"] == "POST" and _is_foreign(headers, host):
         raise RefusedError(403, "a page of another site asks, which a server without a token refuses", "cross_site")
+
+
+def _is_foreign(headers: Headers, host: str) -> bool:
+    """Whether a page of another site sends a request: by what browsers say, the older ones in Origin alone."""
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
+    origin = headers.get("origin")
+    return origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())

@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from uid.errors import InputError
 from uid.runtime.app.outputs import shown_beside
 from uid.runtime.media.decode import read_image
 from uid.runtime.media.encode import Encoding, check_writable, encode_image, not_carried
 from uid.runtime.media.formats import MAX_PIXELS, DecodedImage
 from uid.runtime.options import Options, Result
 from uid.runtime.pipeline import Pipeline
+
+
+class BadOptionError(InputError):
+    """Options that the bundle cannot do."""
 
 
 class AbandonedError(Exception):
@@ -75,7 +80,10 @@ def sharpened(job: Job, pipeline: Pipeline) -> Answer:
     """
     job.check()
     started = time.monotonic()
-    job.wanted.options.resolved(pipeline.bundle)  # which refuses what the bundle cannot do, before anything is read
+    try:
+        job.wanted.options.resolved(pipeline.bundle)
+    except InputError as error:
+        raise BadOptionError(str(error), option=error.option) from error
     read = partial(read_image, max_pixels=job.max_pixels)
     image = read(job.data, name=job.name, salvage=job.wanted.salvage)
     if job.wanted.preview is not None:

@@ -298,6 +298,8 @@ def _refuse_unused_options(settings: RunSettings, planned: Plan) -> None:
         raise click.UsageError("--frame-rate is for frames from a folder or a pipe; leave it out here")
     if settings.skip_sharp and all(job.video for job in planned.jobs):
         raise click.UsageError("--skip-sharp is for images; leave it out here")
+    if settings.skip_sharp and settings.extra_images:
+        raise click.UsageError("--skip-sharp is for sharpening, but --blur-from blurs; leave one out")
     if settings.output == "-" and sys.stdout.isatty():
         raise click.UsageError("standard output is a terminal; send it to a file or a program, or name one with -o")
 

@@ -12,7 +12,7 @@ from uid.bundles.reading import sha256
 from uid.errors import OutputError
 from uid.runtime.app.border import Record, failed
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.record import OutputRecord
+from uid.runtime.app.record import FAILED, SHARP, OutputRecord
 from uid.runtime.app.settings import RunSettings, options_digest
 
 DO, REDO, LEAVE, REFUSE = "do", "redo", "leave", "refuse"
@@ -49,6 +49,8 @@ class Decider:
         if self.settings.overwrite:
             return Decision(REDO, "--overwrite", source)
         if not _is_present(job.destination):
+            if self.settings.skip_sharp and self._is_as_before(job, SHARP, source):
+                return Decision(LEAVE, "sharp already, as before", source)
             return Decision(DO, source=source)
         if self.settings.skip_existing:
             return Decision(LEAVE, "exists", source)
@@ -69,10 +71,14 @@ class Decider:
 
     def failed_as_before(self, job: Job) -> bool:
         """Whether the last run failed at this very input with these options."""
+        return self._is_as_before(job, FAILED, self._source(job))
+
+    def _is_as_before(self, job: Job, state: str, source: str) -> bool:
+        """Whether this state of an output is on record, of this very input and these options."""
         entry = self.record.entry(job.destination) if self.record and job.destination else None
-        if entry is None or entry.get("state") != "failed":
+        if entry is None or entry.get("state") != state:
             return False
-        return (entry.get("source"), entry.get("options")) == (self._source(job), self.options)
+        return (entry.get("source"), entry.get("options")) == (source, self.options)
 
     def _source(self, job: Job) -> str:
         return sha256(job.source) if self.record and job.source and job.source.is_file() else ""

@@ -17,7 +17,7 @@ from uid.bundles.reading import sha256
 from uid.errors import OutputError
 from uid.runtime.app.jobs import RECORD_SUFFIX
 
-DONE, FAILED, PENDING = "done", "failed", "pending"
+DONE, FAILED, PENDING, SHARP = "done", "failed", "pending", "sharp"
 HEADER = {"record": "uid-run", "version": 1}
 Entry = Mapping[str, Any]
 
@@ -75,6 +75,10 @@ class OutputRecord:
             status = file.stat()
             entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(file)}
         self._append([entry])
+
+    def sharp(self, output: Path, source: str, options: str) -> None:
+        """Note an image that was left since it is sharp."""
+        self._append([{"output": self._name(output), "state": SHARP, "source": source, "options": options}])
 
     def failed(self, output: Path, source: str, options: str, error: str) -> None:
         """Note an output that could not be made, and why."""

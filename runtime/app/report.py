@@ -68,6 +68,18 @@ class Outcomes:
             temporary.write_text(json.dumps(report | {"files": [*self.records, *missing]} | lists, indent=1) + "\n")
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file may be replaced by a report: it is one, or has no content, or is not there."""
+    beginning = b'{\n "counts"'
+    try:
+        with path.open("rb") as file:
+            return file.read(len(beginning)) in (beginning, b"")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def record_of(result: "Result") -> Record:
     """All of a result but its pixels."""
     fields = {

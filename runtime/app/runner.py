@@ -143,10 +143,14 @@ class JobRunner:
         """The image of a job, or the record of one that is left as it is since it is sharp."""
         image = self._read(job)
         effect = blur_effect(image.pixels) if self.settings.skip_sharp else None
-        if effect is not None and effect < SHARP:
-            why = f"sharp already: its blur effect is {effect:.2f}, below {SHARP}"
-            return {"ok": True, "skipped": True, "why": why}
-        return ReadImage(image, decision)
+        if effect is None or effect >= SHARP:
+            return ReadImage(image, decision)
+        why = f"sharp already: its blur effect is {effect:.2f}, below {SHARP}"
+        if decision.what == REDO and job.destination is not None and job.destination.exists():
+            why += f"; {job.output_name} is of another run, and stays as it is"
+        elif self.record is not None and job.destination is not None:
+            self.record.sharp(job.destination, decision.source, self.decider.options)
+        return {"ok": True, "skipped": True, "why": why}
 
     def _decided(self, job: Job) -> Decision | Record:
         """What to do about a job that is to be done, or how it ended before."""

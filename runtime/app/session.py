@@ -13,12 +13,12 @@ from uid import stop
 from uid.bundles.files import check_replaceable
 from uid.errors import InputError, OutputError, UIDError
 from uid.runtime.app import record, watching
-from uid.runtime.app.border import explained
+from uid.runtime.app.border import Record, explained
 from uid.runtime.app.decision import DO, LEAVE, REFUSE, Decider
 from uid.runtime.app.jobs import Job, Plan, identity
 from uid.runtime.app.progress import Quiet, reporter
 from uid.runtime.app.record import OutputRecord
-from uid.runtime.app.report import Outcomes
+from uid.runtime.app.report import Outcomes, is_report
 from uid.runtime.app.runner import JobRunner
 from uid.runtime.app.settings import RunSettings
 
@@ -32,13 +32,15 @@ class Session:
     settings: RunSettings
     plan: Plan
     failures: list[str] = field(default_factory=list)  # a line each
+    # Of all that was found until now, by the name of the input: there is more than one plan where folders are watched.
+    asked: dict[str, Job] = field(default_factory=dict)
+    reached: dict[str, Record] = field(default_factory=dict)
 
     def run(self, replan: "Callable[[RunSettings], Plan]") -> int:
         """The exit status after all is done; ``replan`` finds what has come into watched folders."""
         if self.plan.unreadable and not self.settings.keep_going:
             one = self.plan.unreadable[0]
             raise InputError(f"cannot list {one.path}: {one.why}; --keep-going does the rest")
-        self._check_report()
         try:
             with self._record() as found:
                 if self.settings.dry_run:
@@ -52,16 +54,23 @@ class Session:
             return CANNOT_RUN
         return 1 if self.failures else 0
 
-    def _check_report(self) -> None:
+    def _check_report(self, plan: Plan) -> None:
         """Refuse a report in the place of something else, before any work is done."""
-        report, plan = self.settings.report, self.plan
+        report = self.settings.report
         if report is None:
             return
         check_replaceable(report)
-        used = [path for job in plan.jobs for path in (job.source, job.destination)]
+        jobs = plan.jobs
+        used = [path for job in jobs for path in (job.source, job.destination)]
         used += [*self.settings.extra_images.values(), plan.folder and record.path_of(plan.folder)]
-        if identity(report) in {identity(path) for path in used if path is not None}:
+        # Folders of frames, and a bundle, are used with all that lies in them.
+        whole = [self.settings.model, *(path for job in jobs if job.video for path in (job.source, job.destination))]
+        taken = {identity(path) for path in used if path is not None}
+        inside = {identity(path) for path in whole if path is not None and not path.is_file()}
+        if identity(report) in taken or inside & {identity(folder) for folder in report.absolute().parents}:
             raise OutputError(f"{report} is an input or an output of this run; choose another file for --report")
+        if not (self.settings.overwrite or is_report(report)):
+            raise OutputError(f"{report} exists, and is no report; choose another file, or give --overwrite")
 
     @contextmanager
     def _record(self) -> Iterator[OutputRecord | None]:
@@ -80,6 +89,7 @@ class Session:
 
     def _run_jobs(self, plan: Plan, found: OutputRecord | None) -> None:
         """Do the jobs of a plan, and tell what became of them, also where it is interrupted."""
+        self._check_report(plan)
         shown = self._reporter(len(plan.jobs))
         runner = JobRunner(self.settings, shown, found)
         if found is not None:
@@ -98,10 +108,13 @@ class Session:
 
     def _tell(self, plan: Plan, runner: JobRunner, shown: Quiet) -> None:
         outcomes = Outcomes(plan, runner.records)
+        self.reached |= {one["input"]: one for one in runner.records}
+        self.asked |= {job.input_name: job for job in plan.jobs}
         if len(plan.jobs) > 1 or plan.left_out or plan.unreadable:
             shown.show(outcomes.table())
         if self.settings.report is not None:
-            outcomes.write(self.settings.report)
+            whole = Plan([*self.asked.values()], plan.folder, plan.left_out, plan.unreadable)
+            Outcomes(whole, [*self.reached.values()]).write(self.settings.report)
 
     def _told(self, found: OutputRecord | None) -> int:
         """Say what would be done; the exit status."""

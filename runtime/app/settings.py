@@ -16,7 +16,7 @@ from uid.runtime.media.selection import Selection
 from uid.runtime.media.video_codecs import Wanted
 from uid.runtime.options import AUTO, Options
 
-DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)

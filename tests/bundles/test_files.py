@@ -135,6 +135,22 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, when: str)
     assert len(names(tmp_path)) == 1 + ("link to" in kind)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux' names of open files")
+def test_a_name_of_an_open_file_is_never_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "redirected").open("w") as file:
+        name = Path(f"/proc/self/fd/{file.fileno()}")
+        (tmp_path / "stdout").symlink_to(name)
+        (tmp_path / "again").symlink_to("stdout")
+        for link in (name, tmp_path / "stdout", tmp_path / "again"):
+            with pytest.raises(OutputError, match="a name of an open file"), written_whole(link):
+                pass
+    assert (tmp_path / "stdout").is_symlink()
+    (tmp_path / "link").symlink_to("redirected")  # of any other kind, a link becomes the file
+    with written_whole(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert ((tmp_path / "link").read_text(), (tmp_path / "redirected").read_text()) == ("new", "")
+
+
 @pytest.mark.parametrize("function", ["written_whole", "folder_written_whole"])
 @pytest.mark.parametrize("name", ["a.png", "frames"])
 def test_only_what_the_dead_left_is_removed(tmp_path: Path, function: str, name: str) -> None:

@@ -1,5 +1,6 @@
 """``uid-serve`` as a program: what it refuses, and the built-in model from start to SIGTERM."""
 
+import math
 import os
 import signal
 import subprocess
@@ -7,15 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner
 from serving import WAIT
 
+from uid.errors import InputError
 from uid.runtime.app.cli import run as uid_run
 from uid.serve.cli import main
 from uid.serve.hosting import listening
+from uid.serve.settings import ServeSettings
 
 PHOTO = Path(__file__).parents[2] / "examples" / "astronaut_blurred.jpg"
 PART = "100,100,96,64"
@@ -45,6 +49,14 @@ def test_the_built_in_model_from_start_to_sigterm(tmp_path: Path) -> None:
     words = [str(PHOTO), "-o", str(tmp_path / "sharp.jpg"), "--preview", PART, "--preset", "fast"]
     assert CliRunner().invoke(uid_run, words).exit_code == 0
     assert sharp.content == (tmp_path / "sharp.jpg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"token": " abc "}, {"token": "s\u00e9cret"}, {"token": "a\udcff"}, {"timeout": math.nan}]
+)
+def test_settings_that_no_client_could_meet_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"the (token|timeout) is"):
+        ServeSettings(**settings)
 
 
 @pytest.mark.parametrize(

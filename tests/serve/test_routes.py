@@ -62,7 +62,7 @@ WRONG: list[tuple[dict[str, str], int, str]] = [
     ({"seed": "-1"}, 400, "Invalid value for '--seed'"),
     ({"stps": "2"}, 400, "there is no option 'stps'; expected one of cache-interval"),
     ({"model": "/etc"}, 400, "there is no option 'model'"),
-    ({"mode": "paint"}, 422, "bundle 'fake' has no mode 'paint'"),
+    ({"mode": "paint"}, 400, "bundle 'fake' has no mode 'paint'"),
     ({"format": "gif"}, 400, "'gif' is no format"),
     ({"preview": "0,0,999,1"}, 422, "is not within the image"),
 ]
@@ -166,8 +166,11 @@ def test_without_a_token_other_sites_cannot_use_it() -> None:
     with served(hosts=("127.0.0.1", "localhost", "::1")) as server:
         assert server.http.get("/healthz", headers={"host": "evil.example"}).status_code == 421
         assert server.http.get("/healthz", headers={"host": "[::1]:7000"}).status_code == 200
-        sent = server.http.post("/api/deblur", content=png(pixels()), headers={"sec-fetch-site": "cross-site"})
-        assert sent.status_code == 403
+        own = {"origin": str(server.http.base_url).rstrip("/"), "sec-fetch-site": "same-origin"}
+        assert server.http.post("/api/deblur", content=png(pixels()), headers=own).status_code == 200
+        sites = [{"sec-fetch-site": site} for site in ("cross-site", "same-site")]
+        for foreign in (*sites, {"origin": "http://evil.example"}, {"origin": "null"}):
+            assert server.http.post("/api/deblur", content=png(pixels()), headers=foreign).status_code == 403
         assert server.deblur(png(pixels())).status_code == 200
 
 

@@ -1,5 +1,6 @@
 """Whatever is wrong with one file, it is named and the others are done; streams that do not work end nothing."""
 
+import json
 import os
 import shutil
 import socket
@@ -160,6 +161,21 @@ def test_a_report_takes_no_ones_place(uid_run: Any, report: str) -> None:
     result = uid_run("in", "-o", "out", "--report", report, code=2)
     assert "choose another file for --report" in result.stderr
     assert Path("in/a.png").read_bytes() == before
+
+
+def test_a_report_takes_the_place_of_nothing_but_a_report(uid_run: Any) -> None:
+    for path in ("in/a.png", "frames/1.png", "precious.jpg"):
+        draw(path)
+    before = {path: path.read_bytes() for path in Path().rglob("*.*g")}
+    for words in ("in -o out", "frames -o out.mp4 --frame-rate 5"):
+        for report in before:
+            result = uid_run(*words.split(), "--report", str(report), code=2)
+            assert "choose another file" in result.stderr
+    assert "an output of this run" in uid_run("frames", "-o", "out.mp4", "--report", "frames/new.json", code=2).stderr
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        uid_run("in", "-o", "out", "--report", "report.json")
+    assert json.loads(Path("report.json").read_text())["counts"]["skipped"] == 1
 
 
 # Standard streams

@@ -259,7 +259,7 @@ def test_a_record_is_held_by_one_and_goes_away_empty(tmp_path: Path) -> None:
 def test_watch_does_what_comes_and_tries_nothing_twice(tmp_path: Path) -> None:
     pytest.importorskip("watchfiles", reason="needs watchfiles")
     draw(tmp_path / "in/a.png")
-    with running(tmp_path, "in", "-o", "out", "--watch", "--keep-going") as process:
+    with running(tmp_path, "in", "-o", "out", "--watch", "--keep-going", "--report", "r.json") as process:
         waited_for(tmp_path / "out/a.png")
         time.sleep(1.0)
         (tmp_path / "in/bad.png").write_bytes(b"no image at all")
@@ -271,6 +271,8 @@ def test_watch_does_what_comes_and_tries_nothing_twice(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.count("error: in/bad.png") == 1
+    told = {one["input"]: one["ok"] for one in json.loads((tmp_path / "r.json").read_text())["files"]}
+    assert told == {"in/a.png": True, "in/bad.png": False, "in/deep/b.png": True, "in/c.png": True}
     assert tree(tmp_path / "out") == ["a.png", "c.png", "deep/b.png"]
 
 
@@ -286,7 +288,13 @@ def test_sharp_images_are_left_where_that_is_wanted(uid_run: Any) -> None:
     alone = uid_run("in/sharp.png", "-o", "alone.png", "--skip-sharp")
     assert "sharp already" in alone.stderr
     assert not Path("alone.png").exists()
+    again = states(uid_run, "--skip-sharp")
+    assert again == {"sharp.png": "sharp already, as before", "blurred.png": "done before", "flat.png": "done before"}
     assert states(uid_run) == {"sharp.png": "done", "blurred.png": "done before", "flat.png": "done before"}
+    draw("in/blurred.png", seed=3)  # sharp now; what was made before is of another image
+    why = states(uid_run, "--skip-sharp")["blurred.png"]
+    assert "out/blurred.png is of another run, and stays as it is" in why
+    assert states(uid_run)["blurred.png"] == "done"
 
 
 def test_videos_are_never_left_for_being_sharp(uid_run: Any) -> None:
