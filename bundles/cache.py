@@ -16,9 +16,11 @@ from uid.bundles.declarations import Bundle
 from uid.bundles.user_cache import cache_folder, make_private
 from uid.errors import OutputError
 
+ENGINES = "engines"  # the folder of all bundles' engines in the user's cache
 LOCK = ".lock"
 PATIENCE = 60.0  # seconds to wait for another process: compiling once more for the CPU takes less
 TELL_EVERY = 60.0  # seconds between two lines about the same wait
+UNUSED_DAYS = 90  # after which the engines of a bundle are removed
 FORMAT = 2  # of what is stored; raise it where an earlier version's is not to be used
 Found = TypeVar("Found")
 # What a writer that was killed leaves, under the temporary names of ``bundles/files.py``.
@@ -30,7 +32,7 @@ def default_folder(bundle: Bundle, backend: str) -> Path:
 
     Raises ``OutputError`` where there is no such cache, or others may write to it.
     """
-    return cache_folder("engines", bundle.digest[:16], backend)
+    return cache_folder(ENGINES, bundle.digest[:16], backend)
 
 
 def path_for(bundle: Bundle, backend: str, component: str, file: str, *depends: object, suffix: str = "") -> Path:
@@ -56,7 +58,8 @@ def reuse_or_make(
 ) -> Found:
     """What ``find`` finds in ``folder``, or else what ``make`` makes there.
 
-    One process makes at a time. The others wait, and then find what it made. Raises ``OutputError`` when the folder
+    One process makes at a time. The others wait, and then find what it made. Notes that ``folder`` was used; what no
+    run has used for ``UNUSED_DAYS`` is removed whenever something is made. Raises ``OutputError`` when the folder
     cannot be written, or stays locked for ``patience`` seconds, and what ``find`` and ``make`` raise.
     """
     found = find()
@@ -65,6 +68,10 @@ def reuse_or_make(
             found = find()  # again: the process that held the folder may have made it
             if found is None:
                 found = make()
+        with contextlib.suppress(OutputError):  # a folder of the caller's may be writable where the cache is not
+            remove_unused(report)
+    with contextlib.suppress(OSError):
+        os.utime(folder)
     return found
 
 
@@ -104,6 +111,26 @@ def wait_for_lock(descriptor: int, folder: Path, report: Callable[[str], None], 
             if now - told > TELL_EVERY:
                 told = now
                 report(f"waiting for another build in {folder} for {now - started:.0f} s")
+
+
+def remove_unused(report: Callable[[str], None]) -> None:
+    """Remove the folders of bundles, one for each backend, that no run has used for ``UNUSED_DAYS``.
+
+    A folder that was copied here counts as used then. One that another process writes to is left.
+    """
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for folder in cache_folder(ENGINES).glob("*/*/"):
+        with contextlib.suppress(OSError), open(folder / LOCK, "a+b", opener=open_no_link) as file:
+            if last_used(folder) < oldest and try_lock(file.fileno()):
+                report(f"removing {folder}: not used for {UNUSED_DAYS} days")
+                remove(folder)
+                folder.parent.rmdir()  # or not, where it holds another backend's
+
+
+def last_used(folder: Path) -> float:
+    """When a folder was last used, written to or copied here, in seconds since 1970."""
+    found = folder.stat()
+    return max(found.st_mtime, found.st_ctime)
 
 
 def open_no_link(path: str, flags: int) -> int:

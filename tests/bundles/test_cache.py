@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,32 @@ def test_leftovers_of_a_killed_writer_are_removed(bundle: Bundle, backend: Backe
     backend.load_component(bundle, bundle.components["decoder"], SIZES)
     (decoder,) = stored(bundle, backend) - {".mine"}
     assert decoder.startswith("decoder")
+
+
+def test_what_no_run_used_for_long_is_removed_when_something_is_made(
+    bundle: Bundle, backend: Backend, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = default_folder(bundle, backend.name).parents[1]
+    old, held, recent = (others / name / "onnxruntime" for name in ("old", "held", "recent"))
+    for folder in (old, held, recent):
+        folder.mkdir(parents=True, mode=0o700)
+        (folder / "step.onnx").touch()
+    used = {old: 0.0, held: 0.0}
+    monkeypatch.setattr(cache, "last_used", lambda folder: used.get(folder, time.time()))
+    with writing(held, print):
+        backend.load_component(bundle, bundle.components["decoder"], SIZES)
+    assert not old.parent.exists()
+    assert (held / "step.onnx").exists()
+    assert (recent / "step.onnx").exists()
+    assert f"removing {old}: not used for 90 days" in lines
+
+
+def test_reuse_counts_as_use(bundle: Bundle, backend: Backend) -> None:
+    backend.load_component(bundle, bundle.components["decoder"], SIZES)
+    folder = default_folder(bundle, backend.name)
+    os.utime(folder, (0, 0))
+    backend.load_component(bundle, bundle.components["decoder"], SIZES)
+    assert folder.stat().st_mtime > 1e9
 
 
 def test_one_writer_at_a_time(bundle: Bundle, backend: Backend, lines: list[str]) -> None:
