@@ -31,7 +31,7 @@ class FileWriter:
         self._encoding = encoding(clip, destination, wanted)
         tracks = check_target(source, destination, clip, self._encoding)
         self.audio_streams = tracks.audio
-        self.warnings = tuple(f"warning: {source}: {track} is left out" for track in tracks.dropped)
+        self.warnings = tuple(f"warning: {source}: {line}" for line in tracks.told)
         if not can_carry(self._encoding.codec, clip.mastering) and clip.mastering != Mastering():
             self.warnings += (f"warning: {source}: {self._encoding.codec} cannot carry its HDR mastering data",)
         self._segments = VideoWriter(clip, self._encoding, work, destination)
