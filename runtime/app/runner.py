@@ -14,6 +14,7 @@ import click
 import numpy as np
 
 from uid import __version__, stop
+from uid.bundles.files import mode_like
 from uid.bundles.tensors import Array
 from uid.errors import OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
@@ -231,7 +232,8 @@ class JobRunner:
             return
         self._make_folder(job.destination.parent)
         note = partial(self._note_made, job.destination, decision.source)
-        how: dict[str, Any] = {"replace": decision.what == REDO, "parents": False, "before": note}
+        mode = mode_like(job.source) if job.source else 0o666
+        how: dict[str, Any] = {"replace": decision.what == REDO, "parents": False, "before": note, "mode": mode}
         write_image(image, job.destination, encoding=self.settings.encoding, **how)
 
     def _note_made(self, output: Path, source: str, file: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from uid.bundles.files import dress
 from uid.runtime.media.frames import Clip, Frame, Mastering, Stamp
 from uid.runtime.media.selection import Part
 from uid.runtime.media.video_codecs import Wanted, can_carry, encoding
@@ -25,8 +26,10 @@ class FileWriter:
         wanted: Wanted,
         work: Work,
         placing: Callable[[Path], None],
+        mode: int = 0o666,
     ) -> None:
-        self._placing = placing
+        """``mode`` is that of the file, before the umask."""
+        self._placing, self._mode = placing, mode
         self._source, self._destination, self._clip, self._work = source, destination, clip, work
         self._encoding = encoding(clip, destination, wanted)
         tracks = check_target(source, destination, clip, self._encoding)
@@ -54,6 +57,7 @@ class FileWriter:
         if lost:
             self.warnings += (f"warning: {self._destination} cannot carry: {', '.join(lost)}",)
         self._work.joined()
+        dress(joined, self._destination, self._mode)
         self._placing(joined)
         joined.replace(self._destination)
 

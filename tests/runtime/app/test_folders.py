@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from inverting_cli import InvertingPipeline, draw, shown, tree
 from PIL import Image, ImageFilter
+from video_files import make_clip
 
 from uid.errors import OutputError
 from uid.runtime.app import runner
@@ -240,12 +241,37 @@ def test_an_output_folder_that_vanishes_is_an_error(uid_run: Any, monkeypatch: p
 
 def test_a_private_output_stays_private(uid_run: Any) -> None:
     draw("in/a.png")
+    make_clip(Path("in/b.mp4"))
     states(uid_run)
-    Path("out/a.png").chmod(0o600)
+    for path in Path("out").iterdir():
+        path.chmod(0o600)
     draw("in/a.png", seed=3)
+    make_clip(Path("in/b.mp4"), codec="mpeg4")
     for words in ([], ["-y"]):
-        assert states(uid_run, *words) == {"a.png": "done"}
-        assert stat.S_IMODE(Path("out/a.png").stat().st_mode) == 0o600
+        assert states(uid_run, *words) == {"a.png": "done", "b.mp4": "done"}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in Path("out").iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(
+    ("mode", "umask", "made"),
+    [(0o600, 0o022, 0o600), (0o640, 0o022, 0o640), (0o444, 0o022, 0o644), (0o644, 0o077, 0o600), (0o660, 0o002, 0o660)],
+)
+def test_what_others_may_not_read_becomes_nothing_that_they_may(uid_run: Any, mode: int, umask: int, made: int) -> None:
+    draw("in/a.png")
+    make_clip(Path("in/a.mp4"))
+    draw("frames/1.png")
+    for path in (*Path("in").iterdir(), Path("frames/1.png")):
+        path.chmod(mode)
+    before = os.umask(umask)
+    try:
+        uid_run("in", "-o", "out")
+        uid_run("in/a.mp4", "-o", "images")
+        uid_run("frames", "-o", "film.mp4")
+    finally:
+        os.umask(before)
+    outputs = [Path("out/a.png"), Path("out/a.mp4"), Path("film.mp4"), *Path("images").iterdir()]
+    assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in outputs} == {oct(made)}
 
 
 def test_a_record_is_held_by_one_and_goes_away_empty(tmp_path: Path) -> None:
