@@ -108,9 +108,13 @@ def test_the_report_and_the_table_name_everything(uid_run: Any, monkeypatch: pyt
 def test_a_dry_run_tells_and_touches_nothing(uid_run: Any, loads: list[Any]) -> None:
     for index, name in enumerate("abc"):
         draw(f"in/{name}.png", seed=index)
-    told = uid_run("in", "-o", "out", "--dry-run").stdout
-    assert told.count("would be done") == 3
+    result = uid_run("in", "-o", "out", "--dry-run")
+    assert result.stdout.count("would be done") == 3
+    assert result.stderr == ""
     assert tree(".") == ["in/a.png", "in/b.png", "in/c.png"]
+    Path("in/notes.txt").write_text("none")
+    assert "left out  1  in/notes.txt" in uid_run("in", "-o", "out", "--dry-run").stderr
+    Path("in/notes.txt").unlink()
     states(uid_run)
     draw("in/b.png", seed=9)
     Path("in/c.png").unlink()
