@@ -130,11 +130,11 @@ def test_a_dry_run_tells_and_touches_nothing(uid_run: Any, loads: list[Any]) -> 
     assert not loads
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_workers_change_neither_results_nor_order(uid_run: Any, workers: str) -> None:
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_prefetching_changes_neither_results_nor_order(uid_run: Any, threads: str) -> None:
     images = {f"{index:02}.png": draw(f"in/{index:02}.png", seed=index) for index in range(12)}
     Path("in/05.png").write_bytes(b"no image at all")
-    result = uid_run("in", "-o", "out", "--json", "--keep-going", "--workers", workers, code=1)
+    result = uid_run("in", "-o", "out", "--json", "--keep-going", "--prefetch", threads, code=1)
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [Path(one["input"]).name for one in records] == list(images)
     for name, image in images.items():
