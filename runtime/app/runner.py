@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,12 +15,14 @@ import click
 import numpy as np
 
 from uid import __version__, stop
+from uid.bundles.files import mode_like
 from uid.bundles.tensors import Array
 from uid.errors import OutputError
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
 from uid.runtime.app.decision import REDO, Decider, Decision
+from uid.runtime.app.devices import backend_on, spread
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.outputs import format_for, shown_beside, write_to_stdout
+from uid.runtime.app.outputs import OutputFolders, format_for, shown_beside, write_to_stdout
 from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
@@ -37,6 +40,7 @@ from uid.runtime.sharpness import SHARP, blur_effect
 from uid.runtime.temporal import Steadied
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
+    from uid.runtime.app.workers import Workers
     from uid.runtime.options import Result
     from uid.runtime.pipeline import Pipeline
 
@@ -71,7 +75,7 @@ class JobRunner:
     done: int = 0  # jobs written or left
     failures: list[str] = field(default_factory=list)  # one line for each job that failed
     records: list[Record] = field(default_factory=list)  # of every job that was done, left or failed
-    _folders: set[Path] = field(default_factory=set)  # those that outputs are put into, made by this run
+    _folders: OutputFolders = field(default_factory=OutputFolders)
     _told: set[tuple[str, str]] = field(default_factory=set)  # what was lost in which format, and has been said
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -80,20 +84,37 @@ class JobRunner:
         A job that fails is reported and put into ``failures``. Raises ``UIDError`` for what stops every job: a bundle,
         backend, option or further image that cannot be used.
         """
-        overlap = Overlap(
+        several = len(jobs) > 1 and len(spread(self.settings.device, self.settings.workers)) > 1
+        crew = self._workers() if several else self._overlap()
+        with closing(crew.outcomes(jobs)) as outcomes:  # which ends its threads and processes
+            for job, outcome in outcomes:
+                stop.check()
+                self._report(job, outcome)
+                if self.failures and not self.settings.keep_going:
+                    crew.stopping = True
+
+    def _overlap(self) -> Overlap[ReadImage, MadeImage]:
+        return Overlap(
             self._begun,
             self._computed,
             self._written,
             whole=self._done_alone,
+            # What may have to be waited for is read where Ctrl-C ends the wait.
+            is_alone=lambda job: job.video or job.source is None,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
-            workers=self.settings.workers,
+            workers=self.settings.prefetch,
         )
-        # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
-        for job, outcome in overlap.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
-            stop.check()
-            self._report(job, outcome)
-            if self.failures and not self.settings.keep_going:
-                overlap.stopping = True
+
+    def _workers(self) -> "Workers":
+        from uid.runtime.app.workers import Workers
+
+        return Workers(self.settings, self._decided, self._note_of_worker, self.reporter.line)
+
+    def _note_of_worker(self, name: str, values: tuple[Any, ...]) -> None:
+        """Put into the record what a worker asks for; the options are this run's, and not those with its own device."""
+        output, source, _, *more = values
+        if self.record is not None:
+            getattr(self.record, name)(output, source, self.decider.options, *more)
 
     @cached_property
     def decider(self) -> Decider:
@@ -103,11 +124,10 @@ class JobRunner:
     @cached_property
     def pipeline(self) -> "Pipeline":
         """The loaded bundle, able to do what was asked for."""
-        from uid.runtime.app.devices import backend_on
         from uid.runtime.pipeline import load
 
         settings = self.settings
-        backend = backend_on(settings.device, settings.backend)
+        backend = backend_on(spread(settings.device, 1)[0], settings.backend)
         loaded = load(settings.model, backend=backend, threads=settings.threads, report=self.reporter.note)
         options = settings.options.resolved(loaded.bundle)
         check_inputs(loaded.bundle, options.mode, settings.extra_images)
@@ -155,7 +175,11 @@ class JobRunner:
     def _decided(self, job: Job) -> Decision | Record:
         """What to do about a job that is to be done, or how it ended before."""
         decision = self._guarded(lambda: self.decider.decide(job))
-        return decision if isinstance(decision, dict) else decision.ended() or decision
+        if isinstance(decision, dict) or (ended := decision.ended()) is None:
+            return decision
+        if job.video and job.destination is not None:
+            sweep(job.destination)
+        return ended
 
     def _computed(self, job: Job, read: ReadImage) -> MadeImage | Record:
         """The image to write; in the caller's thread."""
@@ -186,10 +210,10 @@ class JobRunner:
     def _done_alone(self, job: Job) -> Record:
         """A whole job in the caller's thread."""
         decision = self._decided(job)
-        if isinstance(decision, dict):
-            if job.video and job.destination is not None:
-                sweep(job.destination)
-            return decision
+        return decision if isinstance(decision, dict) else self.done_as_decided(job, decision)
+
+    def done_as_decided(self, job: Job, decision: Decision) -> Record:
+        """The record of a job that is to be done, all of it in the caller's thread."""
         _ = self.pipeline, self.extra_images  # before the file, as where many are done
         if job.video:
             self.reporter.start(job.input_name)
@@ -229,28 +253,16 @@ class JobRunner:
         if job.destination is None:
             write_to_stdout(encode_image(image, format_for(job, image, self.settings), self.settings.encoding))
             return
-        self._make_folder(job.destination.parent)
+        self._folders.make(job.destination.parent)
         note = partial(self._note_made, job.destination, decision.source)
-        how: dict[str, Any] = {"replace": decision.what == REDO, "parents": False, "before": note}
+        mode = mode_like(job.source) if job.source else 0o666
+        how: dict[str, Any] = {"replace": decision.what == REDO, "parents": False, "before": note, "mode": mode}
         write_image(image, job.destination, encoding=self.settings.encoding, **how)
 
     def _note_made(self, output: Path, source: str, file: Path) -> None:
         """Note an image that is whole, and about to be put in place."""
         if self.record is not None:
             self.record.done(output, source, self.decider.options, file)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder for outputs, once: one that is gone later was taken away, with what was in it."""
-        gone = [made for made in self._folders if not made.is_dir()]
-        if gone:
-            raise OutputError(
-                f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew"
-            )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another output") from error
-        self._folders.add(folder)
 
     def _video(self, job: Job, decision: Decision) -> Record:
         seconds: Counter[str] = Counter()
@@ -267,7 +279,7 @@ class JobRunner:
         steadied = Steadied(sharpen) if settings.steady else sharpen
         pipe = settings.raw or "rgb24"
         if job.destination is not None:
-            self._make_folder(job.destination.parent)
+            self._folders.make(job.destination.parent)
         video = process_video(
             job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
             job.destination or RawPipe(sys.stdout.buffer, pipe),
