@@ -1,0 +1,139 @@
+"""Folders of Stable Diffusion 1.5, CLIP and BLIP-Diffusion as they are published, with seeded random weights."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers import PNDMScheduler
+from diffusers.pipelines.deprecated.blip_diffusion import modeling_blip2
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Blip2Config, Blip2VisionConfig, CLIPConfig, CLIPModel
+
+from uid.families.uid_diff import checkpoint
+from uid.families.uid_diff.configs import TINY, Config
+
+Tensors = dict[str, Tensor]
+POSITIONS = "embeddings.position_ids"
+# The tiny size with what sd15 declares: a layer of CLIP less than there are, a norm, a Q-Former with one word more.
+TINY_SD15 = replace(
+    TINY,
+    image_encoder=TINY.image_encoder | {"normalised_tokens": True},
+    q_former=TINY.q_former | {"vocab_size": 60, "cross_attention_frequency": 1},
+    published=True,
+)
+
+
+def random_state(module: Any, seed: int) -> Tensors:
+    """The module's tensors with seeded random values, none of them left as it was."""
+    checkpoint.randomise(module, torch.Generator().manual_seed(seed))
+    return dict(module.state_dict())
+
+
+def stable_diffusion(folder: Path, config: Config, half: bool = False) -> Path:
+    """The diffusers folder, with the names that the first release has in its VAE and its text encoder."""
+    modules = checkpoint.build(config)
+    for seed, name in enumerate(("unet", "vae", "text_encoder")):
+        tensors = random_state(modules[name], seed)
+        if name == "text_encoder":
+            tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in tensors.items()}
+            length = config.text_encoder["max_position_embeddings"]
+            tensors[f"text_model.{POSITIONS}"] = torch.arange(length)[None]
+        if name == "vae":
+            tensors = {first_name(key): tensor for key, tensor in tensors.items()}
+        if half:
+            tensors = {key: one.half() if one.is_floating_point() else one for key, one in tensors.items()}
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        write(folder / name, {stem + ".fp16" * half: tensors}, modules.pop(name).config)
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def first_name(key: str) -> str:
+    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+        key = key.replace(f".{new}.", f".{old}.")
+    return key
+
+
+def clip(folder: Path, config: Config) -> Path:
+    """A whole CLIP, with a layer more than is used, and the counts that old files have."""
+    own = {key: value for key, value in config.image_encoder.items() if key != "normalised_tokens"}
+    vision = own | {"num_hidden_layers": own["num_hidden_layers"] + 1}
+    whole = CLIPConfig(vision_config=vision, text_config=config.text_encoder, projection_dim=16)
+    tensors = random_state(CLIPModel(whole), 3)
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    tensors[f"vision_model.{POSITIONS}"] = torch.arange(patches + 1)[None]
+    tensors[f"text_model.{POSITIONS}"] = torch.arange(config.text_encoder["max_position_embeddings"])[None]
+    write(folder, {"model": tensors}, whole)
+    return folder
+
+
+def q_former_module(config: Blip2Config) -> Any:
+    """BLIP-Diffusion's Q-Former by diffusers, without BERT's tokenizer, which it would fetch."""
+    with mock.patch.object(modeling_blip2, "BertTokenizer"):
+        return modeling_blip2.Blip2QFormerModel(config)
+
+
+def q_former(folder: Path, config: Config, vision: Mapping[str, Tensor], **changes: Any) -> Path:
+    """The folder of BLIP-Diffusion, whose Q-Former has the image encoder that it was trained on beside it."""
+    sizes = {key: value for key, value in config.image_encoder.items() if key != "normalised_tokens"}
+    whole = Blip2Config(
+        vision_config=sizes | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        qformer_config=config.q_former | changes,
+        num_query_tokens=config.queries,
+    )
+    tensors = random_state(q_former_module(whole), 4)
+    tensors |= as_blip({key.removeprefix("vision_model."): one for key, one in vision.items()}, whole.vision_config)
+    write(folder / "qformer", {"pytorch_model": tensors}, whole, pickled=True)
+    return folder
+
+
+def as_blip(vision: Mapping[str, Tensor], sizes: Blip2VisionConfig) -> Tensors:
+    """CLIP's vision model in the names of BLIP-2's, but for the final norm."""
+    own = "visual_encoder."
+    tensors = {
+        f"{own}embeddings.class_embedding": vision["embeddings.class_embedding"][None, None],
+        f"{own}embeddings.position_embedding": vision["embeddings.position_embedding.weight"][None],
+        f"{own}embeddings.patch_embedding.weight": vision["embeddings.patch_embedding.weight"],
+    }
+    for kind in ("weight", "bias"):
+        tensors[f"{own}pre_layernorm.{kind}"] = vision[f"pre_layrnorm.{kind}"]
+        for layer in range(sizes.num_hidden_layers):
+            name = f"encoder.layers.{layer}."
+            thirds = [vision[f"{name}self_attn.{which}_proj.{kind}"] for which in "qkv"]
+            tensors[f"{own}{name}self_attn.qkv.{kind}"] = torch.cat(thirds)
+            tensors[f"{own}{name}self_attn.projection.{kind}"] = vision[f"{name}self_attn.out_proj.{kind}"]
+            for part in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
+                tensors[f"{own}{name}{part}.{kind}"] = vision[f"{name}{part}.{kind}"]
+    return tensors
+
+
+def tokenizers(stable_diffusion: Path, bert: Path, words: int) -> None:
+    """The tokenizers of the tiny size; BERT's has ``words`` words, where those are more."""
+    folder = stable_diffusion / "tokenizers"
+    checkpoint.write_tokenizers(folder)
+    (folder / "tokenizer").rename(stable_diffusion / "tokenizer")
+    vocabulary = (folder / "qformer_tokenizer" / "vocab.txt").read_text().split()
+    vocabulary += [f"word{number}" for number in range(words - len(vocabulary))]
+    (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    shutil.rmtree(folder)
+
+
+def write(folder: Path, files: Mapping[str, Tensors], config: Any, pickled: bool = False) -> None:
+    """Write files of weights by name, and the configuration."""
+    folder.mkdir(parents=True)
+    for name, tensors in files.items():
+        if pickled:
+            torch.save(tensors, folder / f"{name}.bin")
+        else:
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(whole, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    (folder / "config.json").write_text(json.dumps(values, default=list))
