@@ -14,6 +14,7 @@ from diffusers.pipelines.deprecated.blip_diffusion import modeling_blip2
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Blip2Config, Blip2VisionConfig, CLIPConfig, CLIPModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention
 
 from uid.families.uid_diff import checkpoint
 from uid.families.uid_diff.configs import TINY, Config
@@ -115,15 +116,22 @@ def as_blip(vision: Mapping[str, Tensor], sizes: Blip2VisionConfig) -> Tensors:
     return tensors
 
 
-def tokenizers(stable_diffusion: Path, bert: Path, words: int) -> None:
-    """The tokenizers of the tiny size; BERT's has ``words`` words, where those are more."""
+def tokenizers(stable_diffusion: Path, bert: Path, config: Config) -> None:
+    """Tokenizers of letters and as many made words as the networks know; BERT's lacks the start of a text."""
     folder = stable_diffusion / "tokenizers"
     checkpoint.write_tokenizers(folder)
     (folder / "tokenizer").rename(stable_diffusion / "tokenizer")
-    vocabulary = (folder / "qformer_tokenizer" / "vocab.txt").read_text().split()
-    vocabulary += [f"word{number}" for number in range(words - len(vocabulary))]
-    (bert / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    path = stable_diffusion / "tokenizer" / "vocab.json"
+    *characters, start, end = json.loads(path.read_text())
+    words = [*with_more(characters, config.text_encoder["vocab_size"] - 2), start, end]
+    path.write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    letters = (folder / "qformer_tokenizer" / "vocab.txt").read_text().split()
+    (bert / "vocab.txt").write_text("\n".join(with_more(letters, config.q_former["vocab_size"] - 1)) + "\n")
     shutil.rmtree(folder)
+
+
+def with_more(words: list[str], count: int) -> list[str]:
+    return words + [f"word{number}" for number in range(count - len(words))]
 
 
 def write(folder: Path, files: Mapping[str, Tensors], config: Any, pickled: bool = False) -> None:
@@ -137,3 +145,25 @@ def write(folder: Path, files: Mapping[str, Tensors], config: Any, pickled: bool
             save_file(whole, folder / f"{name}.safetensors", metadata={"format": "pt"})
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     (folder / "config.json").write_text(json.dumps(values, default=list))
+
+
+class Tupled(Blip2QFormerAttention):
+    """The attention as diffusers' class, which is older than transformers 5, calls it."""
+
+    def forward(self, hidden: Tensor, mask: Any = None, head_mask: Any = None, *rest: Any, **_: Any) -> Any:
+        return super().forward(hidden, mask, *rest), None
+
+
+def features(folder: Path, pixels: Tensor, ids: Tensor) -> Tensor:
+    """The features of BLIP-Diffusion's own Q-Former, by diffusers' modules, with its own image encoder."""
+    with mock.patch.object(modeling_blip2, "Blip2QFormerAttention", Tupled):
+        config = Blip2Config(**json.loads((folder / "config.json").read_text()))
+        config.qformer_config._attn_implementation = config.vision_config._attn_implementation = "eager"
+        whole = q_former_module(config).eval()
+    whole.load_state_dict(torch.load(folder / "pytorch_model.bin", mmap=True), assign=True)
+    vision = whole.visual_encoder
+    tokens = vision.post_layernorm(vision.encoder(vision.pre_layernorm(vision.embeddings(pixels))).last_hidden_state)
+    hidden = whole.embeddings(input_ids=ids, query_embeds=whole.query_tokens)
+    queries = whole.query_tokens.shape[1]
+    encoded = whole.encoder(hidden, encoder_hidden_states=tokens, query_length=queries).last_hidden_state
+    return encoded[:, :queries]

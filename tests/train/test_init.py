@@ -12,12 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.deprecated.blip_diffusion import modeling_blip2
 from published import TINY_SD15
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Blip2Config
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention
 
 from uid.errors import CheckpointError
 from uid.families.uid_diff import checkpoint
@@ -28,8 +25,6 @@ from uid.families.uid_diff.unet import predict
 from uid.families.weight_folders import read_folder
 from uid.train.cli import init, main
 
-WORDS = 59  # that the tiny BERT has
-
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published.stable_diffusion(folder / "sd", TINY_SD15)
     vision = load_file(published.clip(folder / "clip", TINY_SD15) / "model.safetensors")
     published.q_former(folder / "blip", TINY_SD15, vision)
-    published.tokenizers(folder / "sd", folder / "blip" / "qformer", WORDS)
+    published.tokenizers(folder / "sd", folder / "blip" / "qformer", TINY_SD15)
     return folder
 
 
@@ -72,35 +67,12 @@ def model(assembled: Path) -> UIDDiff:
     return checkpoint.load(assembled)
 
 
-class Tupled(Blip2QFormerAttention):
-    """The attention as diffusers' class, which is older than transformers 5, calls it."""
-
-    def forward(self, hidden: Tensor, mask: Any = None, head_mask: Any = None, *rest: Any, **_: Any) -> Any:
-        return super().forward(hidden, mask, *rest), None
-
-
-def original(folder: Path, pixels: Tensor, ids: Tensor) -> Tensor:
-    """The features of BLIP-Diffusion's own Q-Former, by diffusers' modules, with its own image encoder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modeling_blip2, "Blip2QFormerAttention", Tupled)
-        config = Blip2Config(**json.loads((folder / "config.json").read_text()))
-        config.qformer_config._attn_implementation = config.vision_config._attn_implementation = "eager"
-        whole = published.q_former_module(config).eval()
-    whole.load_state_dict(torch.load(folder / "pytorch_model.bin"))
-    vision = whole.visual_encoder
-    tokens = vision.post_layernorm(vision.encoder(vision.pre_layernorm(vision.embeddings(pixels))).last_hidden_state)
-    hidden = whole.embeddings(input_ids=ids, query_embeds=whole.query_tokens)
-    queries = whole.query_tokens.shape[1]
-    encoded = whole.encoder(hidden, encoder_hidden_states=tokens, query_length=queries).last_hidden_state
-    return encoded[:, :queries]
-
-
 @torch.inference_mode()
 def test_the_features_are_those_of_blip_diffusion(models: Path, model: UIDDiff) -> None:
     image = torch.rand(1, 3, 40, 56)
     size = TINY_SD15.image_encoder["image_size"]
     for extractor in (model.structure, model.blur):
-        expected = original(models / "blip" / "qformer", clip_pixels(image, size), extractor.text_ids)
+        expected = published.features(models / "blip" / "qformer", clip_pixels(image, size), extractor.text_ids)
         torch.testing.assert_close(extractor(image), expected, atol=1e-5, rtol=1e-5)
 
 
