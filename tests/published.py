@@ -21,11 +21,11 @@ from uid.families.uid_diff.configs import TINY, Config
 
 Tensors = dict[str, Tensor]
 POSITIONS = "embeddings.position_ids"
-# The tiny size with what sd15 declares: a layer of CLIP less than there are, a norm, a Q-Former with one word more.
+# The tiny size with what sd15 declares: a layer of CLIP less than there are, a norm, BLIP-Diffusion's words.
 TINY_SD15 = replace(
     TINY,
     image_encoder=TINY.image_encoder | {"normalised_tokens": True},
-    q_former=TINY.q_former | {"vocab_size": 60, "cross_attention_frequency": 1},
+    q_former=TINY.q_former | {"vocab_size": 30523, "cross_attention_frequency": 1},
     published=True,
 )
 
@@ -54,6 +54,7 @@ def stable_diffusion(folder: Path, config: Config, half: bool = False) -> Path:
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
     ).save_pretrained(folder / "scheduler")
+    tokenizer(folder, config)
     return folder
 
 
@@ -116,22 +117,14 @@ def as_blip(vision: Mapping[str, Tensor], sizes: Blip2VisionConfig) -> Tensors:
     return tensors
 
 
-def tokenizers(stable_diffusion: Path, bert: Path, config: Config) -> None:
-    """Tokenizers of letters and as many made words as the networks know; BERT's lacks the start of a text."""
-    folder = stable_diffusion / "tokenizers"
+def tokenizer(folder: Path, config: Config) -> None:
+    """A tokenizer of letters and as many made words as the network knows."""
     checkpoint.write_tokenizers(folder)
-    (folder / "tokenizer").rename(stable_diffusion / "tokenizer")
-    path = stable_diffusion / "tokenizer" / "vocab.json"
-    *characters, start, end = json.loads(path.read_text())
-    words = [*with_more(characters, config.text_encoder["vocab_size"] - 2), start, end]
-    path.write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    letters = (folder / "qformer_tokenizer" / "vocab.txt").read_text().split()
-    (bert / "vocab.txt").write_text("\n".join(with_more(letters, config.q_former["vocab_size"] - 1)) + "\n")
-    shutil.rmtree(folder)
-
-
-def with_more(words: list[str], count: int) -> list[str]:
-    return words + [f"word{number}" for number in range(count - len(words))]
+    shutil.rmtree(folder / "qformer_tokenizer")
+    path = folder / "tokenizer" / "vocab.json"
+    *words, start, end = json.loads(path.read_text())
+    words += [f"word{number}" for number in range(config.text_encoder["vocab_size"] - len(words) - 2)]
+    path.write_text(json.dumps({word: number for number, word in enumerate([*words, start, end])}))
 
 
 def write(folder: Path, files: Mapping[str, Tensors], config: Any, pickled: bool = False) -> None:

@@ -22,8 +22,7 @@ CONFIG = "sd15"
 )
 @click.option("--clip", required=True, type=PUBLISHED, help="CLIP ViT-L/14, whole or its vision model.")
 @click.option("--qformer", required=True, type=PUBLISHED, help="BLIP-Diffusion, or its qformer/.")
-@click.option("--bert", type=PUBLISHED, help="Vocabulary of bert-base-uncased.  [default: beside the Q-Former]")
-def init(output: Path, stable_diffusion: Path, clip: Path, qformer: Path, bert: Path | None) -> None:
+def init(output: Path, stable_diffusion: Path, clip: Path, qformer: Path) -> None:
     """Assemble OUT, an sd15 checkpoint to train, from published weights.
 
     The folders are as diffusers and transformers publish them: safetensors or pickled, whole or in parts, in full or
@@ -36,5 +35,5 @@ def init(output: Path, stable_diffusion: Path, clip: Path, qformer: Path, bert: 
     from uid.families.uid_diff.configs import CONFIGS
 
     with folder_written_whole(output) as folder:
-        rows = assemble(folder, Given(stable_diffusion, clip, qformer, bert), CONFIG, CONFIGS[CONFIG])
+        rows = assemble(folder, Given(stable_diffusion, clip, qformer), CONFIG, CONFIGS[CONFIG])
     click.echo("\n".join([*summary(rows), f"wrote {output}; {output / ORIGINS} lists every tensor"]))

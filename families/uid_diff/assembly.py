@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import BertTokenizer, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from uid.errors import CheckpointError, OutputError
 from uid.families.uid_diff import checkpoint, published
@@ -36,7 +36,9 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("vae_refiner",), ()),
 )
 WHOLE = {"unet": "unet", "vae": "vae", "text_encoder": "text_encoder", "image_encoder": "clip", "adapter": "unet"}
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+# Of the tokenizer that BLIP-Diffusion is used with, and published without.
+VOCABULARY = Path(__file__).with_name("bert-base-uncased.txt")
 SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 SEED = 0  # of the refiners' first convolutions, the only random numbers
 
@@ -48,7 +50,6 @@ class Given:
     stable_diffusion: Path
     clip: Path
     q_former: Path
-    bert: Path | None = None  # BERT's vocabulary; None: it lies beside the Q-Former
 
     def folder(self, network: str) -> Path:
         """Where a network lies; raises ``CheckpointError`` where it does not."""
@@ -87,8 +88,8 @@ class Weights:
 def assemble(folder: Path, given: Given, name: str, config: Config) -> list[Row]:
     """Write a checkpoint of a configuration, called ``name``, into an empty folder; what became of each tensor.
 
-    Weights have the dtype that they are published in. At any time one network of each group is in memory, and of its
-    file what the system maps of it. Raises ``CheckpointError`` before anything large is written, and ``OutputError``.
+    Weights have the dtype that they are published in. The networks of one group are in memory at a time, as far as the
+    system maps their files. Raises ``CheckpointError`` before anything large is written, and ``OutputError``.
     """
     with torch.device("meta"):  # no memory, and no random numbers, for weights that are replaced
         modules = checkpoint.build(config)
@@ -194,33 +195,22 @@ def needed(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_tokenizers(folder: Path, given: Given, config: Config) -> None:
-    """Copy Stable Diffusion's tokenizer and BERT's; raises ``CheckpointError`` for others."""
-    bert = given.bert or given.folder("q_former")
-    if not any((bert / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-        raise CheckpointError(
-            f"{bert} has no vocab.txt: BLIP-Diffusion is published without BERT's vocabulary; put that of "
-            "bert-base-uncased there, or name its folder",
-            option="bert",
-        )
-    copy_tokenizer(bert, folder / "qformer_tokenizer", BertTokenizer, config.q_former["vocab_size"])
+    """Copy Stable Diffusion's tokenizer, and BERT's vocabulary; raises ``CheckpointError`` for another tokenizer."""
+    bert, own = folder / "qformer_tokenizer", folder / "tokenizer"
+    for path in (bert, own):
+        path.mkdir()
+    shutil.copyfile(VOCABULARY, bert / "vocab.txt")
     source, vocabulary = given.stable_diffusion / "tokenizer", config.text_encoder["vocab_size"]
-    copy_tokenizer(source, folder / "tokenizer", CLIPTokenizer, vocabulary)
-
-
-def copy_tokenizer(source: Path, folder: Path, cls: type[Any], vocabulary: int) -> None:
-    """Copy a tokenizer's files, and read them as they will be read."""
-    folder.mkdir()
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            shutil.copyfile(source / name, own / name)
     try:
-        words = len(checkpoint.load_tokenizer(folder, cls, vocabulary).get_vocab())
+        words = len(checkpoint.load_tokenizer(own, CLIPTokenizer, vocabulary).get_vocab())
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(folder), str(source))) from error
-    if words < vocabulary - 1:  # the Q-Former has a word more than BERT
+        raise CheckpointError(str(error).replace(str(own), str(source))) from error
+    if words < vocabulary:
         raise CheckpointError(
-            f"{source} has a tokenizer with {words} words; expected {vocabulary}, or one less: get the one that the "
-            "network was trained with"
+            f"{source} has a tokenizer with {words} words; expected {vocabulary}: get Stable Diffusion 1.5's"
         )
 
 

@@ -1,6 +1,7 @@
 """``uid-train init`` on small folders in the layouts, names and configurations of the published models."""
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from uid.errors import CheckpointError
 from uid.families.uid_diff import checkpoint
+from uid.families.uid_diff.assembly import VOCABULARY
 from uid.families.uid_diff.conditioning import clip_pixels
 from uid.families.uid_diff.configs import CONFIGS
 from uid.families.uid_diff.model import UIDDiff
 from uid.families.uid_diff.unet import predict
 from uid.families.weight_folders import read_folder
 from uid.train.cli import init, main
+
+BERT = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"  # sha256 of the published vocab.txt
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published.stable_diffusion(folder / "sd", TINY_SD15)
     vision = load_file(published.clip(folder / "clip", TINY_SD15) / "model.safetensors")
     published.q_former(folder / "blip", TINY_SD15, vision)
-    published.tokenizers(folder / "sd", folder / "blip" / "qformer", TINY_SD15)
     return folder
 
 
@@ -56,10 +59,10 @@ def assembled(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def assemble(models: Path, output: Path, *more: str) -> Result:
+def assemble(models: Path, output: Path) -> Result:
     folders = {"--stable-diffusion": "sd", "--clip": "clip", "--qformer": "blip"}
     words = [word for option, name in folders.items() for word in (option, str(models / name))]
-    return CliRunner().invoke(init, [str(output), *words, *more])
+    return CliRunner().invoke(init, [str(output), *words])
 
 
 @pytest.fixture
@@ -98,6 +101,13 @@ def test_training_begins_at_stable_diffusion_itself(models: Path, model: UIDDiff
     torch.testing.assert_close(
         model.decoder.unclamped(z, skips), vae.decode(mean).sample / 2 + 0.5, atol=1e-5, rtol=1e-5
     )
+
+
+def test_the_texts_are_berts(model: UIDDiff) -> None:
+    """[CLS] structure [SEP] and [CLS] blur [SEP] in the vocabulary of bert-base-uncased."""
+    assert hashlib.sha256(VOCABULARY.read_bytes()).hexdigest() == BERT
+    assert model.structure.text_ids.tolist() == [[101, 3252, 102]]
+    assert model.blur.text_ids.tolist() == [[101, 14819, 102]]
 
 
 def test_every_tensor_is_listed_with_what_became_of_it(models: Path, assembled: Path) -> None:
@@ -212,13 +222,10 @@ def test_the_q_former_as_lavis_publishes_it(models: Path, assembled: Path, tmp_p
         "itm_head.bias",
         "temp",
     )
-    vocabulary = (copy / "blip" / "qformer" / "vocab.txt").read_text()
     shutil.rmtree(copy / "blip" / "qformer")
     (copy / "blip" / "blip_model").mkdir()
     torch.save(own | {key: torch.zeros(1) for key in heads}, copy / "blip" / "blip_model" / "blip_weight.pt")
-    (copy / "bert").mkdir()
-    (copy / "bert" / "vocab.txt").write_text(vocabulary)
-    result = assemble(copy, tmp_path / "out", "--bert", str(copy / "bert"))
+    result = assemble(copy, tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert_same(assembled, tmp_path / "out")
 
@@ -307,14 +314,11 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors_changed(CLIP, lambda tensors: tensors["vision_model.pre_layrnorm.weight"].fill_(torch.nan)),
         "it has NaN or infinity in vision_model.pre_layrnorm.weight",
     ),
-    "no vocabulary": (
-        lambda folder: (folder / "blip/qformer/vocab.txt").unlink(),
-        "has no vocab.txt: BLIP-Diffusion is published without BERT's vocabulary; put that of bert-base-uncased there, "
-        "or name its folder (--bert)",
-    ),
-    "another BERT": (
-        lambda folder: (folder / "blip/qformer/vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\nblur\n"),
-        "has a tokenizer with 6 words; expected 60, or one less",
+    "another tokenizer": (
+        lambda folder: (folder / "sd/tokenizer/vocab.json").write_text(
+            '{"b": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}'
+        ),
+        "has a tokenizer with 3 words; expected 514",
     ),
     "no tokenizer": (
         lambda folder: (folder / "sd/tokenizer/merges.txt").unlink(),
@@ -375,21 +379,16 @@ def test_a_random_stable_diffusion_must_be_asked_for(tmp_path: Path) -> None:
 # -- what comes after -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["joint", "encoder-refiner"])
-def test_what_was_assembled_is_trained(assembled: Path, tmp_path: Path, stage: str) -> None:
-    words = [stage, str(assembled), "-o", str(tmp_path / "trained"), "--steps", "3", "--size", "16", "--images", "4"]
+def test_what_was_assembled_is_trained(assembled: Path, tmp_path: Path) -> None:
+    words = ["joint", str(assembled), "-o", str(tmp_path / "trained"), "--steps", "3", "--size", "16", "--images", "4"]
     result = CliRunner().invoke(main, [*words, "--batch", "2", "--workers", "0", "--learning-rate", "1e-3"])
     assert result.exit_code == 0, result.output
     trained = checkpoint.load(tmp_path / "trained")
     assert trained.structure.image_encoder.config.normalised_tokens
     before, after = checkpoint.load(assembled).state_dict(), trained.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    if stage == "joint":
-        assert {"step.adapter.controlnet_mid_block.weight", "blur_projections.to_v.0.weight"} <= changed
-        assert not any(key.startswith(("step.unet", "structure.image_encoder", "text_encoder")) for key in changed)
-    else:
-        assert changed
-        assert all(key.startswith(("encoder.refiners", "decoder.refiners", "refiner")) for key in changed)
+    assert {"step.adapter.controlnet_mid_block.weight", "blur_projections.to_v.0.weight"} <= changed
+    assert not any(key.startswith(("step.unet", "structure.image_encoder", "text_encoder")) for key in changed)
 
 
 @pytest.mark.long
