@@ -21,6 +21,34 @@ from uid.families.uid_diff.configs import TINY, Config
 
 Tensors = dict[str, Tensor]
 POSITIONS = "embeddings.position_ids"
+# What versions of 2022 and 2023 wrote into every configuration inside another.
+OLD_VALUES: dict[str, Any] = {
+    "_name_or_path": "",
+    "add_cross_attention": False,
+    "architectures": None,
+    "bad_words_ids": None,
+    "chunk_size_feed_forward": 0,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "dropout": 0.0,
+    "early_stopping": False,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "is_decoder": False,
+    "max_length": 20,
+    "num_beams": 1,
+    "output_attentions": False,
+    "position_embedding_type": "absolute",
+    "prefix": None,
+    "problem_type": None,
+    "pruned_heads": {},
+    "return_dict": True,
+    "tie_encoder_decoder": False,
+    "tokenizer_class": None,
+    "torch_dtype": None,
+    "torchscript": False,
+    "transformers_version": "4.16.0.dev0",
+    "use_bfloat16": False,
+}
 # The tiny size with what sd15 declares: a layer of CLIP less than there are, a norm, BLIP-Diffusion's words.
 TINY_SD15 = replace(
     TINY,
@@ -137,6 +165,7 @@ def write(folder: Path, files: Mapping[str, Tensors], config: Any, pickled: bool
             whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
             save_file(whole, folder / f"{name}.safetensors", metadata={"format": "pt"})
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    values |= {key: OLD_VALUES | value for key, value in values.items() if key.endswith("_config")}
     (folder / "config.json").write_text(json.dumps(values, default=list))
 
 
