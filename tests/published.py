@@ -21,6 +21,7 @@ from uid.families.uid_diff.configs import TINY, Config
 
 Tensors = dict[str, Tensor]
 POSITIONS = "embeddings.position_ids"
+BLOCK = 1_000_003  # a prime, so that no two rows of a matrix are equal
 # What versions of 2022 and 2023 wrote into every configuration inside another.
 OLD_VALUES: dict[str, Any] = {
     "_name_or_path": "",
@@ -59,14 +60,28 @@ TINY_SD15 = replace(
 
 
 def random_state(module: Any, seed: int) -> Tensors:
-    """The module's tensors with seeded random values, none of them left as it was."""
-    checkpoint.randomise(module, torch.Generator().manual_seed(seed))
-    return dict(module.state_dict())
+    """Seeded random values for a module without memory, scaled as ``randomise`` does: one block of them, over and over.
+
+    Drawing two thousand million of them takes minutes.
+    """
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed))
+    tensors = {}
+    for number, (name, one) in enumerate(module.state_dict().items()):
+        if not one.is_floating_point():
+            tensors[name] = torch.arange(one.shape[-1])[None]
+            continue
+        values = block.roll(number).repeat(-(-one.numel() // BLOCK))[: one.numel()].view(one.shape)
+        if one.ndim >= 2:
+            tensors[name] = values / (one.numel() / one.shape[0]) ** 0.5
+        else:
+            tensors[name] = 1.0 + 0.1 * values if name.endswith("weight") else 0.05 * values
+    return tensors
 
 
 def stable_diffusion(folder: Path, config: Config, half: bool = False) -> Path:
     """The diffusers folder, with the names that the first release has in its VAE and its text encoder."""
-    modules = checkpoint.build(config)
+    with torch.device("meta"):
+        modules = checkpoint.build(config)
     for seed, name in enumerate(("unet", "vae", "text_encoder")):
         tensors = random_state(modules[name], seed)
         if name == "text_encoder":
@@ -97,7 +112,9 @@ def clip(folder: Path, config: Config) -> Path:
     own = {key: value for key, value in config.image_encoder.items() if key != "normalised_tokens"}
     vision = own | {"num_hidden_layers": own["num_hidden_layers"] + 1}
     whole = CLIPConfig(vision_config=vision, text_config=config.text_encoder, projection_dim=16)
-    tensors = random_state(CLIPModel(whole), 3)
+    with torch.device("meta"):
+        module = CLIPModel(whole)
+    tensors = random_state(module, 3)
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     tensors[f"vision_model.{POSITIONS}"] = torch.arange(patches + 1)[None]
     tensors[f"text_model.{POSITIONS}"] = torch.arange(config.text_encoder["max_position_embeddings"])[None]
@@ -106,8 +123,8 @@ def clip(folder: Path, config: Config) -> Path:
 
 
 def q_former_module(config: Blip2Config) -> Any:
-    """BLIP-Diffusion's Q-Former by diffusers, without BERT's tokenizer, which it would fetch."""
-    with mock.patch.object(modeling_blip2, "BertTokenizer"):
+    """BLIP-Diffusion's Q-Former by diffusers, without memory, and without BERT's tokenizer, which it would fetch."""
+    with mock.patch.object(modeling_blip2, "BertTokenizer"), torch.device("meta"):
         return modeling_blip2.Blip2QFormerModel(config)
 
 
