@@ -53,7 +53,7 @@ def test_wheels_of_every_source_are_whole(tree: Path, tmp_path: Path) -> None:
     modules = {f"uid/{path.relative_to(tree)}" for layer in layers for path in layer.rglob("*.py")}
     data = {
         f"uid/{path.relative_to(tree)}"
-        for pattern in ("engines/*.onnx", "bundles/models/*/*", "serve/page/*")
+        for pattern in ("engines/*.onnx", "bundles/models/*/*", "serve/page/*", "families/uid_diff/*.txt")
         for path in tree.glob(pattern)
     }
     own = {f"uid/{path.name}" for path in (tree / "src" / "uid").iterdir() if path.is_file()}

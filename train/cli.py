@@ -1,4 +1,4 @@
-"""``uid-train``: one stage of training on one checkpoint folder, resumable."""
+"""``uid-train``: one stage of training on one checkpoint folder, resumable; ``uid-train init`` begins one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,9 +7,12 @@ import click
 
 from uid import __version__
 from uid.command import Command, quieten_libraries
+from uid.train.init import init
 
 if TYPE_CHECKING:
     from uid.families.uid_diff.model import UIDDiff
+
+__all__ = ["init", "main"]
 
 STAGES = (
     "vae",
@@ -38,6 +41,7 @@ STAGES = (
 )
 @click.option("--in-place", is_flag=True, help="Write what was trained into CHECKPOINT itself.")
 @click.option("--config", metavar="NAME", help="Start a new checkpoint of this model size: edge, tiny or sd15.")
+@click.option("--random", is_flag=True, help="With --config sd15: start from random weights, not from published ones.")
 @click.option("--steps", required=True, type=click.IntRange(1), help="Steps in all, including those of earlier runs.")
 @click.option(
     "--sharp",
@@ -77,6 +81,7 @@ def main(
     output: Path | None,
     in_place: bool,
     config: str | None,
+    random: bool,
     sharp: Path | None,
     blurry: Path | None,
     images: int,
@@ -91,6 +96,8 @@ def main(
     What is trained goes into a new checkpoint, -o FOLDER, or back into CHECKPOINT with --in-place. Without --sharp,
     procedural images are used. A run that was stopped goes on when it is started again: its state lies beside the
     checkpoint that it writes, in FOLDER.training/STAGE.
+
+    `uid-train init` makes an sd15 checkpoint from published weights.
     """
     if (output is None) == (not in_place):
         raise click.UsageError(
@@ -106,7 +113,7 @@ def main(
     target = Target(checkpoint, output)
     target.check()
     if config and not checkpoint.exists():
-        checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
+        checkpoints.write_untrained(checkpoint, config, seed=settings["seed"], random=random)
     index = read_index(checkpoint)
     settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
     make_state_folder(target.state)

@@ -2,6 +2,8 @@
 
 ``configs``      model sizes as data
 ``checkpoint``   folders in the diffusers layout: load, save, seeded random
+``published``    Stable Diffusion, CLIP and BLIP-Diffusion as they are published
+``assembly``     a checkpoint to train, from those
 ``conditioning`` image -> CLIP tokens -> f_s, f_b (image encoder and Q-Formers)
 ``adapter``      f_s -> residuals for the U-Net
 ``blur_attention``  the second cross-attention of eq. 5, on f_b

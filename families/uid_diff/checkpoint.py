@@ -12,7 +12,7 @@ Stable Diffusion 1.5's and CLIP's own folders drop in unchanged.
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 
 from uid.bundles.declarations import NO_COLOUR_FIX
 from uid.bundles.files import written_whole
-from uid.bundles.names import KEY
 from uid.bundles.reading import LARGEST_JSON, parsed_json, read_limited
 from uid.bundles.values import shown
 from uid.errors import CheckpointError
@@ -35,12 +34,16 @@ from uid.families.uid_diff.conditioning import QFormer
 from uid.families.uid_diff.configs import CONFIGS, Config
 from uid.families.uid_diff.model import UIDDiff
 from uid.families.uid_diff.vae import VAERefiner
+from uid.families.weight_folders import LARGEST_INDEX, check_parts
+from uid.families.weights import listed
 
 FAMILY = "uid-diff"
 # In a configuration: sizes and counts, which are 1 or more, unlike other whole numbers.
 SIZES = re.compile(r"^num_|_size$|^layers_per_block$|^queries$")
 LARGEST_SIZE = 1 << 22
-LARGEST_INDEX = 1 << 24  # bytes of an index of sharded weights
+
+# Of a whole CLIP, what its vision model does without.
+OTHER_TOWER = re.compile(r"text_model\.|(visual|text)_projection\.|logit_scale$")
 
 WHOLE_TOKENIZER = "tokenizer.json"  # in place of the others
 TOKENIZER_FILES: dict[type[Any], tuple[str, ...]] = {
@@ -111,7 +114,7 @@ def check_config(folder: Path) -> None:
         raise CheckpointError(f"cannot read the configuration in {folder}: {error}") from error
     if isinstance(config, dict):
         check_numbers(folder / "config.json", config)
-    check_shards(folder, shards)
+    check_parts(folder, shards)
 
 
 def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
@@ -121,16 +124,6 @@ def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
         for number in value if isinstance(value, list) else [value]:
             if type(number) is int and not key.endswith("_id") and not least <= number <= LARGEST_SIZE:
                 raise CheckpointError(f"{path} has {key} {shown(value)}; expected {least} to {LARGEST_SIZE}")
-
-
-def check_shards(folder: Path, shards: Iterable[object]) -> None:
-    """Raise ``CheckpointError`` for parts of the weights that are not files in ``folder``."""
-    for part in shards:
-        if not isinstance(part, str) or not KEY.fullmatch(part):
-            raise CheckpointError(
-                f"the weights in {folder} have a part {shown(part)}, which is no plain name beside their index; do not "
-                "use this checkpoint"
-            )
 
 
 def load_module(folder: Path, cls: type[Any], allow_pickle: bool) -> Any:
@@ -156,6 +149,12 @@ def load_module(folder: Path, cls: type[Any], allow_pickle: bool) -> Any:
     missing = sorted(key for key in info["missing_keys"] if not key.endswith("position_ids"))
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} of its parameters, among them {', '.join(missing[:3])}")
+    unknown = sorted(key for key in info["unexpected_keys"] if not (cls is CLIPVisionModel and OTHER_TOWER.match(key)))
+    if unknown:
+        raise CheckpointError(
+            f"{folder} has weights that its config.json knows nothing of: {listed(unknown)}; they would be lost: get "
+            "the configuration that belongs to them"
+        )
     return module
 
 
@@ -208,8 +207,17 @@ def write_random(folder: Path, config_name: str, *, seed: int = 0, half: bool = 
     write(folder, config_name, modules)
 
 
-def write_untrained(folder: Path, config_name: str, *, seed: int = 0) -> None:
-    """Write a checkpoint of a configuration to start training from, as its libraries initialise it."""
+def write_untrained(folder: Path, config_name: str, *, seed: int = 0, random: bool = False) -> None:
+    """Write a checkpoint of a configuration to start training from, as its libraries initialise it.
+
+    Raises ``CheckpointError`` for one that starts from published weights, unless it is to be ``random``.
+    """
+    if CONFIGS[config_name].published and not random:
+        raise CheckpointError(
+            f"{config_name} starts from published weights, and {folder} does not exist: make it with `uid-train init`; "
+            "with random ones it would have no Stable Diffusion to start from",
+            option="random",
+        )
     torch.manual_seed(seed)
     write(folder, config_name, build(CONFIGS[config_name]))
 
@@ -287,7 +295,9 @@ def build(config: Config) -> dict[str, Any]:
         "blur_projections": BlurProjections.for_unet(unet, blur_dim=width),
         "vae": vae,
         "vae_refiner": VAERefiner(
-            vae.config.block_out_channels, norm_num_groups=vae.config.norm_num_groups, **config.refiner
+            block_out_channels=vae.config.block_out_channels,
+            norm_num_groups=vae.config.norm_num_groups,
+            **config.refiner,
         ),
     }
 

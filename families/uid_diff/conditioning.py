@@ -92,8 +92,18 @@ class QFormer(ModelMixin, ConfigMixin):
         return out.last_hidden_state[:, :queries]
 
 
+def final_norm(image_encoder: CLIPVisionModel) -> nn.Module:
+    """The norm after the image encoder's last layer, which CLIP itself applies to the first token alone."""
+    norm: nn.Module = getattr(image_encoder, "vision_model", image_encoder).post_layernorm
+    return norm
+
+
 class Extractor(nn.Module):
-    """Image -> features: the image encoder, then a Q-Former (structure extractor Q_s or blur extractor Q_b)."""
+    """Image -> features: the image encoder, then a Q-Former (structure extractor Q_s or blur extractor Q_b).
+
+    The Q-Former reads all tokens of the last layer. Where the image encoder's configuration has ``normalised_tokens``,
+    they go through the final norm first, as in BLIP-2 and BLIP-Diffusion.
+    """
 
     def __init__(self, image_encoder: CLIPVisionModel, q_former: QFormer, text_ids: Tensor) -> None:
         super().__init__()
@@ -105,4 +115,7 @@ class Extractor(nn.Module):
         """(B, 3, H, W) float32 in [0, 1] -> (B, queries, hidden_size); f_s or f_b in the paper."""
         size, window = self.image_encoder.config.image_size, self.q_former.config.window
         pixels = clip_pixels(image, size, window).to(self.image_encoder.dtype)
-        return self.q_former(self.image_encoder(pixels).last_hidden_state, self.text_ids)
+        tokens = self.image_encoder(pixels).last_hidden_state
+        if getattr(self.image_encoder.config, "normalised_tokens", False):
+            tokens = final_norm(self.image_encoder)(tokens)
+        return self.q_former(tokens, self.text_ids)

@@ -1,6 +1,6 @@
 """Model sizes as data: one configuration per component, in the vocabulary of diffusers and transformers.
 
-``sd15``  the paper's sizes: Stable Diffusion 1.5, CLIP ViT-L/14, Q-Formers with 16 queries of width 768
+``sd15``  the paper's sizes: Stable Diffusion 1.5, CLIP ViT-L/14, BLIP-Diffusion's Q-Former with 16 queries of width 768
 ``edge``  the same components at a size that two CPU cores can run; self-attention only where the map is small
 ``tiny``  the same components at a size for tests
 """
@@ -43,6 +43,7 @@ class Config:
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # the bundle's presets, the best first
     quality: str | None = None  # the default one; None: ``steps``, and one view
     colour_fix: str = NO_COLOUR_FIX  # of the bundle's modes, one of ``COLOUR_FIXES``
+    published: bool = False  # whether its training starts from published weights
     scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULER))
 
 
@@ -50,10 +51,11 @@ SD15 = Config(
     image_encoder={
         "hidden_size": 1024,
         "intermediate_size": 4096,
-        "num_hidden_layers": 24,
+        "num_hidden_layers": 23,  # of CLIP's 24, then a norm: what BLIP-Diffusion's Q-Former was trained on
         "num_attention_heads": 16,
         "image_size": 224,
         "patch_size": 14,
+        "normalised_tokens": True,
     },
     text_encoder={
         "vocab_size": 49408,
@@ -64,12 +66,12 @@ SD15 = Config(
         "max_position_embeddings": 77,
     },
     q_former={
-        "vocab_size": 30522,
+        "vocab_size": 30523,  # BERT's and one for the start of a text
         "hidden_size": 768,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
         "num_attention_heads": 12,
-        "cross_attention_frequency": 2,
+        "cross_attention_frequency": 1,
         "encoder_hidden_size": 1024,
     },
     unet={
@@ -88,6 +90,7 @@ SD15 = Config(
     },
     refiner={"hidden": (64,) * 4, "blocks": (0,) * 4},
     tile=1024,
+    published=True,
 )
 
 EDGE = Config(

@@ -142,7 +142,8 @@ def test_presets_build_at_their_declared_sizes() -> None:
     assert counts["unet"] == 859_520_964  # Stable Diffusion 1.5's own
     assert counts["vae"] == 83_653_863
     assert counts["text_encoder"] == 123_060_480
-    assert counts["image_encoder"] == 303_179_776  # CLIP ViT-L/14
+    assert counts["image_encoder"] == 303_179_776 - 12_596_224  # CLIP ViT-L/14 without its last layer
+    assert counts["structure_extractor"] == 12 * 14_568_960 + 23_848_704  # BLIP-Diffusion's: layers, embeddings
 
 
 def test_a_whole_clip_checkpoint_drops_in_as_image_encoder(tiny_checkpoint: Path, tmp_path: Path) -> None:
