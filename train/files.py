@@ -74,9 +74,9 @@ def listed_pairs(path: Path) -> list[tuple[Path, Path]]:
 
 
 def listed(path: Path) -> list[tuple[Path, ...]]:
-    """The paths of every line, parted by tabs or else by spaces, relative to the list's folder."""
+    """The one or two paths of every line, relative to the list's folder."""
     text = path.read_text(encoding="utf-8")
-    lines = [tuple(path.parent / word for word in split(line)) for line in text.splitlines() if line.strip()]
+    lines = [split(line.strip(), path.parent) for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{path} is empty; expected a path of an image a line")
     for line in lines:
@@ -91,9 +91,11 @@ def listed(path: Path) -> list[tuple[Path, ...]]:
     return lines
 
 
-def split(line: str) -> list[str]:
-    """The first two paths of a line."""
-    return (line.strip().split("\t") if "\t" in line else line.split())[:2]
+def split(line: str, folder: Path) -> tuple[Path, ...]:
+    """The first two paths of a line, parted by a tab, or by spaces where the line is not one path that has some."""
+    whole = folder / line
+    parts = line.split("\t") if "\t" in line else [line] if whole.is_file() else line.split()
+    return tuple(folder / part for part in parts[:2])
 
 
 def in_folder(folder: Path) -> list[Path]:
