@@ -62,6 +62,7 @@ def train(
     accelerator = make_accelerator(settings)
     set_seed(settings.seed, device_specific=True)  # for what draws by itself: nothing here does, a library may
     hold_frozen(stage, FROZEN_DTYPES[settings.mixed_precision])
+    report(told(fixed_memory(stage, settings.optimizer)))
     if settings.checkpointing:
         checkpoint_activations(stage)
     trained = [p for p in stage.parameters() if p.requires_grad]
@@ -69,7 +70,6 @@ def train(
     average = Average(stage, settings.average)
     store = Store(folder, accelerator, average)
     start = store.load()
-    report(told(fixed_memory(stage, settings.optimizer)))
     log = Log(folder, start, settings.steps, report) if accelerator.is_main_process else None
     loader = batches(examples, settings, start, accelerator)
     for step in range(start, settings.steps):
@@ -95,7 +95,6 @@ def train(
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """What runs the loop on one device or on many."""
     parallel = DistributedDataParallelKwargs(
-        broadcast_buffers=False,
         find_unused_parameters=True,  # CLIP's last norm, and what an ablation leaves out
         gradient_as_bucket_view=True,  # or every gradient would be held twice
     )
@@ -168,9 +167,8 @@ def hold_frozen(stage: Stage, dtype: torch.dtype) -> None:
 
 def checkpoint_activations(stage: Stage) -> None:
     """Switch on gradient checkpointing in every network that knows it."""
+    names = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
     for module in stage.modules():
-        switch = getattr(module, "enable_gradient_checkpointing", None) or getattr(
-            module, "gradient_checkpointing_enable", None
-        )
-        if switch and getattr(module, "_supports_gradient_checkpointing", True):
-            switch()
+        switches = [getattr(module, name) for name in names if hasattr(module, name)]
+        if switches and getattr(module, "_supports_gradient_checkpointing", True):
+            switches[0]()

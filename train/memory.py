@@ -4,7 +4,7 @@ from torch import nn
 
 from uid.train.optimizers import OPTIMIZERS
 
-GIB = 1 << 30
+UNITS = {"GiB": 1 << 30, "MiB": 1 << 20}
 
 
 def fixed_memory(stage: nn.Module, optimizer: str) -> dict[str, float]:
@@ -22,5 +22,7 @@ def fixed_memory(stage: nn.Module, optimizer: str) -> dict[str, float]:
 
 def told(memory: dict[str, float]) -> str:
     """The count as a line."""
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in memory.items())
-    return f"memory before activations: {sum(memory.values()) / GIB:.2f} GiB ({parts})"
+    total = sum(memory.values())
+    unit = "GiB" if total >= UNITS["GiB"] else "MiB"
+    parts = ", ".join(f"{name} {size / UNITS[unit]:.2f}" for name, size in memory.items())
+    return f"memory before activations: {total / UNITS[unit]:.2f} {unit} ({parts})"

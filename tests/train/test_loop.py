@@ -3,12 +3,14 @@
 import csv
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 
 from uid.errors import BackendError
@@ -17,7 +19,7 @@ from uid.train.blur import Random, RgbImage
 from uid.train.cli import main
 from uid.train.data import Blurred, Examples
 from uid.train.loop import TrainingSettings, collated, train
-from uid.train.memory import GIB, fixed_memory, told
+from uid.train.memory import fixed_memory, told
 from uid.train.optimizers import OPTIMIZERS, make_optimizer
 from uid.train.presets import EDGE, PAPER, preset_of
 from uid.train.stage import Choices, Draws, Stage
@@ -94,6 +96,15 @@ def test_checkpointed_activations_change_nothing(tmp_path: Path, tiny_checkpoint
     assert sum(saved[True]) < 0.5 * sum(saved[False])
 
 
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate has one precision in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_what_is_frozen_is_held_in_bfloat16_while_it_trains(tmp_path: Path, tiny_checkpoint: Path) -> None:
     told_lines: list[str] = []
     module = stage(tiny_checkpoint, "deblur")
@@ -113,7 +124,8 @@ def test_the_memory_is_what_the_tensors_take(tiny_checkpoint: Path) -> None:
     assert counted["gradients"] == sum(p.grad.nbytes for p in trained if p.grad is not None)
     stored = sum(x.nbytes for state in optimizer.state.values() for x in state.values() if x.ndim)
     assert counted["optimizer"] == stored
-    assert f"{sum(counted.values()) / GIB:.2f} GiB" in told(counted)
+    assert f": {sum(counted.values()) / 2**20:.2f} MiB (frozen" in told(counted)
+    assert ": 2.00 GiB (x 2.00)" in told({"x": 2.0**31})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
