@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from uid import __version__
-from uid.command import Command, quieten_libraries
+from uid.command import Command, Commands, quieten_libraries
 from uid.errors import InputError
 from uid.train.lists import lists
 from uid.train.options import parameters
@@ -28,7 +28,7 @@ that it writes, in FOLDER.training. On several devices: `torchrun --nproc-per-no
 """
 
 
-@click.group(context_settings=SETTINGS, help=f"Train one stage of a checkpoint.\n{ABOUT}")
+@click.group(cls=Commands, context_settings=SETTINGS, help=f"Train one stage of a checkpoint.\n{ABOUT}")
 @click.version_option(__version__, prog_name="uid-train")
 def main() -> None:
     """Train one stage of a checkpoint."""
@@ -85,13 +85,8 @@ def run(
         preset = preset_of(index["name"])
         given |= {option: getattr(preset, option) for option in FROM_PRESET if given[option] is None}
         examples = examples_of(entry, target.state, report, given)
-    choices = Choices(
-        steps=index["steps"],
-        guidance=index["guidance"],
-        backbone=preset.backbone if backbone is None else backbone,
-        visited=preset.visited,
-        without=frozenset(without),
-    )
+    trained_too = preset.backbone if backbone is None else backbone
+    choices = Choices(index["steps"], index["guidance"], trained_too, preset.visited, frozenset(without))
     module = entry.make(checkpoints.load(checkpoint), choices)
     train(module, examples, TrainingSettings(**given), target.state / name, report)
     if processes.is_main_process:
