@@ -49,5 +49,6 @@ def test_every_command_can_say_where() -> None:
     from uid.train.cli import main as train
 
     assert isinstance(export, Commands)
-    for command in (run, serve, train, *bench.commands.values(), *export.commands.values()):
+    assert isinstance(train, Commands)
+    for command in (run, serve, *train.commands.values(), *bench.commands.values(), *export.commands.values()):
         assert "--debug" in {name for parameter in command.params for name in parameter.opts}, command.name

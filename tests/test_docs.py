@@ -35,7 +35,6 @@ COMMANDS: dict[str, click.Command] = {
     "uid-serve": serve.main,
     "uid-export": export.main,
     "uid-train": train.main,
-    "uid-train init": train.init,
     "uid-bench": bench.main,
 }
 MODULES: dict[str, click.Command] = {

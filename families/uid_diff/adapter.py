@@ -19,6 +19,8 @@ class Adapter(ModelMixin, ConfigMixin):
     are diffusers' ``ControlNetModel``'s, so that its weights (and a U-Net's) carry over.
     """
 
+    _supports_gradient_checkpointing = True  # by its blocks, which are diffusers'
+
     @register_to_config
     def __init__(
         self,

@@ -20,7 +20,6 @@ MODULES = {
     TRAIN: "uid.train.cli",
     BENCH: "uid.bench.cli",
 }
-TWO_WORDS = {RUN: "doctor", TRAIN: "init"}  # the first word that makes another command
 
 
 def run() -> NoReturn:
@@ -104,11 +103,13 @@ def _status(name: str, args: list[str]) -> int:
 
 
 def _command(name: str, args: list[str]) -> tuple[Any, list[str], str]:
-    """The click command, its arguments and its whole name."""
+    """The click command, its arguments and its whole name; ``uid-run doctor`` is a command of its own."""
     module = importlib.import_module(MODULES[name])
-    if args[:1] == [TWO_WORDS.get(name)]:
-        return getattr(module, args[0]), args[1:], f"{name} {args[0]}"
-    return module.run if name == RUN else module.main, args, name
+    if name != RUN:
+        return module.main, args, name
+    if args[:1] == ["doctor"]:
+        return module.doctor, args[1:], f"{name} doctor"
+    return module.run, args, name
 
 
 def _open_streams() -> None:
