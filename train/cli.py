@@ -1,5 +1,7 @@
-"""``uid-train``: one stage of training on one checkpoint folder, resumable."""
+"""``uid-train``: a command for each stage of training, on one checkpoint folder, resumable; and lists of files."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,150 +9,138 @@ import click
 
 from uid import __version__
 from uid.command import Command, quieten_libraries
+from uid.errors import InputError
+from uid.train.lists import lists
+from uid.train.options import parameters
+from uid.train.presets import preset_of
+from uid.train.stages import STAGES, StageEntry
 
 if TYPE_CHECKING:
-    from uid.families.uid_diff.model import UIDDiff
+    from uid.train.data import Examples, PairSource, Source
+    from uid.train.files import Report
 
-STAGES = (
-    "vae",
-    "refiner",
-    "encoder-refiner",
-    "decoder-refiner",
-    "base",
-    "deblur",
-    "blur-transfer",
-    "joint",
-    "delivery",
-)
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+FROM_PRESET = ("size", "batch", "accumulate", "learning_rate", "mixed_precision", "checkpointing")
+ABOUT = """
+What is trained goes into a new checkpoint, -o FOLDER, or back into CHECKPOINT with --in-place. Without other images,
+procedural ones are used. A run that was stopped goes on when it is started again: its state lies beside the checkpoint
+that it writes, in FOLDER.training. On several devices: `torchrun --nproc-per-node 2 -m uid train STAGE ...`
+"""
 
 
-@click.command(
-    cls=Command, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, extra="train"
-)
-@click.argument("stage", type=click.Choice(STAGES))
-@click.argument("checkpoint", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="New folder for the trained checkpoint; CHECKPOINT stays as it is.",
-)
-@click.option("--in-place", is_flag=True, help="Write what was trained into CHECKPOINT itself.")
-@click.option("--config", metavar="NAME", help="Start a new checkpoint of this model size: edge, tiny or sd15.")
-@click.option("--steps", required=True, type=click.IntRange(1), help="Steps in all, including those of earlier runs.")
-@click.option(
-    "--sharp",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of sharp images.  [default: procedural ones]",
-)
-@click.option(
-    "--blurry",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Blurry images of your own domain, for T_2 and T_3; they need no sharp ones.",
-)
-@click.option("--images", default=6000, type=click.IntRange(1), help="Procedural images to make without --sharp.")
-@click.option("--size", default=128, type=click.IntRange(16), help="Side of the training images, in pixels.")
-@click.option("--batch", default=8, type=click.IntRange(1), help="Images per step.")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0.0, min_open=True),
-    help="Highest learning rate of AdamW.  [default: 5e-5, the paper's; 3e-4 for edge and tiny]",
-)
-@click.option("--seed", default=0, type=click.IntRange(0), help="Seed of examples and noise.")
-@click.option("--save-every", default=250, type=click.IntRange(1), help="Steps between checkpoints.")
-@click.option("--sheet-every", default=1000, type=click.IntRange(1), help="Steps between sample sheets.")
-@click.option(
-    "--backbone", is_flag=True, help="Stages deblur and joint: train U-Net and image encoder too, as edge needs."
-)
-@click.option(
-    "--without", multiple=True, type=click.Choice(["Q_s", "T_2", "T_3"]), help="Stage joint: leave this out (ablation)."
-)
-@click.option("--workers", default=1, type=click.IntRange(0), help="Processes that make examples.")
-@click.option(
-    "--mixed-precision", default="no", type=click.Choice(["no", "bf16", "fp16"]), help="Autocast to this dtype."
-)
+@click.group(context_settings=SETTINGS, help=f"Train one stage of a checkpoint.\n{ABOUT}")
 @click.version_option(__version__, prog_name="uid-train")
-def main(
-    stage: str,
+def main() -> None:
+    """Train one stage of a checkpoint."""
+
+
+def stage_command(name: str, entry: StageEntry) -> click.Command:
+    """The command that trains one stage of CHECKPOINT."""
+    return Command(
+        name,
+        extra="train",
+        callback=partial(run, name),
+        params=parameters(entry),
+        help=f"Train {entry.trains}.\n{ABOUT}",
+        short_help=entry.trains,
+        context_settings=SETTINGS,
+    )
+
+
+def run(
+    name: str,
+    *,
     checkpoint: Path,
     output: Path | None,
     in_place: bool,
     config: str | None,
-    sharp: Path | None,
-    blurry: Path | None,
-    images: int,
-    size: int,
-    backbone: bool,
-    without: tuple[str, ...],
-    learning_rate: float | None,
-    **settings: Any,
+    backbone: bool | None = None,
+    without: tuple[str, ...] = (),
+    **given: Any,
 ) -> None:
-    """Train STAGE of CHECKPOINT, a folder in the diffusers layout.
-
-    What is trained goes into a new checkpoint, -o FOLDER, or back into CHECKPOINT with --in-place. Without --sharp,
-    procedural images are used. A run that was stopped goes on when it is started again: its state lies beside the
-    checkpoint that it writes, in FOLDER.training/STAGE.
-    """
+    """Train the stage called ``name``, in this process or as one of several."""
     if (output is None) == (not in_place):
         raise click.UsageError(
             "give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself"
         )
     quieten_libraries()
+    from accelerate import PartialState
+
     from uid.families.registry import read_index
     from uid.families.uid_diff import checkpoint as checkpoints
     from uid.train.checkpoints import Target, make_state_folder
-    from uid.train.data import ImageFolder, ProceduralImages
     from uid.train.loop import TrainingSettings, train
+    from uid.train.stage import Choices
 
-    target = Target(checkpoint, output)
-    target.check()
-    if config and not checkpoint.exists():
-        checkpoints.write_untrained(checkpoint, config, seed=settings["seed"])
-    index = read_index(checkpoint)
-    settings["learning_rate"] = learning_rate or default_learning_rate(index["name"])
-    make_state_folder(target.state)
-    made_file = target.state / f"pictures-{settings['seed']}-{images}.npy"
-    source = ImageFolder(sharp) if sharp else ProceduralImages(made_file, images, settings["seed"], click.echo)
-    module = build(stage, checkpoints.load(checkpoint), backbone, without, index["steps"])
-    examples = examples_of(stage, source, size, settings["seed"], blurry)
-    train(module, examples, TrainingSettings(**settings), target.state / stage, report=click.echo)
-    if stage == "vae":
-        module.set_scaling_factor(examples[i] for i in range(64))
-    written = target.write(module.trained, trained=stage in ("deblur", "joint", "delivery"))
-    click.echo("\n".join(f"wrote {written / name}" for name in module.trained))
-
-
-def examples_of(stage: str, source: Any, size: int, seed: int, blurry: Path | None) -> Any:
-    """What a stage is trained on: pairs of a sharp image and its blurred one, or images of three domains."""
-    from uid.train.data import Domains, ImageFolder, Pairs
-
-    if stage in ("blur-transfer", "joint"):
-        return Domains(source, size, seed, ImageFolder(blurry) if blurry else None)
-    return Pairs(source, size, seed)
-
-
-def default_learning_rate(name: str) -> float:
-    """What a checkpoint of this name is trained at: its configuration's rate, or the paper's."""
-    from uid.families.uid_diff.configs import CONFIGS, SD15
-
-    return CONFIGS.get(name, SD15).learning_rate
+    entry, target, processes = STAGES[name], Target(checkpoint, output), PartialState()
+    report = click.echo if processes.is_main_process else silent
+    with processes.main_process_first():
+        target.check()
+        if config and not checkpoint.exists():
+            checkpoints.write_untrained(checkpoint, config, seed=given["seed"])
+        make_state_folder(target.state)
+        index = read_index(checkpoint)
+        preset = preset_of(index["name"])
+        given |= {option: getattr(preset, option) for option in FROM_PRESET if given[option] is None}
+        examples = examples_of(entry, target.state, report, given)
+    choices = Choices(
+        steps=index["steps"],
+        guidance=index["guidance"],
+        backbone=preset.backbone if backbone is None else backbone,
+        visited=preset.visited,
+        without=frozenset(without),
+    )
+    module = entry.make(checkpoints.load(checkpoint), choices)
+    train(module, examples, TrainingSettings(**given), target.state / name, report)
+    if processes.is_main_process:
+        module.finish(examples[i] for i in range(64))
+        written = target.write(module.trained, trained=entry.delivers)
+        report("\n".join(f"wrote {written / part}" for part in module.trained))
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
 
 
-def build(stage: str, model: "UIDDiff", backbone: bool, without: tuple[str, ...], steps: int) -> Any:
-    """The stage's module; ``steps`` are the checkpoint's denoising steps."""
-    from uid.train import diffusion, vae
+def silent(line: str) -> None:
+    """What processes say that are not the main one."""
 
-    autoencoder, refiner = model.encoder.vae, model.refiner
-    stages = {
-        "vae": lambda: vae.BaseVAE(autoencoder),
-        "refiner": lambda: vae.JointRefiner(autoencoder, refiner),
-        "encoder-refiner": lambda: vae.EncoderRefiner(autoencoder, refiner),
-        "decoder-refiner": lambda: vae.DecoderRefiner(autoencoder, refiner),
-        "base": lambda: diffusion.BaseDiffusion(model, steps=steps),
-        "deblur": lambda: diffusion.Deblurring(model, steps=steps, backbone=backbone),
-        "blur-transfer": lambda: diffusion.BlurTransfer(model, steps=steps),
-        "joint": lambda: diffusion.Joint(model, steps=steps, backbone=backbone, without=without),
-        "delivery": lambda: diffusion.Delivery(model, steps=steps),
-    }
-    return stages[stage]()
+
+def examples_of(entry: StageEntry, folder: Path, report: "Report", given: dict[str, Any]) -> "Examples":
+    """What a stage is trained on; takes the options that say so out of ``given``. ``folder`` holds what is made."""
+    from uid.train import data, files
+
+    sharp, pairs, pair_list, blurry = (given.pop(name, None) for name in ("sharp", "pairs", "pair_list", "blurry"))
+    size, images, seed = given.pop("size"), given.pop("images"), given["seed"]
+    if sum(place is not None for place in (sharp, pairs, pair_list)) > 1:
+        raise click.UsageError("give one of --sharp, --pairs and --pair-list")
+    own: Callable[[], PairSource]  # the domain, where no other is given
+    source: PairSource
+    if pairs or pair_list:
+        paths = files.pairs(pairs[0], pairs[1], report) if pairs else files.listed_pairs(pair_list)
+        source, own = data.FilePairs(paths), lambda: data.TwoOf([blurred for _, blurred in paths])
+    else:
+        single = data.Images(files.images(sharp, files.SHARP, report)) if sharp else made(folder, images, seed, size)
+        source, own = data.Blurred(single), lambda: data.BlurredAlike(single)
+    other = data.TwoOf(files.images(blurry, files.BLURRED, report)) if blurry else None
+    return data.Examples(source, size, seed, (other or own()) if entry.domain else None)
+
+
+def made(folder: Path, count: int, seed: int, size: int) -> "Source":
+    """Procedural images, made before if they lie in ``folder``."""
+    from uid.train.data import MADE_SIDE, ProceduralImages
+
+    if size > MADE_SIDE:
+        raise InputError(
+            f"procedural images are {MADE_SIDE} x {MADE_SIDE}; give others (--sharp, --pairs or --pair-list), "
+            "or train at a smaller size",
+            option="size",
+        )
+    return ProceduralImages(folder / f"pictures-{seed}-{count}.npy", count, seed, click.echo)
+
+
+for stage, row in STAGES.items():
+    main.add_command(stage_command(stage, row))
+main.add_command(lists)
+
+
+if __name__ == "__main__":
+    main()

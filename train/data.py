@@ -1,8 +1,9 @@
-"""Training examples: sharp images, procedural or a user's own, and their synthetic blur."""
+"""Training examples: pairs of a sharp image and its blurred one, and images of one blurred domain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,41 +15,71 @@ from torch.utils.data import Dataset
 from uid.bundles.files import written_whole
 from uid.errors import InputError
 from uid.runtime.media.decode import read_image
-from uid.runtime.media.formats import is_image_path
 from uid.train.blur import Random, RgbImage, random_exposure
 from uid.train.procedural import procedural_image
 
 MADE_SIDE = 256  # of a procedural image, in pixels
 
-Source = Callable[[Random, int, int], RgbImage]  # (generator, height, width) -> (H, W, 3) sRGB float32 in [0, 1]
+# (generator, height, width) -> images (H, W, 3) sRGB float32 in [0, 1]
+Source = Callable[[Random, int, int], RgbImage]
+PairSource = Callable[[Random, int, int], tuple[RgbImage, RgbImage]]
 
 
-class ImageFolder:
-    """Random crops of the images in a folder and its subfolders, mirrored half of the time."""
+class Images:
+    """Random crops of images in files, mirrored half of the time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(path for path in folder.rglob("*") if path.is_file() and is_image_path(path))
-        if not self.paths:
-            raise InputError(f"{folder} holds no images; expected PNG, JPEG, WebP, TIFF or BMP files")
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
 
     def __call__(self, rng: Random, height: int, width: int) -> RgbImage:
-        """A crop of (height, width); raises ``InputError`` for an image smaller than that."""
-        return self.crops(rng, height, width, 1)[0]
+        """A crop of one of them; raises ``InputError`` for an image smaller than that."""
+        return crops(rng, [self.paths[rng.integers(len(self.paths))]], height, width)[0]
 
-    def crops(self, rng: Random, height: int, width: int, count: int) -> list[RgbImage]:
-        """Crops of one image, which share its blur."""
-        path = self.paths[rng.integers(len(self.paths))]
-        pixels = read_image(path).pixels
-        if pixels.shape[0] < height or pixels.shape[1] < width:
-            raise InputError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}; expected at least {width} x {height}")
-        pixels = pixels[:, :: rng.choice([1, -1])]
 
-        def crop() -> RgbImage:
-            top, left = (int(rng.integers(pixels.shape[i] - size + 1)) for i, size in enumerate((height, width)))
-            part = pixels[top : top + height, left : left + width]
-            return part.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+class TwoOf(Images):
+    """Crops of two different images of one domain, which may hold many blurs: y_2 and y_3 of the paper."""
 
-        return [crop() for _ in range(count)]
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths)
+        if len(self.paths) < 2:
+            raise InputError(f"{self.paths[0]} is the only blurred image of its domain; expected two or more")
+
+    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:  # type: ignore[override]
+        """The two crops."""
+        first, second = (self.paths[i] for i in rng.choice(len(self.paths), 2, replace=False))
+        return crops(rng, [first], height, width)[0], crops(rng, [second], height, width)[0]
+
+
+class FilePairs:
+    """Random crops of sharp images and their blurred ones, at the same place in both."""
+
+    def __init__(self, paths: Sequence[tuple[Path, Path]]) -> None:
+        self.paths = list(paths)
+
+    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:
+        """Sharp and blurred; raises ``InputError`` where the two differ in size."""
+        sharp, blurred = crops(rng, self.paths[rng.integers(len(self.paths))], height, width)
+        return sharp, blurred
+
+
+def crops(rng: Random, paths: Sequence[Path], height: int, width: int) -> list[RgbImage]:
+    """The same crop of images of one size, all mirrored or none."""
+    read = [read_image(path).pixels for path in paths]
+    shape = read[0].shape
+    for path, pixels in zip(paths, read, strict=True):
+        if pixels.shape[:2] != shape[:2]:
+            raise InputError(f"{path} is {size_of(pixels)}; expected {size_of(read[0])}, as {paths[0]} has")
+    if shape[0] < height or shape[1] < width:
+        raise InputError(f"{paths[0]} is {size_of(read[0])}; expected at least {width} x {height}")
+    turn = rng.choice([1, -1])
+    top, left = (int(rng.integers(shape[i] - size + 1)) for i, size in enumerate((height, width)))
+    parts = [pixels[:, ::turn][top : top + height, left : left + width] for pixels in read]
+    return [part.astype(np.float32) / np.float32(np.iinfo(part.dtype).max) for part in parts]
+
+
+def size_of(pixels: NDArray[Any]) -> str:
+    """Width x height, as in messages."""
+    return f"{pixels.shape[1]} x {pixels.shape[0]}"
 
 
 class ProceduralImages:
@@ -89,44 +120,50 @@ def made_image(key: tuple[int, int]) -> NDArray[np.uint8]:
     return np.rint(255.0 * made).astype(np.uint8)
 
 
-class Pairs(Dataset[dict[str, Tensor]]):
+class Blurred:
+    """Pairs of sharp images and a synthetic blur of each."""
+
+    def __init__(self, sharp: Source) -> None:
+        self.sharp = sharp
+
+    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:
+        """Sharp and blurred."""
+        sharp = self.sharp(rng, height, width)
+        return sharp, random_exposure(rng)(sharp)
+
+
+class BlurredAlike:
+    """Two sharp images under one synthetic exposure: a domain of its own."""
+
+    def __init__(self, sharp: Source) -> None:
+        self.sharp = sharp
+
+    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:
+        """The two blurred images."""
+        exposure = random_exposure(rng)
+        first, second = (self.sharp(rng, height, width) for _ in range(2))
+        return exposure(first), exposure(second)
+
+
+class Examples(Dataset[dict[str, Any]]):
     """Example ``i`` follows from the seed and ``i`` alone, so a run that is resumed sees what it would have seen."""
 
-    def __init__(self, source: Source, size: int, seed: int) -> None:
-        self.source, self.size, self.seed = source, size, seed
+    def __init__(self, pairs: PairSource, size: int, seed: int, domain: PairSource | None = None) -> None:
+        self.pairs, self.size, self.seed, self.domain = pairs, size, seed, domain
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """``sharp`` and ``blurred``, (3, size, size) float32 in [0, 1]."""
-        return tensors(self.images(np.random.default_rng([self.seed, index])))
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``sharp`` and ``blurred``; with a domain ``y_2`` and ``y_3``. (3, size, size) float32 in [0, 1].
 
-    def images(self, rng: Random) -> dict[str, RgbImage]:
-        """The example as (size, size, 3)."""
-        sharp = self.source(rng, self.size, self.size)
-        return {"sharp": sharp, "blurred": random_exposure(rng)(sharp)}
-
-
-class Domains(Pairs):
-    """Pairs, and beside them ``y_2`` and ``y_3``: two blurred images of one domain, which no sharp ones go with.
-
-    Of a user's ``blurry`` folder they are two crops of one image, since a domain may hold many blurs; otherwise two
-    sharp images blurred by one synthetic exposure, and then ``x_3`` is the second one before that.
-    """
-
-    def __init__(self, source: Source, size: int, seed: int, blurry: ImageFolder | None = None) -> None:
-        super().__init__(source, size, seed)
-        self.blurry = blurry
-
-    def images(self, rng: Random) -> dict[str, RgbImage]:
-        """The example as (size, size, 3)."""
-        pair = super().images(rng)
-        if self.blurry:
-            y_2, y_3 = self.blurry.crops(rng, self.size, self.size, 2)
-            return {**pair, "y_2": y_2, "y_3": y_3}
-        exposure = random_exposure(rng)
-        x_2, x_3 = (self.source(rng, self.size, self.size) for _ in range(2))
-        return {**pair, "y_2": exposure(x_2), "y_3": exposure(x_3), "x_3": x_3}
+        ``key``, a whole number, is what the example's random numbers follow from.
+        """
+        rng = np.random.default_rng([self.seed, index])
+        example = tensors(rng, self.pairs, self.size, ("sharp", "blurred"))
+        if self.domain:
+            example |= tensors(rng, self.domain, self.size, ("y_2", "y_3"))
+        return {**example, "key": int(np.random.default_rng([self.seed, index, 1]).integers(1 << 62))}
 
 
-def tensors(example: dict[str, RgbImage]) -> dict[str, Tensor]:
-    """(H, W, 3) -> (3, H, W), of every image."""
-    return {name: torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1))) for name, p in example.items()}
+def tensors(rng: Random, source: PairSource, size: int, names: tuple[str, str]) -> dict[str, Tensor]:
+    """What a source gives, as (3, size, size)."""
+    made = zip(names, source(rng, size, size), strict=True)
+    return {name: torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for name, image in made}

@@ -230,7 +230,7 @@ def ablation(
     from uid.bench.quality.photos import held_out
     from uid.train.ablation import ablate
     from uid.train.checkpoints import make_state_folder, state_folder
-    from uid.train.data import Domains, ProceduralImages
+    from uid.train.data import Blurred, BlurredAlike, Examples, ProceduralImages
     from uid.train.loop import TrainingSettings
 
     work = state_folder(checkpoint)
@@ -239,7 +239,8 @@ def ablation(
     settings = TrainingSettings(steps=steps, learning_rate=learning_rate, mixed_precision=mixed_precision)
     photos = held_out(names)
     rows = [score(BLURRED, lambda blurred: blurred, photos, 0)]
-    for variant, method in ablate(checkpoint, work / "ablation", Domains(made, size, 0), settings):
+    examples = Examples(Blurred(made), size, 0, BlurredAlike(made))
+    for variant, method in ablate(checkpoint, work / "ablation", examples, settings):
         rows.append(score(variant.name, method, photos, steps))
     if output is not None:
         write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})

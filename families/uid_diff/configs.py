@@ -39,7 +39,6 @@ class Config:
     blur_window: int | None = None  # side in pixels of what Q_b sees of its image, in the middle; None: all, resized
     steps: int = 30  # DDIM steps (paper: 30)
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
-    learning_rate: float = 5e-5  # highest, of AdamW in training (paper: 5e-5)
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # the bundle's presets, the best first
     quality: str | None = None  # the default one; None: ``steps``, and one view
     vae_class: str = "AutoencoderKL"  # or "PatchVAE"
@@ -150,7 +149,6 @@ EDGE = Config(
     blur_window=128,  # as it was trained
     steps=1,  # as trained so far, more steps do not change the image
     guidance=1.0,
-    learning_rate=3e-4,
     qualities={
         "full": {"steps": 1, "views": 8},
         "balanced": {"steps": 1, "views": 2},
@@ -242,7 +240,6 @@ TINY = Config(
     },
     refiner={"hidden": (4, 4), "blocks": (0, 0)},
     tile=64,
-    learning_rate=3e-4,
 )
 
 CONFIGS = {"sd15": SD15, "edge": EDGE, "edge2": EDGE2, "tiny": TINY}

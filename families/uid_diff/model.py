@@ -215,17 +215,18 @@ class UIDDiff(nn.Module):
         first and every ``cache_interval``-th after it are computed in full, the others from its features.
         """
         self.scheduler.set_timesteps(steps)
-        alpha_bars = self.scheduler.alphas_cumprod
+        device, alpha_bars = noise.device, self.scheduler.alphas_cumprod.to(noise.device)
         visited = self.scheduler.timesteps.tolist()
         z_y, f_s, prompts, f_b = conditions
         x, cached, left = noise, None, 0  # so many steps may still use the cached features
         for i, t in enumerate(visited):
             last = i == len(visited) - 1
-            previous = self.scheduler.final_alpha_cumprod if last else alpha_bars[visited[i + 1]]
-            coefficients = StepCoefficients(torch.tensor([float(t)]), alpha_bars[t][None], previous[None])
+            previous = self.scheduler.final_alpha_cumprod.to(device) if last else alpha_bars[visited[i + 1]]
+            timestep = torch.tensor([float(t)], device=device)
+            coefficients = StepCoefficients(timestep, alpha_bars[t][None], previous[None])
             inside = interval[0] <= i / steps < interval[1]
             guided = inside and guidance != 1.0
-            prompt, scale = (prompts, torch.tensor([guidance])) if guided else (prompts[1:], None)
+            prompt, scale = (prompts, torch.tensor([guidance], device=device)) if guided else (prompts[1:], None)
             if inside and cached is not None and left > 0:
                 x = self.step.shallow(x, prompt, coefficients, scale, cached, f_b)
                 left -= 1
