@@ -5,12 +5,14 @@ Here the sampler's own steps run, the decoder follows, and the loss compares ima
 ("One-Step Effective Diffusion Network", Wu et al., 2024). The paper has no such stage.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from uid.families.uid_diff.model import SHARP_PROMPT, Conditions, UIDDiff
+from uid.families.uid_diff.model import UIDDiff
 from uid.train.diffusion import DiffusionStage, pretrained_side, structure_side
-from uid.train.loop import Batch
+from uid.train.stage import Batch, Choices, Draws
 from uid.train.vae import psnr
 
 FLOOR = 1e-4  # mean squared error, 40 dB: below it an image has nothing more to teach
@@ -32,26 +34,21 @@ def image_loss(output: Tensor, target: Tensor) -> Tensor:
 class Restoration(DiffusionStage):
     """Stage "restore": structure extractor, image encoder, adapter and U-Net, in as many steps as the model is used."""
 
-    name = "restore"
+    def __init__(self, model: UIDDiff, choices: Choices) -> None:
+        super().__init__(model, structure_side(model) | pretrained_side(model), choices)
 
-    def __init__(self, model: UIDDiff, *, steps: int) -> None:
-        super().__init__(model, structure_side(model) | pretrained_side(model), steps)
-        self.register_buffer("prompts", model.prompts(SHARP_PROMPT).detach(), persistent=False)
-
-    def restored(self, images: Tensor) -> Tensor:
+    def restored(self, images: Tensor, keys: Sequence[int]) -> Tensor:
         """The images deblurred, (B, 3, H, W), not clamped."""
-        with torch.no_grad():
-            z_y, skips = self.model.encoder(images)
-        conditions = Conditions(z_y, self.structure(images), self.prompts)
-        return self.model.decoder.unclamped(self.model.denoise(torch.randn_like(z_y), conditions, self.steps, 1.0), skips)
+        z, skips = self.delivered(images, keys)
+        return self.model.decoder.unclamped(z, skips)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The image loss, and how much nearer to the sharp images the deblurred ones came, in dB."""
         blurred, sharp = batch["blurred"], batch["sharp"]
-        output = self.restored(blurred)
-        return {"loss": image_loss(output, sharp), "gain": psnr(output, sharp) - psnr(blurred, sharp)}
+        output = self.restored(blurred, batch["key"])
+        return {"loss": image_loss(output, sharp), "gain": (psnr(output, sharp) - psnr(blurred, sharp)).mean()}
 
     def sheet(self, batch: Batch) -> Tensor:
         """Blurred images, what the model makes of them, and the sharp ones."""
         blurred = batch["blurred"][:8]
-        return torch.stack([blurred, self.restored(blurred), batch["sharp"][:8]])
+        return torch.stack([blurred, self.sampled(blurred, batch["key"][:8]), batch["sharp"][:8]])
