@@ -37,9 +37,16 @@ class Exposures:
         """Some of them."""
         return Exposures(*(getattr(self, one.name)[index] for one in fields(self)))
 
-    def to(self, device: torch.device) -> "Exposures":
-        """The same on a device."""
-        return Exposures(*(getattr(self, one.name).to(device) for one in fields(self)))
+    def put(self, first: int, others: "Exposures") -> None:
+        """Overwrite rows from ``first`` on."""
+        for one in fields(self):
+            getattr(self, one.name)[first : first + len(others.tone)] = getattr(others, one.name)
+
+    @staticmethod
+    def empty(count: int, device: torch.device) -> "Exposures":
+        """Room for ``count`` rows."""
+        kernels = torch.empty(count, LARGEST, LARGEST, device=device)
+        return Exposures(kernels, *(torch.empty(count, device=device) for _ in range(4)))
 
 
 def drawn(rng: Random, count: int) -> Exposures:
