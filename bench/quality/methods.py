@@ -36,6 +36,8 @@ class BlurCase:
     sharp: RgbImage
     psf: Kernel  # the kernel itself
     blurred: RgbImage
+    length: float | None = None  # of the blur, pixels; None where its family draws it
+    noise: float | None = None  # standard deviation, levels of 8 bits; None where it is not white
 
 
 Method = Callable[[BlurCase], RgbImage]
