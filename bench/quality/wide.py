@@ -1,7 +1,7 @@
 """Wide cases: the held-out photos under blur of each family, length and level of noise, and images that are sharp.
 
-They say where a model gains and where it does not, which one mean over a few cases hides. The kernels are made here, not
-by what blurs the training images: a shake is a hand's tremor, a motion is a straight line, and a disc has a crisp edge.
+They say where a model gains and where it does not, which one mean over a few cases hides. The kernels are not drawn by
+what blurs the training images: a shake is a hand's tremor, a motion is a straight line, and a disc has a crisp edge.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +21,7 @@ GREYS = (24, 64, 128, 192, 235)  # levels of the flat images
 
 
 def shake(rng: Random, length: float) -> Kernel:
-    """A hand's tremor: on each axis a sum of three harmonics, the slow ones wide. ``length`` pixels on the longer axis."""
+    """A hand's tremor: on each axis a sum of three harmonics, the slow ones wide; its longer side is ``length``."""
     t = np.linspace(0.0, np.pi, 512)
     harmonics = np.arange(1, 4)
     waves = np.sin(harmonics * t[:, None] + rng.uniform(0.0, 2.0 * np.pi, size=(2, 1, 3)))
@@ -29,7 +29,7 @@ def shake(rng: Random, length: float) -> Kernel:
 
 
 def motion(rng: Random, length: float) -> Kernel:
-    """A straight line of any direction, ``length`` pixels along its longer axis."""
+    """A straight line of any direction, its longer side is ``length`` pixels."""
     angle = rng.uniform(0.0, np.pi)
     return trace(np.linspace(-1.0, 1.0, 512)[:, None] * [[np.cos(angle), np.sin(angle)]], extent=length)
 
@@ -55,9 +55,9 @@ FAMILIES: Mapping[str, Callable[[Random, float], Kernel]] = {
 def wide_cases(photos: Mapping[str, RgbImage] | None = None) -> Iterator[BlurCase]:
     """Each photo under each of ``FAMILIES``, ``LENGTHS`` and ``NOISES``, the same in every run.
 
-    ``photos`` as ``held_out`` gives them, and by default all of those. A photo has one kernel for each family and length,
-    whatever the noise. The blur is convolution in linear light; the noise is Gaussian, white, of sRGB values; the blurred
-    image is rounded to 8 bits, as a file holds it.
+    ``photos`` as ``held_out`` gives them, and by default all of those. A photo has one kernel for each family and
+    length, whatever the noise. The blur is convolution in linear light; the noise is Gaussian, white, of sRGB values;
+    the blurred image is rounded to 8 bits, as a file holds it.
     """
     for photo, sharp in (held_out() if photos is None else photos).items():
         for number, (family, make) in enumerate(FAMILIES.items()):
