@@ -83,7 +83,7 @@ def drawn() -> dict[str, RgbImage]:
     across, down = np.meshgrid(ramp, ramp)
     whole = np.ones((SIDE, SIDE), np.float32)
     made = {f"flat {grey}": np.stack([grey / 255.0 * whole] * 3, axis=2) for grey in GREYS}
-    made["flat blue"] = np.stack([0.2 * whole, 0.4 * whole, 0.8 * whole], axis=2)
+    made["flat, blue"] = np.stack([0.2 * whole, 0.4 * whole, 0.8 * whole], axis=2)
     made["gradient"] = np.stack([across] * 3, axis=2)
     made["gradient of colours"] = np.stack([across, down, 1.0 - across], axis=2)
     made["text"] = page(ink=20, paper=240)
