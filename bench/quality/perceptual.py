@@ -60,7 +60,7 @@ def vif(image: NDArray[Any], sharp: NDArray[Any]) -> float:
         gain = np.maximum(gain, 0.0)
         kept += float(np.log2(1.0 + gain**2 * var_x / (rest + noise)).sum())
         total += float(np.log2(1.0 + var_x / noise).sum())
-    return kept / total if total > 0.0 else 1.0  # a flat image holds nothing to lose
+    return kept / total if total > 1e-6 else 1.0  # a flat image holds nothing to lose
 
 
 def planes(image: NDArray[Any]) -> list[Plane]:

@@ -98,16 +98,18 @@ def cases(photo: str, sharp: RgbImage, *, noise: float, jpeg: int | None) -> Ite
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
 
-def psnr(image: RgbImage, sharp: RgbImage) -> float:
+def psnr(image: RgbImage, sharp: RgbImage, border: int = BORDER) -> float:
     """Peak signal-to-noise ratio inside the border, in dB, at most ``PSNR_CAP``."""
+    x, y = inside(sharp, border), inside(image, border)
     with np.errstate(divide="ignore"):  # equal images
-        return min(float(peak_signal_noise_ratio(inside(sharp), inside(image), data_range=1.0)), PSNR_CAP)
+        return min(float(peak_signal_noise_ratio(x, y, data_range=1.0)), PSNR_CAP)
 
 
-def ssim(image: RgbImage, sharp: RgbImage) -> float:
+def ssim(image: RgbImage, sharp: RgbImage, border: int = BORDER) -> float:
     """Structural similarity inside the border with the Gaussian window of Wang et al. (2004), mean over RGB."""
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return float(structural_similarity(inside(sharp), inside(image), data_range=1.0, channel_axis=2, **window))
+    x, y = inside(sharp, border), inside(image, border)
+    return float(structural_similarity(x, y, data_range=1.0, channel_axis=2, **window))
 
 
 def largest(image: RgbImage, sharp: RgbImage) -> float:
@@ -122,6 +124,6 @@ def tenengrad(image: RgbImage) -> float:
     return float(inside(np.add(*squares)).mean(dtype=np.float64))
 
 
-def inside(image: RgbImage) -> RgbImage:
-    """The image without its border."""
-    return image[BORDER:-BORDER, BORDER:-BORDER]
+def inside(image: RgbImage, border: int = BORDER) -> RgbImage:
+    """The image without its border of so many pixels."""
+    return image[border : image.shape[0] - border, border : image.shape[1] - border]

@@ -8,6 +8,7 @@ from uid.bench.quality.ablation import AblationRow
 from uid.bench.quality.comparison import UID_ON_SHARP, QualityRow, QualitySummary, summarise
 from uid.bench.quality.gates import is_gate
 from uid.bench.quality.methods import BLURRED, RICHARDSON_LUCY, UID, UNSHARP
+from uid.bench.quality.pairs import PairRow
 from uid.bench.quality.photos import PHOTOS
 from uid.bench.quality.tradeoff import Setting, TradeoffRow, TradeoffSummary
 from uid.bench.quality.tradeoff import summarise as summarise_tradeoff
@@ -190,6 +191,26 @@ def ablation_table(rows: Sequence[AblationRow]) -> list[str]:
     )
 
 
+def pairs_table(rows: Sequence[PairRow]) -> list[str]:
+    """Every method over all pairs: means, and FID where it was measured."""
+    methods: dict[str, list[PairRow]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    learned, with_fid = list(rows[0].metrics), rows[0].fid is not None
+    lines = []
+    for method, own in methods.items():
+        plain = f"{mean(own, 'psnr'):.2f}", *(f"{mean(own, name):.3f}" for name in ("ssim", "haarpsi", "gmsd", "vif"))
+        scores = [f"{fmean(row.metrics[name] for row in own):.3f}" for name in learned]
+        lines.append([method, *plain, *scores, *([f"{own[0].fid:.2f}"] if with_fid else [])])
+    headings = "method", "PSNR dB ↑", "SSIM ↑", "HaarPSI ↑", "GMSD ↓", "VIF ↑"
+    return table([*headings, *map(metrics.heading, learned), *(["FID ↓"] if with_fid else [])], lines)
+
+
+def mean(rows: Sequence[PairRow], name: str) -> float:
+    """Of a figure."""
+    return fmean(getattr(row, name) for row in rows)
+
+
 KINDS: Mapping[str, tuple[type, Callable[..., list[str]]]] = {  # of tables in a page: their rows, and what makes them
     "methods": (QualityRow, methods_table),
     "gates": (QualityRow, gates_table),
@@ -199,4 +220,5 @@ KINDS: Mapping[str, tuple[type, Callable[..., list[str]]]] = {  # of tables in a
     "presets": (TradeoffRow, presets_table),
     "transfer": (TransferRow, transfer_table),
     "ablation": (AblationRow, ablation_table),
+    "pairs": (PairRow, pairs_table),
 }
