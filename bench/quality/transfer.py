@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uid.bench.quality.methods import BlurCase
-from uid.bench.quality.photos import CASE_SEED, cases, cell, psnr, ssim, tenengrad
+from uid.bench.quality.photos import CASE_SEED, cases, psnr, ssim, tenengrad
+from uid.bench.quality.sheet import cell
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage, degrade, distance, normalised

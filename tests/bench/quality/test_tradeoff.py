@@ -24,6 +24,7 @@ ROW = TradeoffRow(
     1,
     (0.0, 1.0),
     gain=1.0,
+    haarpsi=0.8,
     **CLOSENESS,
     seconds=8.0,
     step_seconds=7.5,
