@@ -64,6 +64,7 @@ def run(
             "give one of -o FOLDER, for a new checkpoint, and --in-place, to change CHECKPOINT itself"
         )
     quieten_libraries()
+    import torch
     from accelerate import PartialState
 
     from uid.families.registry import read_index
@@ -72,7 +73,8 @@ def run(
     from uid.train.loop import TrainingSettings, train
     from uid.train.stage import Choices
 
-    entry, target, processes = STAGES[name], Target(checkpoint, output), PartialState()
+    entry, target = STAGES[name], Target(checkpoint, output)
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     report = click.echo if processes.is_main_process else silent
     with processes.main_process_first():
         target.check()

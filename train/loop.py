@@ -100,6 +100,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         gradient_as_bucket_view=True,  # or every gradient would be held twice
     )
     return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or accelerate does not see that there are several processes
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=settings.accumulate,
         kwargs_handlers=[parallel],
