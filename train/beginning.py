@@ -1,4 +1,4 @@
-"""New checkpoints to train: what their libraries initialise, and what a model without anything pretrained needs more."""
+"""New checkpoints to train, as their libraries initialise them or, with nothing pretrained, ready to learn."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -211,8 +211,9 @@ class Exposure:
 
     def __call__(self, rng: Random, sharp: RgbImage) -> RgbImage:
         """A sharp image (H, W, 3) under this exposure."""
-        camera = {"highlights": self.highlights, "noise": self.noise, "tone": self.tone, "jpeg": self.jpeg}
-        return degrade(rng, sharp, self.kernel, **camera)
+        return degrade(
+            rng, sharp, self.kernel, highlights=self.highlights, noise=self.noise, tone=self.tone, jpeg=self.jpeg
+        )
 
 
 def random_exposure(rng: Random) -> Exposure:

@@ -13,6 +13,7 @@ from uid.errors import InputError
 from uid.train.lists import lists
 from uid.train.options import parameters
 from uid.train.presets import preset_of
+from uid.train.recipe_cli import recipe
 from uid.train.stages import STAGES, StageEntry
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run(
 
     from uid.families.registry import read_index
     from uid.families.uid_diff import checkpoint as checkpoints
+    from uid.train.beginning import write_beginning
     from uid.train.checkpoints import Target, make_state_folder
     from uid.train.loop import TrainingSettings, train
     from uid.train.stage import Choices
@@ -79,7 +81,7 @@ def run(
     with processes.main_process_first():
         target.check()
         if config and not checkpoint.exists():
-            checkpoints.write_untrained(checkpoint, config, seed=given["seed"])
+            write_beginning(checkpoint, config, seed=given["seed"])
         make_state_folder(target.state)
         index = read_index(checkpoint)
         preset = preset_of(index["name"])
@@ -141,6 +143,7 @@ def made(folder: Path, count: int, seed: int, size: int) -> "Source":
 
 for stage, row in STAGES.items():
     main.add_command(stage_command(stage, row))
+main.add_command(recipe)
 main.add_command(lists)
 
 

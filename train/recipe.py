@@ -22,6 +22,7 @@ from uid.families.weights import halved
 from uid.train.beginning import write_beginning
 from uid.train.checkpoints import Target, make_state_folder, state_folder
 from uid.train.held_out import BlurCase, every_case
+from uid.train.presets import Recipe
 from uid.train.restore import Restoration
 from uid.train.stage import Batch, Choices
 from uid.train.state import Average
@@ -30,25 +31,6 @@ from uid.train.supply import Supply
 Report = Callable[[str], None]
 BORDER = 16  # pixels that are not compared
 AT_A_TIME = 8  # held-out images
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a training does whose only choice is its time."""
-
-    config: str
-    size: int = 128  # side of the crops, in pixels
-    batch: int = 8
-    gpu_batch: int = 96
-    learning_rate: float = 6e-4
-    warm_up: int = 100  # steps
-    fall: float = 0.3  # share of the time, at the end, over which the learning rate falls to a fiftieth
-    average: float = 0.998
-    places: int = 512  # images that the device holds
-    gpu_places: int = 16384
-
-
-RECIPES = {"edge": Recipe("edge2")}
 
 
 @dataclass(frozen=True)
@@ -71,13 +53,13 @@ def follow(recipe: Recipe, start: Path | None, output: Path, minutes: float, see
     clock = Clock(minutes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     fast = device.type == "cuda"
-    Target(start or output, output if start != output else None).check()
+    beginning = state_folder(output) / "start"
+    Target(start or beginning, None if start == output else output).check()
     if start is None:
-        folder = state_folder(output)
-        make_state_folder(folder)
-        start = folder / "start"
-        if not start.exists():
-            write_beginning(start, recipe.config, seed=seed)
+        make_state_folder(beginning.parent)
+        if not beginning.exists():
+            write_beginning(beginning, recipe.config, seed=seed)
+        start = beginning
     index = checkpoints.check_family(start)
     model = checkpoints.load(start)
     stage = Restoration(model, Choices(steps=index["steps"], guidance=index["guidance"])).to(device)
@@ -175,7 +157,6 @@ class Run:
                     self.write()
         return time.monotonic() - began
 
-
     def write(self) -> None:
         """Write the checkpoint with what was trained, in float16, in place of what was written before."""
         target = Target(self.output, None) if self.output.exists() else Target(self.start, self.output)
@@ -185,7 +166,8 @@ class Run:
 @torch.inference_mode()
 def scored(stage: Restoration, cases: Sequence[BlurCase], device: torch.device) -> Score:
     """The stage on held-out cases, those of one size together."""
-    gains, sharps = [], []
+    gains: list[float] = []
+    sharps: list[float] = []
     sizes = sorted({case.sharp.shape for case in cases})
     for size in sizes:
         same = [case for case in cases if case.sharp.shape == size]

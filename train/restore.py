@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uid.families.uid_diff.model import UIDDiff
 from uid.train.diffusion import DiffusionStage, pretrained_side, structure_side
-from uid.train.stage import Batch, Choices, Draws
+from uid.train.stage import Batch, Choices
 from uid.train.vae import psnr
 
 FLOOR = 1e-4  # mean squared error, 40 dB: below it an image has nothing more to teach

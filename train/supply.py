@@ -100,4 +100,3 @@ class Supply:
     def below(self, high: int, count: int) -> Tensor:
         """(count,) whole numbers from 0 to ``high`` - 1."""
         return torch.randint(high, (count,), generator=self.chance)
-

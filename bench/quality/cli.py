@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from uid.runtime.options import Options
     from uid.runtime.pipeline import Pipeline
 
-CAMERA_NOISE = 0.003  # of the 16 cases
-
 
 @click.command(cls=Command, extra="bench")
 @click.option(
@@ -77,11 +75,11 @@ def quality(
     """
     from uid.bench.quality.comparison import measure, measure_wide
     from uid.bench.quality.methods import method_names
-    from uid.bench.quality.photos import held_out
     from uid.bench.quality.sheet import contact_sheet
     from uid.bench.quality.show import show_summary
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CAMERA_NOISE, held_out
 
     check_wide(wide, noise, jpeg, sheet)
     scores = metrics.load(learned)
@@ -124,7 +122,7 @@ def common_to_all(
 ) -> dict[str, Any]:
     """What each row of ``uid-bench quality`` states beside its figures."""
     from uid.bench.quality.methods import options_of_each
-    from uid.bench.quality.photos import CASE_SEED
+    from uid.train.held_out import CASE_SEED
 
     own, *theirs = options_of_each(options, [one.bundle for one in (pipeline, *others.values())])
     common = {**setting(pipeline, own), "case_seed": CASE_SEED}
@@ -144,10 +142,10 @@ def common_to_all(
 def transfer(model: Path | None, backend: str, names: Sequence[str], output: Path | None, sheet: Path | None) -> None:
     """Give held-out photos each other's blur, and compare them with the same blur done by convolution."""
     from uid.bench.quality import transfer as transfers
-    from uid.bench.quality.photos import CASE_SEED, held_out
     from uid.bench.quality.show import show_transfers
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CASE_SEED, held_out
 
     photos = held_out(names)
     pipeline = load(model, backend=backend)
@@ -206,11 +204,11 @@ def tradeoff(
     The first setting is the most steps with the most transforms and no shortcut, and stands for the full run.
     """
     from uid.bench.quality import tradeoff as tradeoffs
-    from uid.bench.quality.photos import CASE_SEED, held_out
     from uid.bench.quality.show import show_tradeoff
     from uid.errors import InputError
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CASE_SEED, held_out
 
     photos = held_out(names)
     pipeline = load(model, backend=backend)
@@ -262,11 +260,11 @@ def ablation(
     """
     from uid.bench.quality.ablation import score
     from uid.bench.quality.methods import BLURRED
-    from uid.bench.quality.photos import held_out
     from uid.bench.quality.tables import ablation_table
     from uid.train.ablation import ablate
     from uid.train.checkpoints import make_state_folder, state_folder
     from uid.train.data import Blurred, BlurredAlike, Examples, ProceduralImages
+    from uid.train.held_out import held_out
     from uid.train.loop import TrainingSettings
 
     work = state_folder(checkpoint)

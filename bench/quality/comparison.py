@@ -5,26 +5,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from uid.bench.quality.fidelity import inside, largest, psnr, ssim, tenengrad
 from uid.bench.quality.gates import gates
-from uid.bench.quality.methods import (
-    BLURRED,
-    RICHARDSON_LUCY,
-    UID,
-    UNSHARP,
-    BlurCase,
-    Method,
-    methods,
-    options_of_each,
-    restored,
-)
+from uid.bench.quality.methods import BLURRED, RICHARDSON_LUCY, UID, UNSHARP, Method, methods, options_of_each, restored
 from uid.bench.quality.metrics import Score
 from uid.bench.quality.perceptual import gmsd, haarpsi, vif
-from uid.bench.quality.photos import cases, following, inside, largest, psnr, ssim, tenengrad
 from uid.bench.quality.wide import sharp_cases, wide_cases
 from uid.errors import InputError
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage
+from uid.train.held_out import BlurCase, cases, following
 
 UID_ON_SHARP = "uid on sharp"
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from uid.bench.quality.methods import BlurCase, Method, own_options
+from uid.bench.quality.methods import Method, own_options
 from uid.bundles.declarations import FINISH, PREPARE, STEPS, Bundle, Component, Noise
 from uid.bundles.tensors import HEIGHT, IMAGE, STATE, WIDTH, Array, TensorSpec, resolve
 from uid.engines import Backend, Engine, create
@@ -19,6 +19,7 @@ from uid.runtime.pipeline import Pipeline
 from uid.runtime.pixels import interleaved, pad, planes
 from uid.runtime.transforms import transformed, transformed_back
 from uid.train.blur import RgbImage
+from uid.train.held_out import BlurCase
 
 NO_DIFFUSION, TRUE_LATENT, NOISE_LATENT = "no diffusion", "true latent", "noise as latent"
 ZERO, ANOTHER = " = 0", " of another image"  # what a tensor's name is followed by

@@ -1,7 +1,7 @@
 """What a bundle is compared with: the blurred image, and two classical methods."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,7 @@ from uid.errors import InputError
 from uid.runtime.options import Options, check_names, reads
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import Kernel, RgbImage, blur, to_linear, to_srgb
+from uid.train.held_out import BlurCase
 
 # Chosen by mean PSNR over the cases themselves: a bar set in favour of the classical methods.
 UNSHARP_SIGMA, UNSHARP_AMOUNT = 3.0, 0.5
@@ -21,19 +22,6 @@ RICHARDSON_LUCY_ITERATIONS = 50
 BLURRED, UNSHARP, RICHARDSON_LUCY = "blurred", "unsharp mask", "richardson-lucy"
 UID = "uid"
 RESERVED = (BLURRED, UNSHARP, RICHARDSON_LUCY, UID)
-
-
-@dataclass(frozen=True)
-class BlurCase:
-    """A photo and what blur made of it; both (H, W, 3) float32 sRGB in [0, 1]."""
-
-    photo: str
-    kernel: str  # family
-    sharp: RgbImage
-    psf: Kernel  # the kernel itself
-    blurred: RgbImage
-    length: float | None = None  # of the blur, pixels; None where its family draws it
-    noise: float | None = None  # standard deviation, levels of 8 bits; None where it is not white
 
 
 Method = Callable[[BlurCase], RgbImage]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from uid.bench.quality.fidelity import psnr, ssim
 from uid.bench.quality.metrics import Score
 from uid.bench.quality.perceptual import SMALLEST, gmsd, haarpsi, vif
-from uid.bench.quality.photos import psnr, ssim
 from uid.bundles.tensors import Array
 from uid.errors import InputError
 from uid.runtime.media.decode import read_image

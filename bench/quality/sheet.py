@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from uid.bench.quality.comparison import Comparison
 from uid.bench.quality.gates import NO_DIFFUSION, is_gate
-from uid.bench.quality.photos import NO_KERNEL
 from uid.train.blur import RgbImage
+from uid.train.held_out import NO_KERNEL
 
 SHEET_PHOTOS = 4
 CELL = 256  # pixels of a photo's middle that a cell shows, unscaled

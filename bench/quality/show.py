@@ -7,11 +7,11 @@ import click
 
 from uid.bench.quality import tables
 from uid.bench.quality.comparison import QualityRow, summarise
-from uid.bench.quality.photos import PHOTOS
 from uid.bench.quality.tradeoff import TradeoffSummary
 from uid.bench.quality.transfer import STRENGTHS, TransferRow
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import UNKNOWN_KERNELS
+from uid.train.held_out import PHOTOS
 
 
 def show_summary(rows: Sequence[QualityRow], pipeline: Pipeline, wide: bool) -> None:

@@ -9,12 +9,12 @@ from uid.bench.quality.comparison import UID_ON_SHARP, QualityRow, QualitySummar
 from uid.bench.quality.gates import is_gate
 from uid.bench.quality.methods import BLURRED, RICHARDSON_LUCY, UID, UNSHARP
 from uid.bench.quality.pairs import PairRow
-from uid.bench.quality.photos import PHOTOS
 from uid.bench.quality.tradeoff import Setting, TradeoffRow, TradeoffSummary
 from uid.bench.quality.tradeoff import summarise as summarise_tradeoff
 from uid.bench.quality.transfer import STRENGTHS, TransferRow
 from uid.bundles.declarations import built_in
 from uid.bundles.manifest import read_bundle
+from uid.train.held_out import PHOTOS
 
 IN_WORDS = {RICHARDSON_LUCY: "Richardson-Lucy, told the kernel", UID: f"**{UID}**", BLURRED: "blurred input"}
 

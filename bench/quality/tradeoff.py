@@ -12,13 +12,14 @@ from pathlib import Path
 from statistics import fmean, median
 
 from uid.bench.quality.comparison import check_size
+from uid.bench.quality.fidelity import inside, psnr, ssim
 from uid.bench.quality.perceptual import haarpsi
-from uid.bench.quality.photos import cases, inside, psnr, ssim
 from uid.bundles.declarations import Preset
 from uid.bundles.manifest import read_bundle, record_figures
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage
+from uid.train.held_out import cases
 
 
 @dataclass(frozen=True)

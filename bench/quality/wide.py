@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from uid.bench.quality.methods import BlurCase
-from uid.bench.quality.photos import CASE_SEED, NO_KERNEL, PHOTOS, held_out
 from uid.train.blur import Kernel, Random, RgbImage, blur, distance, normalised, to_linear, to_srgb, trace
+from uid.train.held_out import CASE_SEED, NO_KERNEL, PHOTOS, BlurCase, held_out
 
 LENGTHS = (5, 9, 16)  # pixels
 NOISES = (0.0, 1.5, 3.0)  # standard deviation in levels of 8 bits

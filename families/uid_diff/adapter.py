@@ -103,7 +103,7 @@ class Adapter(ModelMixin, ConfigMixin):
 def identity(channels: int) -> nn.Conv2d:
     """A 1 x 1 convolution that gives x."""
     conv = nn.Conv2d(channels, channels, 1)
-    nn.init.zeros_(conv.bias)
+    zeroed(conv)
     with torch.no_grad():
         conv.weight.copy_(torch.eye(channels)[:, :, None, None])
     return conv

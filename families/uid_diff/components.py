@@ -101,6 +101,7 @@ def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
     unet, factor, text = model.step.unet.config, model.latent_factor, model.text_encoder.config
     widths, queries = unet.block_out_channels, model.structure.q_former.config
     branches = 2 if guided else 1
+    leads_out = model.step.adapter.config.output_residual
 
     def feature(name: str, *shape: int | str) -> TensorSpec:
         return TensorSpec(name, half, shape)
@@ -130,7 +131,7 @@ def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
         cached=[
             feature(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
             *(feature(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
-            *([feature(RESIDUAL_OUTPUT, *latents(unet.in_channels))] if model.step.adapter.config.output_residual else []),
+            *([feature(RESIDUAL_OUTPUT, *latents(unet.in_channels))] if leads_out else []),
         ],
     )
 

@@ -160,6 +160,7 @@ EDGE = Config(
     | {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0},
 )
 
+# The second generation: the VAE holds a photo, and the diffusion is what deblurs, in one step trained as a whole.
 EDGE2 = Config(
     image_encoder=EDGE.image_encoder,
     text_encoder=EDGE.text_encoder,
@@ -184,11 +185,11 @@ EDGE2 = Config(
     blur_window=128,
     steps=1,
     guidance=1.0,
-    learning_rate=3e-4,
     qualities=EDGE.qualities,
     quality="fast",
     colour_fix=FLAT,
-    scheduler=EDGE.scheduler | {"prediction_type": "sample", "beta_end": 0.03},  # the first step starts from noise alone
+    # Noise that ends without a trace of the image, since the first step starts from nothing else.
+    scheduler=EDGE.scheduler | {"prediction_type": "sample", "beta_end": 0.03},
 )
 
 TINY = Config(

@@ -99,8 +99,14 @@ class PatchVAE(ModelMixin, ConfigMixin):
         scale /= (scale * deviations).square().mean().sqrt()
         directions = directions.flip(1)[:, :kept].T  # (C, 3 p^2)
         analysis, synthesis = scale[:, None] * directions, (directions / scale[:, None]).T
-        encoder, decoder = self.encoder.conv_out, self.decoder.conv_in
-        encoder.weight.copy_(torch.cat([analysis, torch.zeros_like(analysis)])[:, :, None, None])
-        encoder.bias.copy_(torch.cat([-analysis @ mean, torch.full((kept,), LOG_VARIANCE)]))
-        decoder.weight.copy_(synthesis[:, :, None, None])
-        decoder.bias.copy_(mean)
+        set_linear(
+            self.encoder.conv_out,
+            torch.cat([analysis, torch.zeros_like(analysis)]),
+            torch.cat([-analysis @ mean, torch.full((kept,), LOG_VARIANCE)]),
+        )
+        set_linear(self.decoder.conv_in, synthesis, mean)
+
+
+def set_linear(convolution: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give a 1 x 1 convolution the matrix (out, in) and the offset (out,)."""
+    convolution.load_state_dict({"weight": weight[:, :, None, None], "bias": bias})

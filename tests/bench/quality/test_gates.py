@@ -8,11 +8,12 @@ from declared import INVERT, LATENT, PIXELS, Part, ancestral_parts, make_bundle,
 from onnx import helper
 
 from uid.bench.quality.gates import encoded_latent, features, gates, is_gate
-from uid.bench.quality.methods import BlurCase, methods
+from uid.bench.quality.methods import methods
 from uid.bundles.declarations import built_in
 from uid.bundles.manifest import read_bundle
 from uid.bundles.tensors import Array
 from uid.runtime import Options, load
+from uid.train.held_out import BlurCase
 
 FEATURES = ("batch", 3, 1, 1)
 OTHERS = {"photo": 0.3 * random_image(20, 28)}

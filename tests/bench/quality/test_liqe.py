@@ -40,7 +40,7 @@ def slow(clip: Any, image: Any) -> float:
         patch = (image[top : top + 224, left : left + 224] - mean) / deviation
         features.append(unit(clip.encode_image(torch.tensor(patch.transpose(2, 0, 1)[None]).float())[0].numpy()))
     logits: dict[str, list[float]] = {}
-    scenes = "animal cityscape human indoor landscape night plant still_life others".split()
+    scenes = ["animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still_life", "others"]
     faults = "jpeg2000 compression,jpeg compression,noise,blur,color,contrast,overexposure,underexposure,spatial"
     for quality in ("bad", "poor", "fair", "good", "perfect"):
         for scene, fault in itertools.product(scenes, [*faults.split(","), "quantization", "other"]):

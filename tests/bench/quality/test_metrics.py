@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from uid.bench.cli import main
 from uid.bench.quality import metrics
 from uid.bench.quality.comparison import compare
-from uid.bench.quality.methods import BlurCase
 from uid.bench.quality.metrics import METRICS, Metric, load
 from uid.errors import InputError
 from uid.install import how_to_install
 from uid.train.blur import RgbImage
+from uid.train.held_out import BlurCase
 
 
 def noise(seed: int) -> RgbImage:

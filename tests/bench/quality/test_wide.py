@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench.cli import main
-from uid.bench.quality import photos
-from uid.bench.quality.photos import held_out
 from uid.bench.quality.wide import FAMILIES, GREYS, LENGTHS, NOISES, drawn, sharp_cases, wide_cases
+from uid.train import held_out as photos
 from uid.train.blur import Kernel, blur, to_linear, to_srgb
+from uid.train.held_out import held_out
 
 
 def extents(psf: Kernel) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def test_the_command_tells_gains_by_family_length_and_noise(tmp_path: Path, monk
     gains = [by["motion", 16, noise, "uid"] - by["motion", 16, noise, "blurred"] for noise in NOISES]
     line = next(line for line in result.output.splitlines() if line.startswith("| motion |"))
     assert line.split(" | ")[2] == f"{np.mean(gains):+.2f}"
-    every = [by[*case, "uid"] - by[*case, "blurred"] for *case, method in by if method == "uid"]
+    every = [by[(*case, "uid")] - by[(*case, "blurred")] for *case, method in by if method == "uid"]
     line = next(line for line in result.output.splitlines() if line.startswith("| all |"))
     assert line.split(" | ")[3:5] == [f"{np.mean(every):+.2f}", f"{min(every):+.2f}"]
 

@@ -1,36 +1,42 @@
-"""Held-out photos, how they are blurred, and how near an image is to the sharp one.
+"""Photos that nothing is trained on, and how they are blurred to measure what a model makes of them.
 
-Nothing was trained on the photos. They are blurred with kernels of families that training never shows; ``wide`` has
-more cases.
+The kernels are of families that training never shows. ``uid.bench.quality.wide`` has more cases.
 """
 
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage import data
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from uid.bench.quality.methods import BlurCase
 from uid.errors import InputError
 from uid.install import install_command
-from uid.train.blur import UNKNOWN_KERNELS, RgbImage, degrade
+from uid.train.blur import UNKNOWN_KERNELS, Kernel, RgbImage, degrade
 
-CASE_SEED = 2024  # of kernels and noise: the same cases in every run, whatever the seed of the pipeline
+CASE_SEED = 2024  # of kernels and noise: the same cases in every run, whatever the seed of what is measured
 KERNELS_A_PHOTO = 2
+CAMERA_NOISE = 0.003  # of the cases; standard deviation at white, in linear light
 SIDES = (384, 256)  # of a held-out photo, multiples of 64
 REDUCTION = 1.15  # at least: pixels as a camera interpolates them are not sharp
-BORDER = 16  # pixels that no metric looks at: what lies beyond the frame is a guess for every method
-PSNR_CAP = 100.0  # dB, for equal images: JSON has no infinity
-
 NO_KERNEL = "none"  # where the image is sharp
 
 
-# -- cases ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class BlurCase:
+    """A photo and what blur made of it; both (H, W, 3) float32 sRGB in [0, 1]."""
+
+    photo: str
+    kernel: str  # family
+    sharp: RgbImage
+    psf: Kernel  # the kernel itself
+    blurred: RgbImage
+    length: float | None = None  # of the blur, pixels; None where its family draws it
+    noise: float | None = None  # standard deviation, levels of 8 bits; None where it is not white
 
 
 def _sample(name: str) -> NDArray[Any]:
@@ -95,35 +101,8 @@ def cases(photo: str, sharp: RgbImage, *, noise: float, jpeg: int | None) -> Ite
         yield BlurCase(photo, family, sharp, psf, degrade(rng, sharp, psf, noise=noise, jpeg=jpeg))
 
 
-# -- metrics ----------------------------------------------------------------------------------------------------------
-
-
-def psnr(image: RgbImage, sharp: RgbImage, border: int = BORDER) -> float:
-    """Peak signal-to-noise ratio inside the border, in dB, at most ``PSNR_CAP``."""
-    x, y = inside(sharp, border), inside(image, border)
-    with np.errstate(divide="ignore"):  # equal images
-        return min(float(peak_signal_noise_ratio(x, y, data_range=1.0)), PSNR_CAP)
-
-
-def ssim(image: RgbImage, sharp: RgbImage, border: int = BORDER) -> float:
-    """Structural similarity inside the border with the Gaussian window of Wang et al. (2004), mean over RGB."""
-    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    x, y = inside(sharp, border), inside(image, border)
-    return float(structural_similarity(x, y, data_range=1.0, channel_axis=2, **window))
-
-
-def largest(image: RgbImage, sharp: RgbImage) -> float:
-    """The largest deviation of any value, border included, in levels of 8 bits."""
-    return 255.0 * float(np.abs(image - sharp).max())
-
-
-def tenengrad(image: RgbImage) -> float:
-    """Mean squared Sobel gradient of the luma (BT.601) inside the border."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    squares = [cv2.Sobel(luma, cv2.CV_32F, *order, ksize=3) ** 2 for order in ((1, 0), (0, 1))]
-    return float(inside(np.add(*squares)).mean(dtype=np.float64))
-
-
-def inside(image: RgbImage, border: int = BORDER) -> RgbImage:
-    """The image without its border of so many pixels."""
-    return image[border : image.shape[0] - border, border : image.shape[1] - border]
+def every_case() -> Iterator[BlurCase]:
+    """The cases of all photos with a little noise, and each photo as it is (``NO_KERNEL``)."""
+    for photo, sharp in held_out().items():
+        yield from cases(photo, sharp, noise=CAMERA_NOISE, jpeg=None)
+        yield BlurCase(photo, NO_KERNEL, sharp, np.ones((1, 1), np.float32), sharp)
