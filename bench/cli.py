@@ -4,6 +4,7 @@ import click
 
 from uid import __version__
 from uid.bench.quality import cli as quality_cli
+from uid.bench.quality import pairs_cli
 from uid.bench.speed import cli as speed_cli
 from uid.bench.speed import rows_cli
 
@@ -11,6 +12,7 @@ EXAMPLES = """\b
 Examples:
   uid-bench quality -m bundle/ -o rows.jsonl --sheet sheet.png
   uid-bench quality --metric lpips --metric clip-iqa
+  uid-bench pairs GOPRO/test -m bundle/ -m nafnet/ --metric lpips
   uid-bench tradeoff -m bundle/ --steps 1 --steps 4 --record
   uid-bench latency -m bundle/ --checkpoint checkpoint/ -o rows.jsonl --plot plot.png
   uid-bench compare before.jsonl after.jsonl
@@ -23,7 +25,7 @@ def main() -> None:
     """Measure what a bundle does: how well, how fast, how large."""
 
 
-for command in (*quality_cli.COMMANDS, *speed_cli.COMMANDS, *rows_cli.COMMANDS):
+for command in (*quality_cli.COMMANDS, *pairs_cli.COMMANDS, *speed_cli.COMMANDS, *rows_cli.COMMANDS):
     main.add_command(command)
 
 

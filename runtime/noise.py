@@ -43,10 +43,10 @@ def checked(
     for name, array in given.items():
         if name not in known:
             raise InputError(f"noise {name!r} is not one of this mode's: {', '.join(known) or 'it has none'}")
-        shape = shape_of(known[name], height, width, steps)
-        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
+        shape, dtype = shape_of(known[name], height, width, steps), known[name].spec.dtype
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
             got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InputError(f"noise {name!r} is {got}; expected float32{list(shape)} for this image and these steps")
+            raise InputError(f"noise {name!r} is {got}; expected {dtype}{list(shape)} for this image and these steps")
         if not np.isfinite(array).all():
             raise InputError(f"noise {name!r} has NaN or infinity; expected finite numbers")
     return given

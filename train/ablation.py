@@ -1,7 +1,7 @@
 """The paper's ablation at the size of one checkpoint: train each variant's diffusion anew, and measure it alike.
 
 Every variant has the checkpoint's VAE and text encoder, starts from the same weights, trains for the same number of
-steps on the same examples, and is judged in PyTorch on the held-out photos of ``uid.bench.quality.photos``. Where
+steps on the same examples, and is judged in PyTorch on the held-out photos of ``uid.train.held_out``. Where
 nothing pretrained is behind a configuration (``edge``), those are fresh weights of all that joint training changes.
 Otherwise (``sd15``) they are the checkpoint's own, which joint training must not have changed yet: Stable Diffusion,
 the adapter and the Q-Formers as they were put together.

@@ -6,7 +6,7 @@ never seen, for evaluation only.
 
 import itertools
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -18,6 +18,7 @@ Kernel = NDArray[Any]  # (k, k) float32, k odd, sum 1
 Random = np.random.Generator
 
 LARGEST = 31  # side of the largest kernel, in pixels
+NOISES = (0.006, 0.012)  # largest deviation at white in linear light: 1.5 and 3 levels of 8 bits
 UNBLURRED = 1 / 12  # of the training images: what is sharp must come back as it is
 
 
@@ -195,22 +196,39 @@ def through_jpeg(image: RgbImage, quality: int) -> RgbImage:
     return result
 
 
-def random_exposure(rng: Random) -> Callable[[RgbImage], RgbImage]:
+@dataclass(frozen=True)
+class Exposure:
+    """What makes blurred images of sharp ones. Those that it makes share a blur pattern; only the noise differs.
+
+    The fields are the arguments of ``degrade``.
+    """
+
+    kernel: Kernel
+    highlights: float
+    noise: float
+    tone: float
+    jpeg: int | None
+
+    def __call__(self, rng: Random, sharp: RgbImage) -> RgbImage:
+        """A sharp image (H, W, 3) under this exposure."""
+        return degrade(
+            rng, sharp, self.kernel, highlights=self.highlights, noise=self.noise, tone=self.tone, jpeg=self.jpeg
+        )
+
+
+def random_exposure(rng: Random) -> Exposure:
     """What blurs the training images: any training kernel, and any mix of what follows the blur.
 
-    A few are not blurred. The same exposure may blur several images, which then share a blur pattern; only the noise
-    differs.
+    A few are not blurred.
     """
     names = list(KERNELS)
     kernel = KERNELS[names[rng.integers(len(names))]](rng)
     if rng.random() < UNBLURRED:
         kernel = normalised(distance() == 0.0)
-    return partial(
-        degrade,
-        rng,
-        kernel=kernel,
+    return Exposure(
+        kernel,
         highlights=float(rng.choice([1.0, rng.uniform(1.0, 6.0)])),
-        noise=float(rng.choice([0.0, rng.uniform(0.0, 0.006)])),
+        noise=float(rng.choice([0.0, *(rng.uniform(0.0, most) for most in NOISES)])),
         tone=float(rng.choice([1.0, rng.uniform(0.9, 1.1)])),
         jpeg=int(rng.integers(80, 100)) if rng.random() < 0.5 else None,
     )

@@ -14,6 +14,7 @@ from uid.train.init import init
 from uid.train.lists import lists
 from uid.train.options import parameters
 from uid.train.presets import preset_of
+from uid.train.recipe_cli import recipe
 from uid.train.stages import STAGES, StageEntry
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run(
 
     from uid.families.registry import read_index
     from uid.families.uid_diff import checkpoint as checkpoints
+    from uid.train.beginning import write_beginning
     from uid.train.checkpoints import Target, make_state_folder
     from uid.train.loop import TrainingSettings, train
     from uid.train.stage import Choices
@@ -81,7 +83,7 @@ def run(
     with processes.main_process_first():
         target.check()
         if config and not checkpoint.exists():
-            checkpoints.write_untrained(checkpoint, config, seed=given["seed"], random=random)
+            write_beginning(checkpoint, config, seed=given["seed"], random=random)
         make_state_folder(target.state)
         index = read_index(checkpoint)
         preset = preset_of(index["name"])
@@ -139,6 +141,7 @@ def made(folder: Path, count: int, seed: int, size: int) -> "Source":
 for stage, row in STAGES.items():
     main.add_command(stage_command(stage, row))
 main.add_command(init)
+main.add_command(recipe)
 main.add_command(lists)
 
 

@@ -129,7 +129,7 @@ class Blurred:
     def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:
         """Sharp and blurred."""
         sharp = self.sharp(rng, height, width)
-        return sharp, random_exposure(rng)(sharp)
+        return sharp, random_exposure(rng)(rng, sharp)
 
 
 class BlurredAlike:
@@ -142,7 +142,7 @@ class BlurredAlike:
         """The two blurred images."""
         exposure = random_exposure(rng)
         first, second = (self.sharp(rng, height, width) for _ in range(2))
-        return exposure(first), exposure(second)
+        return exposure(rng, first), exposure(rng, second)
 
 
 class Examples(Dataset[dict[str, Any]]):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uid.families.uid_diff.ddim import ddim_update
 from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, Conditions, UIDDiff
 from uid.train.stage import Batch, Choices, Draws, Stage
 from uid.train.vae import base_images, base_latents, psnr
@@ -117,24 +118,34 @@ class DiffusionStage(Stage):
         condition: tuple[Tensor, Tensor] | None = None,
         f_b: Tensor | None = None,
     ) -> Tensor:
-        """Squared error of the predicted noise (or velocity) at a random timestep of each latent, (B,).
+        """Squared error of the predicted noise (velocity, or x_0) at a random timestep of each latent, (B,).
 
         ``condition``: z_y and f_s of the first latents; the adapter adds nothing to the others.
         """
         scheduler = self.model.scheduler
         t, eps = self.timesteps(draws), draws.normal(z.shape[1:])
         x_t = scheduler.add_noise(z, eps, t)
-        velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(z, eps, t) if velocity else eps
-        residuals: dict[str, object] = {}
+        added: dict[str, object] = {}
+        to_output: Tensor | None = None
         if condition is not None:
             count = len(condition[0])
-            down, middle = self.model.step.adapter(x_t[:count], condition[0], t[:count], condition[1])
-            down, middle = [followed_by_zeros(x, len(z)) for x in down], followed_by_zeros(middle, len(z))
-            residuals = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+            residuals = self.model.step.adapter(x_t[:count], condition[0], t[:count], condition[1])
+            down = [followed_by_zeros(x, len(z)) for x in residuals.down]
+            middle = followed_by_zeros(residuals.middle, len(z))
+            added = {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": middle}
+            to_output = None if residuals.output is None else followed_by_zeros(residuals.output, len(z))
         blur = None if f_b is None else {"f_b": f_b}
-        output = self.model.step.unet(x_t, t, text, cross_attention_kwargs=blur, **residuals).sample
-        return (output.float() - target).square().mean(dim=(1, 2, 3))
+        output = self.model.step.unet(x_t, t, text, cross_attention_kwargs=blur, **added).sample.float()
+        output = output if to_output is None else output + to_output
+        return (output - self.target(z, eps, t)).square().mean(dim=(1, 2, 3))
+
+    def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network predicts: the noise, the velocity or the latent itself."""
+        scheduler = self.model.scheduler
+        if scheduler.config.prediction_type == "v_prediction":
+            velocity: Tensor = scheduler.get_velocity(z, eps, t)
+            return velocity
+        return z if scheduler.config.prediction_type == "sample" else eps
 
     def timesteps(self, draws: Draws) -> Tensor:
         """(B,) of 0 to 999: uniform, but for a share ``visited`` of those that the sampler will visit."""
@@ -177,10 +188,7 @@ class BaseDiffusion(DiffusionStage):
         x_t = self.model.scheduler.add_noise(z, draws.normal(z.shape[1:]), t)
         alpha_bar = self.model.scheduler.alphas_cumprod.to(z.device)[300]
         output = self.model.step.unet(x_t, t, text).sample.float()
-        if self.model.scheduler.config.prediction_type == "v_prediction":
-            z_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
-        else:
-            z_0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        z_0 = ddim_update(x_t, output, alpha_bar, torch.ones_like(alpha_bar), self.model.step.prediction_type)
         return base_images(self.model.encoder.vae, z_0)
 
 

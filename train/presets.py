@@ -26,9 +26,32 @@ PAPER = Preset()
 # show it one example in a thousand; hence half at that one.
 EDGE = Preset(3e-4, 128, 8, 1, False, "no", backbone=True, visited=0.5)
 
-PRESETS = {"edge": EDGE, "tiny": replace(EDGE, size=32, visited=0.0)}
+PRESETS = {
+    "edge": EDGE,
+    "edge2": replace(EDGE, size=96, learning_rate=6e-4),
+    "tiny": replace(EDGE, size=32, visited=0.0),
+}
 
 
 def preset_of(name: str) -> Preset:
     """How a checkpoint is trained whose index has this name: as its configuration, or as in the paper."""
     return PRESETS.get(name, PAPER)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a training does whose only choice is its time."""
+
+    config: str
+    size: int = 128  # side of the crops, in pixels
+    batch: int = 8
+    gpu_batch: int = 96
+    learning_rate: float = 6e-4
+    warm_up: int = 100  # steps
+    fall: float = 0.3  # share of the time, at the end, over which the learning rate falls to a fiftieth
+    average: float = 0.998
+    places: int = 512  # images that the device holds
+    gpu_places: int = 16384
+
+
+RECIPES = {"edge": Recipe("edge2")}

@@ -32,6 +32,9 @@ STAGES = {
     "refiner": StageEntry("uid.train.vae:JointRefiner", "both refiners at once (edge only)"),
     "base": StageEntry("uid.train.diffusion:BaseDiffusion", "the text-conditional base diffusion (edge only)"),
     "deblur": StageEntry("uid.train.diffusion:Deblurring", "T_1: deblur (eq. 4)", options=("backbone",), delivers=True),
+    "restore": StageEntry(
+        "uid.train.restore:Restoration", "the whole chain, from noise to pixels (edge2 only)", delivers=True
+    ),
     "blur-transfer": StageEntry("uid.train.diffusion:BlurTransfer", "T_2: transfer blur (eq. 6)", domain=True),
     "joint": StageEntry(
         "uid.train.diffusion:Joint",

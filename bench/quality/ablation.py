@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from uid.bench.quality.photos import cases, psnr, ssim
+from uid.bench.quality.fidelity import psnr, ssim
 from uid.train.blur import RgbImage
+from uid.train.held_out import cases
 
 NOISE = 0.003  # of the camera, as in ``uid-bench quality``
 

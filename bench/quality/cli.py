@@ -1,9 +1,8 @@
 """The commands of ``uid-bench`` that measure how good the images are, on held-out photos."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +12,8 @@ from uid.bench.rows import device, setting, versions, write_png, write_rows
 from uid.command import Command, interval
 
 if TYPE_CHECKING:
-    from uid.bench.quality.photos import QualityRow
-    from uid.bench.quality.tradeoff import TradeoffSummary
-    from uid.bench.quality.transfer import TransferRow
+    from uid.bench.quality.comparison import Comparison, QualityRow
+    from uid.runtime.options import Options
     from uid.runtime.pipeline import Pipeline
 
 
@@ -38,9 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--noise",
     type=click.FloatRange(min=0),
-    default=0.003,
-    show_default=True,
-    help="Of the camera: standard deviation at white, in linear light.",
+    help="Of the camera: standard deviation at white, in linear light. Default: 0.003.",
 )
 @click.option("--jpeg", type=click.IntRange(1, 100), metavar="QUALITY", help="Compress the blurred images so.")
 @click.option(
@@ -50,6 +46,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Score the images with this learned metric too; repeat for more.",
 )
+@click.option("--wide", is_flag=True, help="Blur of four families, three lengths and three levels of noise instead.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.jsonl", help="One JSON object per row.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="FILE.png", help="Images side by side.")
 def quality(
@@ -60,46 +57,80 @@ def quality(
     guidance: float | None,
     seed: int,
     names: Sequence[str],
-    noise: float,
+    noise: float | None,
     jpeg: int | None,
     learned: Sequence[str],
+    wide: bool,
     output: Path | None,
     sheet: Path | None,
 ) -> None:
     """Compare a bundle's output on held-out photos, blurred in ways that training never shows, with the sharp photos.
 
     Of several bundles each takes those of the options that it has: one without a denoising loop takes no steps.
-    Beside them stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel.
+    Beside them stand the blurred input, an unsharp mask, and Richardson-Lucy deconvolution, which is told the kernel;
+    then the gates: what the bundle gives where a part of its diffusion is taken away or made perfect. Images that are
+    sharp must come back as they are.
+
     Learned metrics need pip install 'uid-runtime[metrics]' and weights; what is missing is told, not downloaded.
     """
-    from uid.bench.quality.methods import method_names, options_of_each
-    from uid.bench.quality.photos import CASE_SEED, contact_sheet, held_out, measure
+    from uid.bench.quality.comparison import measure, measure_wide
+    from uid.bench.quality.methods import method_names
+    from uid.bench.quality.sheet import contact_sheet
+    from uid.bench.quality.show import show_summary
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CAMERA_NOISE, held_out
 
+    check_wide(wide, noise, jpeg, sheet)
     scores = metrics.load(learned)
     photos = held_out(names)
     folders: Sequence[Path | None] = models or [None]
     pipeline, *more = [load(folder, backend=backend) for folder in folders]
     others = dict(zip(method_names(models[1:]), more, strict=True))
     options = Options(steps=steps, transforms=transforms, guidance=guidance, seed=seed)
-    comparisons = []
-    for comparison in measure(pipeline, options, photos, noise=noise, jpeg=jpeg, metrics=scores, others=others):
-        comparisons.append(comparison)
+    camera: Any = {"noise": CAMERA_NOISE if noise is None else noise, "jpeg": jpeg}
+    given: Any = {"metrics": scores, "others": others}
+    measured = (
+        measure_wide(pipeline, options, photos, **given)
+        if wide
+        else measure(pipeline, options, photos, **camera, **given)
+    )
+    rows: list[QualityRow] = []
+    comparisons: list[Comparison] = []
+    for comparison in measured:
+        rows += comparison.rows
+        comparisons += [comparison] if sheet else []  # whose images take memory
         for row in comparison.rows:
             click.echo(f"{row.photo}, {row.kernel}: {row.method} {row.psnr:.2f} dB", err=True)
-    rows = [row for comparison in comparisons for row in comparison.rows]
     if output is not None:
-        own, *theirs = options_of_each(options, [one.bundle for one in (pipeline, *more)])
-        common = {**setting(pipeline, own), "noise": noise, "jpeg": jpeg, "case_seed": CASE_SEED}
-        if others:
-            common["others"] = {name: setting(others[name], used) for name, used in zip(others, theirs, strict=True)}
-        if scores:
-            common["versions"] |= versions(metrics.LIBRARIES)
-        write_rows(output, rows, common)
+        write_rows(output, rows, common_to_all(pipeline, options, others, scores) | ({} if wide else camera))
     if sheet is not None:
         write_png(sheet, contact_sheet(comparisons))
-    show_summary(rows, pipeline)
+    show_summary(rows, pipeline, wide)
+
+
+def check_wide(wide: bool, noise: float | None, jpeg: int | None, sheet: Path | None) -> None:
+    """Raise ``InputError`` for what the wide cases do not have."""
+    from uid.errors import InputError
+
+    if wide and any(value is not None for value in (noise, jpeg, sheet)):
+        raise InputError("wide cases have noise of their own, no JPEG and no sheet: leave --noise, --jpeg, --sheet out")
+
+
+def common_to_all(
+    pipeline: "Pipeline", options: "Options", others: Mapping[str, "Pipeline"], scores: Mapping[str, metrics.Score]
+) -> dict[str, Any]:
+    """What each row of ``uid-bench quality`` states beside its figures."""
+    from uid.bench.quality.methods import options_of_each
+    from uid.train.held_out import CASE_SEED
+
+    own, *theirs = options_of_each(options, [one.bundle for one in (pipeline, *others.values())])
+    common = {**setting(pipeline, own), "case_seed": CASE_SEED}
+    if others:
+        common["others"] = {name: setting(others[name], used) for name, used in zip(others, theirs, strict=True)}
+    if scores:
+        common["versions"] |= versions(metrics.LIBRARIES)
+    return common
 
 
 @click.command(cls=Command, extra="bench")
@@ -111,9 +142,10 @@ def quality(
 def transfer(model: Path | None, backend: str, names: Sequence[str], output: Path | None, sheet: Path | None) -> None:
     """Give held-out photos each other's blur, and compare them with the same blur done by convolution."""
     from uid.bench.quality import transfer as transfers
-    from uid.bench.quality.photos import CASE_SEED, held_out
+    from uid.bench.quality.show import show_transfers
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CASE_SEED, held_out
 
     photos = held_out(names)
     pipeline = load(model, backend=backend)
@@ -172,10 +204,11 @@ def tradeoff(
     The first setting is the most steps with the most transforms and no shortcut, and stands for the full run.
     """
     from uid.bench.quality import tradeoff as tradeoffs
-    from uid.bench.quality.photos import CASE_SEED, held_out
+    from uid.bench.quality.show import show_tradeoff
     from uid.errors import InputError
     from uid.runtime.options import Options
     from uid.runtime.pipeline import load
+    from uid.train.held_out import CASE_SEED, held_out
 
     photos = held_out(names)
     pipeline = load(model, backend=backend)
@@ -227,10 +260,11 @@ def ablation(
     """
     from uid.bench.quality.ablation import score
     from uid.bench.quality.methods import BLURRED
-    from uid.bench.quality.photos import held_out
+    from uid.bench.quality.tables import ablation_table
     from uid.train.ablation import ablate
     from uid.train.checkpoints import make_state_folder, state_folder
     from uid.train.data import Blurred, BlurredAlike, Examples, ProceduralImages
+    from uid.train.held_out import held_out
     from uid.train.loop import TrainingSettings
 
     work = state_folder(checkpoint)
@@ -244,80 +278,27 @@ def ablation(
         rows.append(score(variant.name, method, photos, steps))
     if output is not None:
         write_rows(output, rows, {"device": device(), "uid": __version__, "checkpoint": checkpoint.name})
-    click.echo("| variant | PSNR dB | SSIM | gain dB | training steps |\n|---|---|---|---|---|")
-    for row in rows:
-        click.echo(f"| {row.variant} | {row.psnr:.2f} | {row.ssim:.3f} | {row.gain:+.2f} | {row.steps} |")
+    click.echo("\n".join(ablation_table(rows)))
 
 
-def show_transfers(rows: "Sequence[TransferRow]") -> None:
-    """A line for each case, and what they add up to."""
-    from uid.bench.quality.transfer import STRENGTHS
-    from uid.train.blur import UNKNOWN_KERNELS
+@click.command(cls=Command, extra="bench")
+@click.argument("pages", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--rows",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default="bench/results",
+    show_default=True,
+    help="Where the rows are.",
+)
+@click.option("--check", is_flag=True, help="Change nothing; exit status 1 if a table is not what the rows give.")
+def tables(pages: Sequence[Path], folder: Path, check: bool) -> None:
+    """Write the tables of quality in PAGES, each between its two markers, from the rows of earlier measurements."""
+    from uid.bench.quality.pages import update
 
-    for row in rows:
-        click.echo(
-            f"{row.photo} with the {row.kernel} of {row.blur_from}: {row.psnr:.2f} dB from it (untouched "
-            f"{row.psnr_untouched:.2f}), sharpness {row.sharpness:.2f} (wanted {row.sharpness_wanted:.2f})"
-        )
-    unknown = [row for row in rows if row.kernel in UNKNOWN_KERNELS]
-    nearer = fmean(row.psnr > row.psnr_untouched for row in unknown)
-    gained = fmean(row.psnr - row.psnr_untouched for row in unknown)
-    click.echo(
-        f"kernels unknown to training: nearer to the wanted image than the untouched photo in {nearer:.0%}, by "
-        f"{gained:+.2f} dB on average"
-    )
-    for kernel in (f"gaussian {deviation:g}" for deviation in STRENGTHS):
-        same = [row for row in rows if row.kernel == kernel]
-        figures = (fmean(row.sharpness for row in same), fmean(row.sharpness_wanted for row in same))
-        click.echo(f"{kernel} px: sharpness {figures[0]:.2f} on average (wanted {figures[1]:.2f})")
+    stale = [str(page) for page in pages if not update(page, folder, check=check)]
+    if check and stale:
+        raise click.ClickException(f"tables are not those of the rows: uid-bench tables {' '.join(stale)}")
 
 
-def show_tradeoff(lines: "Sequence[TradeoffSummary]") -> None:
-    """A Markdown table, a line for each setting."""
-    columns = "bundle, steps, transforms, cache interval, guidance, gain dB, worst dB, dB to first, SSIM to first"
-    columns += ", times as fast, its steps, on the front"
-    click.echo(f"| {columns.replace(', ', ' | ')} |")
-    click.echo("|---" * 12 + "|")
-    for line in lines:
-        figures = f"{line.gain:+.2f} | {line.worst:+.2f} | {line.psnr_to_first:.1f} | {line.ssim_to_first:.4f}"
-        front = "yes" if line.front else "no"
-        one = line.setting
-        ends = ":".join(f"{end:g}" for end in one.guidance_interval)
-        what = f"{one.bundle} | {one.steps} | {one.transforms} | {one.cache_interval} | {ends}"
-        click.echo(f"| {what} | {figures} | {line.speed:.2f} | {line.step_speed:.2f} | {front} |")
-
-
-def show_summary(rows: Sequence["QualityRow"], pipeline: "Pipeline") -> None:
-    """A table of the methods on standard output, and what becomes of an image that was sharp already."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    from uid.bench.quality.photos import UID_ON_SHARP, summarise
-    from uid.bench.speed.tables import WIDE
-
-    weights = "trained" if pipeline.bundle.trained else "random weights"
-    photos = len({row.photo for row in rows})
-    table = Table(title=f"bundle {pipeline.bundle.name} ({weights}), {photos} held-out photos", box=SIMPLE)
-    learned = [metrics.heading(name) for name in rows[0].metrics]
-    for column in ("method", "PSNR dB", "SSIM", *learned, "sharp", "gain dB", "worst dB", "beats usm", "s"):
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
-    for line in summarise(rows):
-        learned = [f"{value:.3f}" for value in line.metrics.values()]
-        figures = f"{line.psnr:.2f}", f"{line.ssim:.3f}", *learned, f"{line.sharpness:.2f}"
-        compared = _or_dash(line.gain, "+.2f"), _or_dash(line.worst, "+.2f"), _or_dash(line.beats_unsharp, ".0%")
-        table.add_row(line.method, *figures, *compared, f"{line.seconds:.2f}")
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE  # in a file nothing is gained by folding
-    console.print(table)
-    sharp = [row.psnr for row in rows if row.method == UID_ON_SHARP]
-    click.echo("gain, worst: PSNR over the blurred input; beats usm: share of cases better than the unsharp mask")
-    click.echo(f"what was sharp comes back at {fmean(sharp):.2f} dB, {min(sharp):.2f} dB at worst")
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-COMMANDS = (quality, transfer, tradeoff, ablation)
+COMMANDS = (quality, transfer, tradeoff, ablation, tables)

@@ -11,12 +11,12 @@ from statistics import fmean
 import cv2
 import numpy as np
 
-from uid.bench.quality.photos import held_out
 from uid.bundles.tensors import Array
 from uid.runtime import Options, load
 from uid.runtime.pipeline import Pipeline
 from uid.runtime.temporal import Steadied, flow_between, moved
 from uid.train.blur import UNKNOWN_KERNELS, RgbImage
+from uid.train.held_out import held_out
 
 PHOTOS = ("astronaut", "coffee", "motorcycle_left", "china")
 SIDE = 192  # pixels of a frame

@@ -1,41 +1,27 @@
-"""What a bundle is compared with: its own refined VAE alone, and two classical methods."""
+"""What a bundle is compared with: the blurred image, and two classical methods."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from uid.bundles.declarations import Bundle
-from uid.bundles.tensors import GUIDANCE, OUTPUT, STATE, Array, resolve
-from uid.engines import Engine, create
+from uid.bundles.tensors import GUIDANCE
 from uid.errors import InputError
 from uid.runtime.options import Options, check_names, reads
 from uid.runtime.pipeline import Pipeline
-from uid.runtime.pixels import interleaved, planes
-from uid.runtime.transforms import transformed, transformed_back
 from uid.train.blur import Kernel, RgbImage, blur, to_linear, to_srgb
+from uid.train.held_out import BlurCase
 
 # Chosen by mean PSNR over the cases themselves: a bar set in favour of the classical methods.
 UNSHARP_SIGMA, UNSHARP_AMOUNT = 3.0, 0.5
 RICHARDSON_LUCY_ITERATIONS = 50
 
 BLURRED, UNSHARP, RICHARDSON_LUCY = "blurred", "unsharp mask", "richardson-lucy"
-REFINED_VAE, UID = "refined VAE", "uid"
-RESERVED = (BLURRED, UNSHARP, RICHARDSON_LUCY, REFINED_VAE, UID)
-LATENT = "z_y"  # what UID-Diff's refined encoder writes
-
-
-@dataclass(frozen=True)
-class BlurCase:
-    """A photo and what blur made of it; both (H, W, 3) float32 sRGB in [0, 1]."""
-
-    photo: str
-    kernel: str  # family
-    sharp: RgbImage
-    psf: Kernel  # the kernel itself
-    blurred: RgbImage
+UID = "uid"
+RESERVED = (BLURRED, UNSHARP, RICHARDSON_LUCY, UID)
 
 
 Method = Callable[[BlurCase], RgbImage]
@@ -48,9 +34,6 @@ def methods(pipeline: Pipeline, options: Options) -> dict[str, Method]:
         UNSHARP: lambda case: unsharp_mask(case.blurred),
         RICHARDSON_LUCY: lambda case: richardson_lucy(case.blurred, case.psf),
     }
-    if any(spec.name == LATENT for part in pipeline.bundle.components.values() for spec in part.outputs):
-        alone = RefinedVAE(pipeline, options.resolved(pipeline.bundle).transforms or 1)
-        tried[REFINED_VAE] = lambda case: alone(case.blurred)
     tried[UID] = restored(pipeline, options)
     return tried
 
@@ -87,44 +70,6 @@ def options_of_each(options: Options, bundles: Sequence[Bundle]) -> list[Options
 def restored(pipeline: Pipeline, options: Options) -> Method:
     """What a pipeline makes of the blurred image."""
     return lambda case: pipeline(case.blurred, options).image
-
-
-class RefinedVAE:
-    """A bundle without its diffusion: what the refined decoder makes of the refined encoder's own latent z_y.
-
-    The mean over as many transforms as the whole bundle has.
-    """
-
-    def __init__(self, pipeline: Pipeline, transforms: int) -> None:
-        self.bundle, self.transforms = pipeline.bundle, transforms
-        self.backend = create(pipeline.backend)
-        self.parts = [self.bundle.components[name] for name in ("encoder", "decoder")]
-        self.engines: dict[str, Engine] = {}
-
-    def __call__(self, image: RgbImage) -> RgbImage:
-        """(H, W, 3) in [0, 1], sides multiples of the bundle's -> the same."""
-        given = planes(image)
-        made = [transformed_back(self.run(transformed(given, number)), number) for number in range(self.transforms)]
-        return interleaved(list(np.mean(made, axis=0)))
-
-    def run(self, given: Array) -> Array:
-        """What the planes of one transform give."""
-        sizes = {"height": given.shape[1], "width": given.shape[2]}
-        tensors: dict[str, Array] = {"image": given[None]}
-        for part in self.parts:
-            engine = self.engines.get(part.name)
-            if engine is None or not engine.covers(sizes):
-                engine = self.engines[part.name] = self.backend.load_component(self.bundle, part, sizes)
-            buffers = {
-                s.name: self.backend.allocate(resolve(s.shape, sizes), s.dtype) for s in (*part.inputs, *part.outputs)
-            }
-            for spec in part.inputs:
-                buffers[spec.name].write(tensors[spec.name].astype(spec.dtype))
-            engine.bind(buffers)()
-            tensors |= {spec.name: buffers[spec.name].read() for spec in part.outputs}
-            tensors.setdefault(STATE, tensors[LATENT])
-        output: Array = tensors[OUTPUT][0]
-        return output
 
 
 def unsharp_mask(blurred: RgbImage, sigma: float = UNSHARP_SIGMA, amount: float = UNSHARP_AMOUNT) -> RgbImage:

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 Score = Callable[["RgbImage", "RgbImage"], float]  # an image and its sharp original, (H, W, 3) float32 sRGB in [0, 1]
 
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "piq")  # of all metrics together
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "piq",
+    "open_clip_torch",
+    "torch-fidelity",
+)  # of all metrics together
 NAMED_HASH = re.compile(r"-([0-9a-f]{8,})\.")  # torch's convention: how the file's SHA-256 begins
 
 
@@ -43,7 +50,8 @@ class Metric:
     name: str
     reference: bool  # whether it compares with the sharp image, or looks at the image alone
     higher_is_better: bool
-    weights: tuple[str, ...] = ()  # URLs
+    weights: tuple[str, ...] = ()  # URLs of files, or of a page with "#" and the name of a file that it leads to
+    library: str | None = None  # that has to be installed; None: the module's own
     folder: Callable[[], Path] = torch_hub
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -51,6 +59,7 @@ class Metric:
 TORCHVISION = "https://download.pytorch.org/models"
 ARNIQA = "https://github.com/miccunifi/ARNIQA/releases/download/weights"
 PIQ = "https://github.com/photosynthesis-team/piq/releases/download/v0.7.1"
+PIQ_FIRST = "https://github.com/photosynthesis-team/piq/releases/download/v0.4.0"
 METRICS = {
     # Zhang et al. (2018), on AlexNet
     "lpips": Metric(
@@ -87,6 +96,23 @@ METRICS = {
         weights=(f"{PIQ}/RN50.pt", f"{PIQ}/clipiqa_tokens.pt"),
         folder=clip_cache,
     ),
+    # Mittal et al. (2012): natural scene statistics
+    "brisque": Metric(
+        "piq.brisque",
+        "BRISQUELoss",
+        reference=False,
+        higher_is_better=False,
+        weights=(f"{PIQ_FIRST}/brisque_svm_weights.pt",),
+    ),
+    # Zhang et al. (2023), on CLIP's ViT-B/32
+    "liqe": Metric(
+        "uid.bench.quality.liqe",
+        "LIQE",
+        reference=False,
+        higher_is_better=True,
+        weights=("https://github.com/zwx8981/LIQE#LIQE.pt",),
+        library="open_clip",
+    ),
 }
 
 
@@ -102,7 +128,7 @@ def heading(name: str) -> str:
 
 def _load(name: str, metric: Metric) -> Score:
     _check_libraries(name, metric)
-    _check_weights(name, metric)
+    check_weights(name, metric.folder(), metric.weights)
     torch = importlib.import_module("torch")
     score = getattr(importlib.import_module(metric.module), metric.name)(**metric.options)
 
@@ -116,9 +142,14 @@ def _load(name: str, metric: Metric) -> Score:
 
 def _check_libraries(name: str, metric: Metric) -> None:
     """Raise ``InputError`` unless they are there, and torchvision fits torch."""
-    for library in ("torchvision", metric.module.split(".")[0]):
+    for library in ("torchvision", metric.library or metric.module.split(".")[0]):
         if importlib.util.find_spec(library) is None:
             raise InputError(f"metric {name} needs {library}, which is missing: {how_to_install('metrics')}")
+    check_torchvision()
+
+
+def check_torchvision() -> None:
+    """Raise ``InputError`` where torchvision is of another build than torch."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:  # it registers operators, which a torch of another build does not take
@@ -128,16 +159,27 @@ def _check_libraries(name: str, metric: Metric) -> None:
         ) from error
 
 
-def _check_weights(name: str, metric: Metric) -> None:
+def check_weights(name: str, folder: Path, weights: Iterable[str]) -> None:
     """Raise ``InputError`` unless every file is there, and is what its name says."""
-    folder = metric.folder()
-    paths = {folder / Path(url).name: url for url in metric.weights}
-    missing = [url for path, url in paths.items() if not path.is_file()]
+    paths = {folder / file_name(url): url for url in weights}
+    missing = [in_words(url) for path, url in paths.items() if not path.is_file()]
     if missing:
         raise InputError(f"metric {name} needs weights that are not in {folder}; download there: {' '.join(missing)}")
     for path, url in paths.items():
-        named = NAMED_HASH.search(path.name)
-        if named and not (found := hashlib.sha256(path.read_bytes()).hexdigest()).startswith(named[1]):
+        expected = NAMED_HASH.search(path.name)
+        if expected and not (found := hashlib.sha256(path.read_bytes()).hexdigest()).startswith(expected[1]):
             raise InputError(
-                f"{path} is damaged: its SHA-256 begins with {found[:8]}, expected {named[1]}; get it anew from {url}"
+                f"{path} is damaged: its SHA-256 begins with {found[:8]}, expected {expected[1]}; "
+                f"get it anew from {url}"
             )
+
+
+def file_name(url: str) -> str:
+    """Of the file that an address gives or its page leads to."""
+    return url.partition("#")[2] or Path(url).name
+
+
+def in_words(url: str) -> str:
+    """An address, and which file its page leads to."""
+    page, _, name = url.partition("#")
+    return f"{name} (see {page})" if name else url

@@ -9,10 +9,11 @@ from statistics import fmean
 import cv2
 import numpy as np
 
-from uid.bench.quality.photos import cases, held_out, psnr
+from uid.bench.quality.fidelity import psnr
 from uid.runtime import load
 from uid.runtime.sharpness import SHARP, blur_effect
 from uid.train.blur import RgbImage
+from uid.train.held_out import cases, held_out
 
 NOISE = 2 / 255  # standard deviation
 SIGMAS = (0.5, 0.7, 1.0, 1.5, 2.5)  # pixels, of a Gaussian blur

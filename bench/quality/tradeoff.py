@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from uid.bench.quality.photos import cases, check_size, psnr, ssim
+from uid.bench.quality.comparison import check_size
+from uid.bench.quality.fidelity import inside, psnr, ssim
+from uid.bench.quality.perceptual import haarpsi
 from uid.bundles.declarations import Preset
 from uid.bundles.manifest import read_bundle, record_figures
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage
+from uid.train.held_out import cases
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class TradeoffRow:
     cache_interval: int
     guidance_interval: tuple[float, float]
     gain: float  # dB over the blurred input
+    haarpsi: float  # against the sharp photo, as in ``perceptual``
     psnr_to_first: float  # dB against the first setting's image, at most 100
     ssim_to_first: float
     seconds: float
@@ -81,6 +85,7 @@ class TradeoffSummary:
     setting: Setting
     gain: float  # dB
     worst: float  # dB, the smallest gain
+    haarpsi: float
     psnr_to_first: float  # dB
     ssim_to_first: float
     speed: float  # times as fast as the first setting
@@ -110,6 +115,7 @@ def measure(
                     case.kernel,
                     **asdict(setting),
                     gain=psnr(image, sharp) - psnr(case.blurred, sharp),
+                    haarpsi=haarpsi(inside(image), inside(sharp)),
                     psnr_to_first=psnr(image, first),
                     ssim_to_first=ssim(image, first),
                     seconds=seconds,
@@ -136,6 +142,7 @@ def summarise(rows: Iterable[TradeoffRow]) -> list[TradeoffSummary]:
             setting,
             gain=gains[setting],
             worst=min(row.gain for row in group),
+            haarpsi=fmean(row.haarpsi for row in group),
             psnr_to_first=fmean(row.psnr_to_first for row in group),
             ssim_to_first=fmean(row.ssim_to_first for row in group),
             speed=speeds[setting],
@@ -177,6 +184,7 @@ def figures_of(line: TradeoffSummary) -> dict[str, float]:
     """A summary as a manifest states it."""
     return {
         "gain_db": round(line.gain, 3),
+        "haarpsi": round(line.haarpsi, 4),
         "psnr_to_first_db": round(line.psnr_to_first, 2),
         "ssim_to_first": round(line.ssim_to_first, 4),
         "speed": round(line.speed, 2),

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uid.bench.quality.methods import BlurCase
-from uid.bench.quality.photos import CASE_SEED, cases, cell, psnr, ssim, tenengrad
+from uid.bench.quality.fidelity import psnr, ssim, tenengrad
+from uid.bench.quality.sheet import cell
 from uid.runtime.options import Options
 from uid.runtime.pipeline import Pipeline
 from uid.train.blur import RgbImage, degrade, distance, normalised
+from uid.train.held_out import CASE_SEED, BlurCase, cases
 
 STRENGTHS = (0.5, 1.0, 2.0, 3.0)  # deviations of a Gaussian, in pixels
 

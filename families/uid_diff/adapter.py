@@ -1,6 +1,6 @@
 """The adapter A: structure features f_s become residuals for the Stable Diffusion U-Net."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -12,11 +12,23 @@ from torch import Tensor, nn
 from uid.families.uid_diff.vae import zeroed
 
 
+class Residuals(NamedTuple):
+    """What the adapter adds to the U-Net."""
+
+    down: list[Tensor]  # to each feature of the down-sampling half
+    middle: Tensor
+    output: Tensor | None  # (B, C, h, w), to what the U-Net predicts; None at Stable Diffusion's size
+
+
 class Adapter(ModelMixin, ConfigMixin):
     """A ControlNet whose cross-attention reads f_s and whose input is x_t and the blurry latent z_y side by side.
 
     The down-sampling half and the middle of a U-Net, each output led out through a 1 x 1 convolution. Parameter names
     are diffusers' ``ControlNetModel``'s, so that its weights (and a U-Net's) carry over.
+
+    With ``output_residual`` z_y reaches the U-Net's prediction of x_0 too, through a 1 x 1 convolution that starts as
+    the identity. So no norm stands between the image that comes in and the one that goes out, and the network learns
+    what differs.
     """
 
     _supports_gradient_checkpointing = True  # by its blocks, which are diffusers'
@@ -31,6 +43,7 @@ class Adapter(ModelMixin, ConfigMixin):
         attention_head_dim: int | tuple[int, ...] = 8,
         cross_attention_dim: int = 768,
         norm_num_groups: int = 32,
+        output_residual: bool = False,
     ) -> None:
         super().__init__()
         channels = block_out_channels
@@ -67,9 +80,10 @@ class Adapter(ModelMixin, ConfigMixin):
             led_out += [channels[i]] * (layers_per_block + (i < levels - 1))
         self.controlnet_down_blocks = nn.ModuleList(zeroed(nn.Conv2d(c, c, 1)) for c in led_out)
         self.controlnet_mid_block = zeroed(nn.Conv2d(channels[-1], channels[-1], 1))
+        self.controlnet_output = identity(in_channels // 2) if output_residual else None
 
-    def forward(self, x_t: Tensor, z_y: Tensor, timestep: Tensor, f_s: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Residuals of the down blocks and of the middle.
+    def forward(self, x_t: Tensor, z_y: Tensor, timestep: Tensor, f_s: Tensor) -> Residuals:
+        """What is added to the U-Net's features and, with ``output_residual``, to its prediction.
 
         x_t, z_y (B, 4, h, w), timestep (1,) or (B,), f_s (B, 16, D).
         """
@@ -84,4 +98,14 @@ class Adapter(ModelMixin, ConfigMixin):
             outputs += hidden
         x = self.mid_block(x, time, encoder_hidden_states=f_s)
         residuals = [lead(h) for lead, h in zip(self.controlnet_down_blocks, outputs, strict=True)]
-        return residuals, self.controlnet_mid_block(x)
+        output = None if self.controlnet_output is None else self.controlnet_output(z_y)
+        return Residuals(residuals, self.controlnet_mid_block(x), output)
+
+
+def identity(channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that gives x."""
+    conv = nn.Conv2d(channels, channels, 1)
+    zeroed(conv)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(channels)[:, :, None, None])
+    return conv

@@ -33,6 +33,7 @@ from uid.families.uid_diff.blur_attention import BlurProjections
 from uid.families.uid_diff.conditioning import QFormer
 from uid.families.uid_diff.configs import CONFIGS, Config
 from uid.families.uid_diff.model import UIDDiff
+from uid.families.uid_diff.patch_vae import PatchVAE
 from uid.families.uid_diff.vae import VAERefiner
 from uid.families.weight_folders import LARGEST_INDEX, check_parts
 from uid.families.weights import listed
@@ -62,6 +63,7 @@ MODULES: dict[str, type[Any]] = {
     "vae": AutoencoderKL,
     "vae_refiner": VAERefiner,
 }
+VAES: dict[str, type[Any]] = {"AutoencoderKL": AutoencoderKL, "PatchVAE": PatchVAE}
 
 
 def load(folder: Path, *, allow_pickle: bool = False) -> UIDDiff:
@@ -72,7 +74,7 @@ def load(folder: Path, *, allow_pickle: bool = False) -> UIDDiff:
     incomplete, or of another family.
     """
     check_family(folder)
-    modules = {name: load_module(folder / name, cls, allow_pickle) for name, cls in MODULES.items()}
+    modules = {name: load_module(folder / name, class_of(folder, name), allow_pickle) for name in MODULES}
     vocabularies = [modules[name].config.vocab_size for name in ("text_encoder", "structure_extractor")]
     tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer, vocabularies[0])
     bert = load_tokenizer(folder / "qformer_tokenizer", BertTokenizer, vocabularies[1])
@@ -94,6 +96,20 @@ def check_family(folder: Path) -> dict[str, Any]:
     return index
 
 
+def class_of(folder: Path, name: str) -> type[Any]:
+    """The class of a component of the checkpoint in ``folder``: of the VAE, the one that its configuration names."""
+    if name != "vae":
+        return MODULES[name]
+    component_folder(folder / name)
+    config = read_config(folder / name)
+    named = config.get("_class_name", AutoencoderKL.__name__) if isinstance(config, dict) else None
+    if not isinstance(named, str) or named not in VAES:
+        raise CheckpointError(
+            f"{folder / name / 'config.json'} has _class_name {shown(named)}; expected {' or '.join(VAES)}"
+        )
+    return VAES[named]
+
+
 def component_folder(folder: Path, needed: str = "config.json") -> Path:
     """``folder`` if it holds ``needed``, else a ``CheckpointError`` that says what is missing."""
     if not (folder / needed).is_file():
@@ -103,8 +119,8 @@ def component_folder(folder: Path, needed: str = "config.json") -> Path:
 
 def check_config(folder: Path) -> None:
     """Raise ``CheckpointError`` for numbers that no model has, and for shards of weights that lie elsewhere."""
+    config = read_config(folder)
     try:
-        config = parsed_json(read_limited(folder / "config.json", LARGEST_JSON))
         shards = [
             part
             for path in folder.glob("*.index.json")
@@ -115,6 +131,14 @@ def check_config(folder: Path) -> None:
     if isinstance(config, dict):
         check_numbers(folder / "config.json", config)
     check_parts(folder, shards)
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a component; raises ``CheckpointError`` for what is no JSON."""
+    try:
+        return parsed_json(read_limited(folder / "config.json", LARGEST_JSON))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the configuration in {folder}: {error}") from error
 
 
 def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
@@ -235,8 +259,8 @@ def write(folder: Path, config_name: str, modules: Mapping[str, Any]) -> None:
 def rewrite(source: Path, folder: Path, change: Callable[[nn.Module], nn.Module]) -> None:
     """Write the checkpoint in ``source`` again with each module changed."""
     check_family(source)
-    for name, cls in MODULES.items():
-        module: Any = change(load_module(source / name, cls, allow_pickle=False))
+    for name in MODULES:
+        module: Any = change(load_module(source / name, class_of(source, name), allow_pickle=False))
         module.save_pretrained(folder / name)
         config = json.loads((folder / name / "config.json").read_text())
         config.pop("_name_or_path", None)  # where it was loaded from is nobody's business
@@ -280,7 +304,7 @@ def build(config: Config) -> dict[str, Any]:
         "attention_head_dim",
         "norm_num_groups",
     )
-    vae = AutoencoderKL(**config.vae)
+    vae = VAES[config.vae_class](**config.vae)
     return {
         "image_encoder": CLIPVisionModel(CLIPVisionConfig(**config.image_encoder)),
         "structure_extractor": QFormer(queries=config.queries, text="structure", **config.q_former),
@@ -288,6 +312,7 @@ def build(config: Config) -> dict[str, Any]:
         "text_encoder": CLIPTextModel(CLIPTextConfig(**config.text_encoder)),
         "adapter": Adapter(
             in_channels=2 * unet.config.in_channels,
+            output_residual=config.output_residual,
             cross_attention_dim=width,
             **{key: unet.config[key] for key in adapter_keys},
         ),

@@ -18,7 +18,7 @@ from uid.families.uid_diff.model import BLURRY_PROMPT, SHARP_PROMPT, CachedFeatu
 from uid.families.uid_diff.unet import level_size
 
 PROMPTS = {"deblur": SHARP_PROMPT, "blur-transfer": BLURRY_PROMPT}
-DEEP, RESIDUAL = "deep", "residual_"  # the cached features
+DEEP, RESIDUAL, RESIDUAL_OUTPUT = "deep", "residual_", "output_residual"  # the cached features
 
 
 class EncoderGraph(nn.Module):
@@ -50,11 +50,14 @@ class StepGraph(nn.Module):
         coefficients, scale = StepCoefficients(*(given[name] for name in SAMPLERS[DDIM])), given.get(GUIDANCE)
         if DEEP in given:
             residuals = [given[name] for name in self.names if name.startswith(RESIDUAL)]
-            cached = CachedFeatures(given[DEEP].flatten(0, 1), residuals)
+            cached = CachedFeatures(given[DEEP].flatten(0, 1), residuals, given.get(RESIDUAL_OUTPUT))
             return (self.step.shallow(given["latent"], prompt, coefficients, scale, cached, given.get("f_b")),)
         conditions = given["latent"], given["z_y"], given["f_s"], prompt
         x, cached = self.step(*conditions, coefficients, scale, given.get("f_b"))
-        return (x, cached.deep.unflatten(0, (len(prompt), -1)), *cached.residuals) if self.leaves_features else (x,)
+        if not self.leaves_features:
+            return (x,)
+        output = [] if cached.output is None else [cached.output]
+        return x, cached.deep.unflatten(0, (len(prompt), -1)), *cached.residuals, *output
 
 
 class DecoderGraph(nn.Module):
@@ -98,6 +101,7 @@ def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
     unet, factor, text = model.step.unet.config, model.latent_factor, model.text_encoder.config
     widths, queries = unet.block_out_channels, model.structure.q_former.config
     branches = 2 if guided else 1
+    leads_out = model.step.adapter.config.output_residual
 
     def feature(name: str, *shape: int | str) -> TensorSpec:
         return TensorSpec(name, half, shape)
@@ -127,6 +131,7 @@ def tensors_of(model: UIDDiff, precision: str, guided: bool) -> Tensors:
         cached=[
             feature(DEEP, branches, *latents(widths[min(1, len(widths) - 1)])),
             *(feature(f"{RESIDUAL}{i}", *latents(widths[0])) for i in range(level_size(model.step.unet))),
+            *([feature(RESIDUAL_OUTPUT, *latents(unet.in_channels))] if leads_out else []),
         ],
     )
 

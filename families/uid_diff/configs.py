@@ -41,6 +41,8 @@ class Config:
     guidance: float = 7.5  # classifier-free guidance scale (paper: 7.5)
     qualities: dict[str, dict[str, int]] = field(default_factory=dict)  # the bundle's presets, the best first
     quality: str | None = None  # the default one; None: ``steps``, and one view
+    vae_class: str = "AutoencoderKL"  # or "PatchVAE"
+    output_residual: bool = False  # of the adapter
     colour_fix: str = NO_COLOUR_FIX  # of the bundle's modes, one of ``COLOUR_FIXES``
     published: bool = False  # whether its training starts from published weights
     scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULER))
@@ -161,6 +163,38 @@ EDGE = Config(
     | {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0},
 )
 
+# The second generation: the VAE holds a photo, and the diffusion is what deblurs, in one step trained as a whole.
+EDGE2 = Config(
+    image_encoder=EDGE.image_encoder,
+    text_encoder=EDGE.text_encoder,
+    q_former=EDGE.q_former,
+    unet={
+        "sample_size": 64,
+        "in_channels": 32,
+        "out_channels": 32,
+        "block_out_channels": (64, 96, 160),
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 3, 5),
+        "cross_attention_dim": 128,
+        "norm_num_groups": 16,
+    },
+    vae_class="PatchVAE",
+    vae={"in_channels": 48, "latent_channels": 32, "block_out_channels": (48,), "norm_num_groups": 8},
+    output_residual=True,
+    refiner={"hidden": (16,), "blocks": (0,)},
+    tile=1024,
+    blur_window=128,
+    steps=1,
+    guidance=1.0,
+    qualities=EDGE.qualities,
+    quality="fast",
+    colour_fix=FLAT,
+    # Noise that ends without a trace of the image, since the first step starts from nothing else.
+    scheduler=EDGE.scheduler | {"prediction_type": "sample", "beta_end": 0.03},
+)
+
 TINY = Config(
     image_encoder={
         "hidden_size": 32,
@@ -212,4 +246,4 @@ TINY = Config(
     tile=64,
 )
 
-CONFIGS = {"sd15": SD15, "edge": EDGE, "tiny": TINY}
+CONFIGS = {"sd15": SD15, "edge": EDGE, "edge2": EDGE2, "tiny": TINY}

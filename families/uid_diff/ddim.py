@@ -12,7 +12,7 @@ def ddim_update(x_t: Tensor, output: Tensor, alpha_bar: Tensor, alpha_bar_prev: 
     """x_t and the network's output -> x_{t-1}.
 
     All float32; alpha_bar and alpha_bar_prev are the cumulative products at this timestep and at the next one.
-    ``prediction_type`` is "epsilon" or "v_prediction"; anything else raises ``ValueError``.
+    ``prediction_type`` is "epsilon", "v_prediction" or "sample" (x_0 itself); anything else raises ``ValueError``.
     """
     signal, noise = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
     if prediction_type == "epsilon":
@@ -21,6 +21,9 @@ def ddim_update(x_t: Tensor, output: Tensor, alpha_bar: Tensor, alpha_bar_prev: 
     elif prediction_type == "v_prediction":
         eps = signal * output + noise * x_t
         x_0 = signal * x_t - noise * output
+    elif prediction_type == "sample":
+        x_0 = output
+        eps = (x_t - signal * x_0) / noise
     else:
-        raise ValueError(f"prediction_type is {prediction_type!r}; expected 'epsilon' or 'v_prediction'")
+        raise ValueError(f"prediction_type is {prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'")
     return alpha_bar_prev.sqrt() * x_0 + (1.0 - alpha_bar_prev).sqrt() * eps

@@ -39,6 +39,7 @@ class CachedFeatures(NamedTuple):
 
     deep: Tensor  # (P * B, C, h, w), what the last level reads; P prompts
     residuals: list[Tensor]  # the adapter's, of that level, (B, C, h, w) each
+    output: Tensor | None = None  # the adapter's, of the prediction
 
 
 class DenoisingStep(nn.Module):
@@ -70,10 +71,10 @@ class DenoisingStep(nn.Module):
         """
         x = x_t.to(z_y.dtype)
         timestep, text = coefficients.timestep, repeated(prompt, x.shape[0])
-        down, middle = self.adapter(x, z_y, timestep, f_s)
-        output, deep = unet.predict(self.unet, x, timestep, text, down, middle, f_b)
-        cached = CachedFeatures(deep, down[: unet.level_size(self.unet)])
-        return self.update(x_t, output, coefficients, guidance_scale), cached
+        residuals = self.adapter(x, z_y, timestep, f_s)
+        output, deep = unet.predict(self.unet, x, timestep, text, residuals.down, residuals.middle, f_b)
+        cached = CachedFeatures(deep, residuals.down[: unet.level_size(self.unet)], residuals.output)
+        return self.update(x_t, output, residuals.output, coefficients, guidance_scale), cached
 
     def shallow(
         self,
@@ -88,13 +89,18 @@ class DenoisingStep(nn.Module):
         x = x_t.to(cached.deep.dtype)
         text = repeated(prompt, x.shape[0])
         output = unet.shallow(self.unet, x, coefficients.timestep, text, cached.residuals, cached.deep, f_b)
-        return self.update(x_t, output, coefficients, guidance_scale)
+        return self.update(x_t, output, cached.output, coefficients, guidance_scale)
 
     def update(
-        self, x_t: Tensor, output: Tensor, coefficients: StepCoefficients, guidance_scale: Tensor | None
+        self,
+        x_t: Tensor,
+        output: Tensor,
+        residual: Tensor | None,
+        coefficients: StepCoefficients,
+        guidance_scale: Tensor | None,
     ) -> Tensor:
-        """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt, in float32."""
-        output = output.float()
+        """x_{t-1} from the U-Net's output (P * B, C, h, w) under each prompt and the adapter's residual, in float32."""
+        output = output.float() if residual is None else output.float() + unet.like(residual, output).float()
         if guidance_scale is not None:
             # Not by chunk(2), whose count of chunks the exporter cannot tell for a batch of unknown size.
             unconditional, conditional = output.unflatten(0, (2, -1))

@@ -45,7 +45,7 @@ def test_a_window_is_the_middle_of_the_image() -> None:
     torch.testing.assert_close(seen[:, :, inside], expected[:, :, inside], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_ddim_update_is_that_of_diffusers(prediction_type: str) -> None:
     scheduler = DDIMScheduler(**SCHEDULER | {"prediction_type": prediction_type})
     scheduler.set_timesteps(30)
@@ -74,7 +74,7 @@ def test_the_shared_forward_pass_is_that_of_diffusers(tiny_model: UIDDiff, batch
     f_s, f_b = torch.randn(2, batch, 16, 32)
     text = torch.randn(prompts, 24, 32).repeat_interleave(batch, 0)
     with torch.inference_mode():
-        down, middle = step.adapter(x, z_y, t, f_s)
+        down, middle, _ = step.adapter(x, z_y, t, f_s)
         expected = step.unet(
             x.repeat(prompts, 1, 1, 1),
             501,

@@ -36,7 +36,7 @@ def test_what_has_no_gradients_is_neither(shape: tuple[int, ...]) -> None:
 
 
 def test_photos_are_told_from_blurred_ones() -> None:
-    photos = pytest.importorskip("uid.bench.quality.photos", reason="the lean install has no photos")
+    photos = pytest.importorskip("uid.train.held_out", reason="the lean install has no photos")
     for name, sharp in photos.held_out().items():
         found = blur_effect(sharp)
         assert found is not None

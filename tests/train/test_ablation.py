@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from uid.bench.cli import main
 from uid.bench.quality.ablation import AblationRow, score
-from uid.bench.quality.photos import held_out
 from uid.bundles.hashes import sha256
 from uid.errors import CheckpointError
 from uid.families.uid_diff import checkpoint
@@ -20,6 +19,7 @@ from uid.train import ablation
 from uid.train.ablation import VARIANTS, Variant, ablate, without_refiners
 from uid.train.data import Blurred, BlurredAlike, Examples, ProceduralImages
 from uid.train.diffusion import Joint
+from uid.train.held_out import held_out
 from uid.train.loop import TrainingSettings
 from uid.train.vae import base_images, base_latents
 

@@ -16,17 +16,20 @@ from click.testing import CliRunner
 from declared import INVERT, make_bundle
 
 from uid.bench.cli import main
-from uid.bench.quality import photos as quality
-from uid.bench.quality.methods import BlurCase, options_of_each, richardson_lucy, unsharp_mask
-from uid.bench.quality.photos import BORDER, QualityRow, cases, compare, held_out, summarise
+from uid.bench.quality import fidelity as quality
+from uid.bench.quality.comparison import QualityRow, compare, summarise
+from uid.bench.quality.fidelity import BORDER
+from uid.bench.quality.methods import options_of_each, richardson_lucy, unsharp_mask
+from uid.bench.quality.wide import drawn
 from uid.bundles.declarations import built_in
 from uid.bundles.manifest import read_bundle
 from uid.errors import InputError
 from uid.runtime import Options, load
 from uid.train.blur import KERNELS, UNKNOWN_KERNELS, RgbImage, degrade
+from uid.train.held_out import BlurCase, cases, held_out
 
 
-def noise(seed: int, height: int = 2 * BORDER + 14, width: int = 2 * BORDER + 17) -> RgbImage:
+def noise(seed: int, height: int = 2 * BORDER + 48, width: int = 2 * BORDER + 51) -> RgbImage:
     return np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
 
 
@@ -148,16 +151,20 @@ def test_a_perfect_method_scores_full_marks_whatever_it_does_at_the_border() -> 
 
 
 def test_summary_counts_case_by_case() -> None:
-    base = QualityRow("a", "zigzag", "blurred", 20.0, 0.5, 0.25, 0.0, 256, 256)
+    looks = {"haarpsi": 0.5, "gmsd": 0.1, "vif": 0.3, "largest": 90.0, "sharpness": 0.25}
+    where = {"length": None, "noise_levels": None, "seconds": 0.0, "height": 256, "width": 256}
+    base = QualityRow("a", "zigzag", method="blurred", psnr=20.0, ssim=0.5, **where, **looks)
     other = replace(base, photo="b", psnr=30.0)
     rows = [base, other]
     rows += [replace(base, method="unsharp mask", psnr=22.0), replace(other, method="unsharp mask", psnr=31.0)]
     rows += [replace(base, method="uid", psnr=26.0, ssim=0.7), replace(other, method="uid", psnr=29.0, seconds=3.0)]
+    rows[-1] = replace(rows[-1], haarpsi=0.7)
     rows += [replace(base, method="uid on sharp", kernel="none", psnr=40.0)]
     blurred, unsharp, uid, on_sharp = summarise(rows)
     assert (blurred.gain, blurred.worst, blurred.beats_unsharp) == (0.0, 0.0, 0.0)
     assert (unsharp.gain, unsharp.worst, unsharp.beats_unsharp) == (1.5, 1.0, 0.0)
     assert (uid.psnr, uid.gain, uid.worst, uid.beats_unsharp) == (27.5, 2.5, -1.0, 0.5)
+    assert (uid.haarpsi, uid.looks_better) == (0.6, 0.5)
     assert uid.ssim == pytest.approx(0.6)
     assert uid.seconds == 1.5
     assert (on_sharp.psnr, on_sharp.gain, on_sharp.worst, on_sharp.beats_unsharp) == (40.0, None, None, None)
@@ -173,8 +180,9 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    methods = ["blurred", "unsharp mask", "richardson-lucy", "refined VAE", "uid"]
-    assert [row["method"] for row in rows] == 2 * [*methods, *methods, "uid on sharp"]
+    methods = ["blurred", "unsharp mask", "richardson-lucy", "uid", "f_s = 0", "f_s of another image", "no diffusion"]
+    methods += ["true latent", "noise as latent"]
+    assert [row["method"] for row in rows] == 2 * 2 * methods + (2 + len(drawn())) * ["uid on sharp"]
     pipeline = load()
     weights = "trained" if pipeline.bundle.trained else "random weights"
     assert f"bundle {pipeline.bundle.name} ({weights}), 2 held-out photos" in result.output
@@ -188,8 +196,17 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
 
     sharp = held_out(["chelsea"])["chelsea"]
     first = next(cases("chelsea", sharp, noise=rows[0]["noise"], jpeg=rows[0]["jpeg"]))
-    assert rows[4]["psnr"] == pytest.approx(quality.psnr(pipeline(first.blurred, options).image, sharp), abs=1e-3)
-    assert rows[10]["psnr"] == pytest.approx(quality.psnr(pipeline(sharp, options).image, sharp), abs=1e-3)
+    assert rows[3]["psnr"] == pytest.approx(quality.psnr(pipeline(first.blurred, options).image, sharp), abs=1e-3)
+    on_sharp = {row["photo"]: row for row in rows if row["method"] == "uid on sharp"}
+    assert on_sharp["chelsea"]["psnr"] == pytest.approx(quality.psnr(pipeline(sharp, options).image, sharp), abs=1e-3)
+    grey = drawn()["flat 64"]
+    assert on_sharp["flat 64"]["largest"] == pytest.approx(255 * np.abs(pipeline(grey, options).image - grey).max())
+    for heading in (
+        "| method | PSNR dB | SSIM | HaarPSI |",
+        "| gate | PSNR dB |",
+        "| sharp image | comes back at, dB |",
+    ):
+        assert heading in result.output
 
     picture = np.asarray(cv2.imread(str(sheet)))[:, :, ::-1]
     assert picture.shape == (2 * (256 + 20), 6 * 256, 3)
@@ -208,7 +225,7 @@ def test_bundles_are_compared_on_the_same_cases(tmp_path: Path) -> None:
     own, others = ([row["psnr"] for row in rows if row["method"] == name] for name in ("uid", "twin"))
     assert own == others
     assert rows[0]["others"]["twin"]["bundle"] == "edge"
-    assert " twin " in result.output
+    assert "| twin |" in result.output
 
 
 def test_a_bundle_without_a_loop_is_compared_with_one_that_has_steps(tmp_path: Path) -> None:

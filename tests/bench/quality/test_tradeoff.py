@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench.cli import main
-from uid.bench.quality import photos
 from uid.bench.quality.tradeoff import Setting, TradeoffRow, record, settings, summarise
 from uid.bundles.manifest import read_bundle
 from uid.runtime.options import Options
+from uid.train import held_out as photos
 
 CLOSENESS = {"psnr_to_first": 100.0, "ssim_to_first": 1.0}
 ROW = TradeoffRow(
@@ -24,6 +24,7 @@ ROW = TradeoffRow(
     1,
     (0.0, 1.0),
     gain=1.0,
+    haarpsi=0.8,
     **CLOSENESS,
     seconds=8.0,
     step_seconds=7.5,

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from uid.bench.cli import main
-from uid.bench.quality.photos import cases, held_out, psnr, tenengrad
+from uid.bench.quality.fidelity import psnr, tenengrad
 from uid.bench.quality.transfer import STRENGTHS, measure, sheet
 from uid.runtime import Options, load
+from uid.train.held_out import cases, held_out
 
 
 @pytest.mark.long
