@@ -86,7 +86,7 @@ def test_training_begins_at_stable_diffusion_itself(models: Path, model: UIDDiff
     text, t = torch.randn(1, 24, 32), torch.tensor([501.0])
     step = model.step
     residuals = step.adapter(x, z_y, t, f_s)
-    got, _ = predict(step.unet, x, t, text, *residuals, f_b)
+    got, _ = predict(step.unet, x, t, text, residuals.down, residuals.middle, f_b)
     torch.testing.assert_close(got, plain(x, 501, text).sample, atol=1e-5, rtol=1e-5)
     seen: list[Tensor] = []
     step.adapter.mid_block.register_forward_hook(lambda _m, _i, out: seen.append(out))

@@ -3,14 +3,12 @@
 import csv
 import importlib.util
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from click.testing import CliRunner
 
 from uid.errors import BackendError
@@ -96,15 +94,6 @@ def test_checkpointed_activations_change_nothing(tmp_path: Path, tiny_checkpoint
     assert sum(saved[True]) < 0.5 * sum(saved[False])
 
 
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate has one precision in a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
 def test_what_is_frozen_is_held_in_bfloat16_while_it_trains(tmp_path: Path, tiny_checkpoint: Path) -> None:
     told_lines: list[str] = []
     module = stage(tiny_checkpoint, "deblur")
