@@ -101,5 +101,6 @@ def without_refiners(model: UIDDiff) -> None:
 def deblurred(stage: Joint, blurred: RgbImage) -> RgbImage:
     """(H, W, 3) in [0, 1] -> the same, unguided, from the same noise for every variant."""
     image = torch.from_numpy(np.ascontiguousarray(blurred.transpose(2, 0, 1)))[None]
-    output: RgbImage = stage.sampled(image, [0])[0].permute(1, 2, 0).numpy()
+    sampled = stage.sampled(image.to(stage.model.text_encoder.device), [0])
+    output: RgbImage = sampled[0].permute(1, 2, 0).cpu().numpy()
     return output
