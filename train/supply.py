@@ -18,6 +18,7 @@ from uid.train.data import MADE_SIDE, made_image
 from uid.train.device_blur import Exposures, degraded, drawn
 
 IMAGES, EXPOSURES = 16, 64  # that a process makes at a time
+CROPS = 8  # from an image, before another one is made: the host may have better to do
 PLAIN = 1 / 24  # of the examples: one colour, or an even change from one to another
 Made = tuple[Any, Exposures]  # (IMAGES, S, S, 3) uint8; EXPOSURES
 
@@ -49,10 +50,9 @@ class Supply:
         self.exposures = Exposures.empty(self.shares * EXPOSURES, device)
         self.chance = torch.Generator().manual_seed(seed)
         self.pool = get_context("spawn").Pool(processes, initializer=start_process)
-        self.asked = 0
+        self.asked = self.cut = 0  # shares; crops
+        self.in_hand = 2 * processes  # shares that are asked for ahead
         self.pending: deque[AsyncResult[Made]] = deque()
-        for _ in range(2 * processes):
-            self.ask()
 
     def __enter__(self) -> "Supply":
         return self
@@ -61,24 +61,28 @@ class Supply:
         self.pool.terminate()
         self.pool.join()
 
-    def ask(self) -> None:
-        """Have one more share made."""
-        self.pending.append(self.pool.apply_async(make, ((self.seed, self.asked),)))
-        self.asked += 1
+    def ask(self, least: int) -> None:
+        """Have more shares made: for ``least`` images, and for the crops that were cut."""
+        wanted = max(least, self.cut // CROPS) // IMAGES + self.in_hand
+        while self.asked < wanted and len(self.pending) < self.in_hand:
+            self.pending.append(self.pool.apply_async(make, ((self.seed, self.asked),)))
+            self.asked += 1
 
     def take(self, least: int = 0) -> None:
         """Take in what has been made, and wait while there are fewer than ``least`` images."""
-        while self.pending[0].ready() or self.taken * IMAGES < least:
+        self.ask(least)
+        while self.pending and (self.pending[0].ready() or self.taken * IMAGES < least):
             images, exposures = self.pending.popleft().get()
             place = self.taken % self.shares
             self.images[place * IMAGES : (place + 1) * IMAGES] = torch.from_numpy(images).permute(0, 3, 1, 2)
             self.exposures.put(place * EXPOSURES, exposures)
             self.taken += 1
-            self.ask()
+            self.ask(least)
 
     def batch(self, count: int) -> dict[str, Any]:
         """``sharp`` and ``blurred``, (count, 3, size, size) float32 in [0, 1], and ``key``."""
         here = min(self.taken, self.shares)
+        self.cut += count
         chosen = self.below(here * IMAGES, count).to(self.device)
         top, left = (int(x) for x in self.below(MADE_SIDE - self.size + 1, 2))
         crop = self.images[chosen, :, top : top + self.size, left : left + self.size]
