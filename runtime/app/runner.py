@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ import numpy as np
 from uid import __version__, stop
 from uid.bundles.tensors import Array
 from uid.errors import OutputError
+from uid.runtime.app import computing
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
+from uid.runtime.app.computing import Computing
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.jobs import Job
 from uid.runtime.app.outputs import format_for, shown_beside, write_to_stdout
@@ -31,14 +34,12 @@ from uid.runtime.media.formats import DecodedImage
 from uid.runtime.media.raw_pipe import RawPipe
 from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
-from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
 from uid.runtime.sharpness import SHARP, blur_effect
 from uid.runtime.temporal import Steadied
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
     from uid.runtime.options import Result
-    from uid.runtime.pipeline import Pipeline
 
 Made = TypeVar("Made")
 LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
@@ -73,6 +74,7 @@ class JobRunner:
     records: list[Record] = field(default_factory=list)  # of every job that was done, left or failed
     _folders: set[Path] = field(default_factory=set)  # those that outputs are put into, made by this run
     _told: set[tuple[str, str]] = field(default_factory=set)  # what was lost in which format, and has been said
+    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do ``jobs`` in order; with ``keep_going`` also those after a failed one.
@@ -87,13 +89,18 @@ class JobRunner:
             whole=self._done_alone,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
             workers=self.settings.workers,
+            at_once=None if self.settings.cluster is None else self._at_once,
         )
-        # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
-        for job, outcome in overlap.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
-            stop.check()
-            self._report(job, outcome)
-            if self.failures and not self.settings.keep_going:
-                overlap.stopping = True
+        try:
+            # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
+            for job, outcome in overlap.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
+                stop.check()
+                self._report(job, outcome)
+                if self.failures and not self.settings.keep_going:
+                    overlap.stopping = True
+        finally:
+            if "pipeline" in self.__dict__:
+                computing.close(self.pipeline)
 
     @cached_property
     def decider(self) -> Decider:
@@ -101,20 +108,18 @@ class JobRunner:
         return Decider(self.settings, self.record)
 
     @cached_property
-    def pipeline(self) -> "Pipeline":
+    def pipeline(self) -> Computing:
         """The loaded bundle, able to do what was asked for."""
-        from uid.runtime.app.devices import backend_on
-        from uid.runtime.pipeline import load
+        return computing.loaded(self.settings, self.reporter.note)
 
-        settings = self.settings
-        backend = backend_on(settings.device, settings.backend)
-        loaded = load(settings.model, backend=backend, threads=settings.threads, report=self.reporter.note)
-        options = settings.options.resolved(loaded.bundle)
-        check_inputs(loaded.bundle, options.mode, settings.extra_images)
-        if not loaded.bundle.trained:
-            name = loaded.bundle.name
-            self.reporter.note(f"warning: the weights of bundle {name} are random: no output is a deblurred image")
-        return loaded
+    def _load(self) -> None:
+        """Have the pipeline and the further images ready: a failure to load them is not a job's."""
+        with self._loading:
+            _ = self.pipeline, self.extra_images
+
+    def _at_once(self) -> int:
+        """How many jobs are worth having in hand; one, until the first needs the pipeline."""
+        return computing.at_once(self.pipeline) + 2 * self.settings.workers if "pipeline" in self.__dict__ else 1
 
     @cached_property
     def extra_images(self) -> dict[str, Array]:
@@ -159,7 +164,7 @@ class JobRunner:
 
     def _computed(self, job: Job, read: ReadImage) -> MadeImage | Record:
         """The image to write; in the caller's thread."""
-        _ = self.pipeline, self.extra_images  # loaded here, since a failure to load is not the job's
+        self._load()
         self.reporter.start(job.input_name)
 
         def compute() -> MadeImage:
@@ -190,7 +195,7 @@ class JobRunner:
             if job.video and job.destination is not None:
                 sweep(job.destination)
             return decision
-        _ = self.pipeline, self.extra_images  # before the file, as where many are done
+        self._load()  # before the file, as where many are done
         if job.video:
             self.reporter.start(job.input_name)
             return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
@@ -241,7 +246,7 @@ class JobRunner:
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder for outputs, once: one that is gone later was taken away, with what was in it."""
-        gone = [made for made in self._folders if not made.is_dir()]
+        gone = [made for made in tuple(self._folders) if not made.is_dir()]
         if gone:
             raise OutputError(
                 f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew"
@@ -257,21 +262,22 @@ class JobRunner:
         used = self.settings.options.resolved(self.pipeline.bundle)
         record = options_record(used) | {"backend": self.pipeline.backend, "seconds": {}}
 
-        def sharpen(frame: Array) -> Array:
-            result = self._sharpened(frame)
+        settings = self.settings
+        steadied = Steadied()
+
+        def shown(frame: Array, result: "Result") -> Array:
             seconds.update(result.seconds)
             record.update(record_of(result), seconds=dict(seconds))
-            return result.image
+            return self._shown(frame, steadied(frame, result.image) if settings.steady else result.image)
 
-        settings = self.settings
-        steadied = Steadied(sharpen) if settings.steady else sharpen
         pipe = settings.raw or "rgb24"
         if job.destination is not None:
             self._make_folder(job.destination.parent)
         video = process_video(
             job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
             job.destination or RawPipe(sys.stdout.buffer, pipe),
-            lambda frame: self._shown(frame, steadied(frame)),
+            shown,
+            first=self._sharpened,
             on_frame=self._on_frame,
             frame_rate=settings.frame_rate if job.source is None or job.source.is_dir() else None,
             columns=2 if settings.compare else 1,
@@ -291,6 +297,7 @@ class JobRunner:
             max_pixels=settings.max_pixels,
             salvage=settings.salvage,
             looks_back=1 if settings.steady else 0,
+            at_once=computing.at_once(self.pipeline),
             key=key,
             report=self.reporter.note,
             placing=partial(self._note_made, job.destination, decision.source)
