@@ -40,7 +40,6 @@ class Share:
     """What each actor takes of the cluster, and how many there are."""
 
     actors: int
-    device: str  # "cpu" or "cuda"
     cpus: int
     gpus: int
 
@@ -124,7 +123,7 @@ class ActorPipeline:
         self._lock = threading.Lock()
         self._backend = ""  # of the first actor that was ready
         self._failure: BaseException | None = None  # of an actor that could not load
-        self._starts = STARTS * share.actors
+        self._starts: int | None = STARTS * share.actors  # that may fail; None: no more are wanted
         self._told: set[str] = set()
         self.leaving = contextlib.ExitStack()  # what ends the run's part in the cluster
         for _ in range(share.actors):
@@ -164,6 +163,8 @@ class ActorPipeline:
 
     def close(self) -> None:
         """Leave the cluster, whose actors end with that."""
+        with self._lock:
+            self._starts = None
         self.leaving.close()
 
     def _answer(self, reference: Any) -> Answer:
@@ -187,7 +188,6 @@ class ActorPipeline:
 
     def _start(self) -> None:
         """Begin to start an actor, which is taken into use once its pipeline is loaded."""
-        self._starts -= 1
         actor = self._actor.remote()
         loading = actor.load.remote(self._loading, __version__)
         loading.future().add_done_callback(partial(self._loaded, actor))
@@ -195,7 +195,6 @@ class ActorPipeline:
     def _replace(self, actor: Any) -> None:
         self._ray.kill(actor)  # one that cannot be reached may live
         with self._lock:
-            self._starts += 1
             self._start()
 
     def _loaded(self, actor: Any, loading: "Future[Answer]") -> None:
@@ -213,7 +212,10 @@ class ActorPipeline:
                     )
         except self._ray.exceptions.RayActorError as error:
             with self._lock:
-                if self._starts > 0:
+                if self._starts is None:  # they end as we leave; Ray would begin anew
+                    return
+                self._starts -= 1
+                if self._starts:
                     self._start()
                     return
             self._failure = BackendError(f"actors die before they are ready: {error}")
@@ -239,9 +241,9 @@ def spread(settings: RunSettings, report: Report) -> ActorPipeline:
     cpus = settings.actors * settings.threads if settings.actors and settings.threads else None
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session.joined(settings.cluster, cpus))
-        share = shared([node["Resources"] for node in ray.nodes() if node["Alive"]], settings)
+        share = shared(ray_session.nodes(ray), settings.backend, settings.device, settings.threads, settings.actors)
         model = None if settings.model is None else settings.model.absolute()
-        device = share.device if share.gpus else settings.device
+        device = "cuda" if share.gpus else settings.device
         made = ActorPipeline(
             ray, bundle, share, Loading(model, bundle.digest, settings.backend, device, share.cpus), report
         )
@@ -251,16 +253,18 @@ def spread(settings: RunSettings, report: Report) -> ActorPipeline:
     return made
 
 
-def shared(nodes: Sequence[Mapping[str, float]], settings: RunSettings) -> Share:
+def shared(
+    nodes: Sequence[Mapping[str, float]], backend: str, device: str | None, threads: int | None, actors: int | None
+) -> Share:
     """How a cluster's nodes, given by their resources, are shared among actors: a GPU each, or some CPUs.
 
-    Raises ``BackendError`` where no node has room for an actor.
+    Where the backend is on no certain device and none is named, GPUs are taken if there are any. ``actors`` None: as
+    many as have room. Raises ``BackendError`` where no node has room for an actor.
     """
-    named = BACKENDS[settings.backend].device if settings.backend in BACKENDS else settings.device
-    device = named or ("cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu")
-    gpus = int(device == "cuda")
-    cpus = settings.threads or 1
+    named = BACKENDS[backend].device if backend in BACKENDS else device
+    gpus = int((named or ("cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu")) == "cuda")
+    cpus = threads or 1
     room = sum(int(node.get("GPU", 0) if gpus else node.get("CPU", 0) // cpus) for node in nodes)
-    if not (room or settings.actors):
+    if not (room or actors):
         raise BackendError(f"no node of the cluster has {'a GPU' if gpus else f'{cpus} CPUs'} for an actor")
-    return Share(settings.actors or room, device, cpus, gpus)
+    return Share(actors or room, cpus, gpus)

@@ -1,13 +1,14 @@
 """Start a Ray cluster on this machine, or join one. Nothing is told to anyone, and no port is open without a token."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from uid.errors import BackendError
 from uid.install import how_to_install
 
 LOCAL = "local"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STARTS = 3  # of a local cluster: Ray waits 30 s for its processes, which on a busy machine is not always enough
 LONGEST = 40  # characters of a folder in which Ray's sockets have names that the system takes
 TOKEN = Path("~/.ray/auth_token")  # where Ray looks for one
 
@@ -47,13 +50,21 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Any]:
         started: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus} if local else {}
         if local and (folder := stack.enter_context(_scratch())):
             started["_temp_dir"] = str(folder)
-        try:
-            with _own_signals():
-                ray.init(address=address, log_to_driver=False, configure_logging=False, **started)
-        except (OSError, ConnectionError, RuntimeError, ValueError) as error:
-            raise BackendError(f"cannot join the cluster {address}: {_first_line(error)}") from error
+        for left in reversed(range(STARTS if local else 1)):
+            try:
+                with _own_signals():
+                    ray.init(address=address, log_to_driver=False, configure_logging=False, **started)
+                break
+            except Exception as error:  # Ray raises plain ones too
+                if not left or "timed out" not in str(error):
+                    raise BackendError(f"cannot join the cluster {address}: {_first_line(error)}") from error
         stack.callback(ray.shutdown)
         yield ray
+
+
+def nodes(ray: Any) -> list[Mapping[str, float]]:
+    """What each living node of the cluster has, by resource: "CPU", "GPU" and others."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _set_environment(local: bool) -> None:
@@ -86,13 +97,18 @@ def _scratch() -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep SIGTERM's handler, which Ray would replace; other threads than the main one cannot."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Keep the handlers of signals; Ray's own of SIGTERM aborts the process, or ends it where it is."""
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    get.argtypes, put.argtypes = [ctypes.c_int], [ctypes.c_int, ctypes.c_void_p]
+    before, python = {number: get(number) for number in SIGNALS}, signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        if threading.current_thread() is threading.main_thread():  # in others Ray cannot set one, nor can we
+            signal.signal(signal.SIGTERM, python)
+        for number, handler in before.items():
+            put(number, handler)
 
 
 def _first_line(error: BaseException) -> str:
