@@ -2,18 +2,22 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record
 from uid.runtime.app.jobs import Job
-from uid.runtime.media.prefetch import Threads
 
-MOST = 256  # threads, each of which has a whole job in hand
-POLL = 0.2  # seconds after which to see whether more jobs may be in hand
 Read = TypeVar("Read")
 Made = TypeVar("Made")
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads that, at the end of their ``with`` block, finish what they have begun and drop the rest."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
 
 
 class Overlap:
@@ -31,55 +35,16 @@ class Overlap:
         whole: Callable[[Job], Record],
         is_large: "Callable[[Read], bool]",
         workers: int,
-        at_once: Callable[[], int] | None = None,
     ) -> None:
-        """``whole`` does a job with ``alone`` by itself; nothing is read or written beside a large image.
-
-        ``at_once``: ``compute`` waits for other processes; so many jobs are in hand, each on a thread of its own.
-        """
+        """``whole`` does a job with ``alone`` by itself; nothing is read or written beside a large image."""
         self._read, self._compute, self._write, self._whole = read, compute, write, whole
-        self._is_large, self._workers, self._at_once = is_large, workers, at_once
+        self._is_large, self._workers = is_large, workers
         self.stopping = False  # set to do no more jobs than those that are computed already
         self._ahead: deque[tuple[Job, Future[Read | Record] | None]] = deque()
         self._behind: deque[tuple[Job, Future[Record]]] = deque()
 
     def outcomes(self, jobs: Sequence[Job], alone: Callable[[Job], bool]) -> Iterator[tuple[Job, Record]]:
         """Each job with its record, in order."""
-        return self._in_turn(jobs, alone) if self._at_once is None else self._side_by_side(jobs, alone, self._at_once)
-
-    def _side_by_side(
-        self, jobs: Sequence[Job], alone: Callable[[Job], bool], at_once: Callable[[], int]
-    ) -> Iterator[tuple[Job, Record]]:
-        """Each job on a thread of its own, those with ``alone`` in the caller's."""
-        left, begun = deque(jobs), deque[tuple[Job, Future[Record] | None]]()
-        with Threads(MOST) as threads:
-            while begun or (left and not self.stopping):
-                running = [future for _, future in begun if future is not None and not future.done()]
-                if left and not self.stopping and len(running) < min(at_once(), MOST):
-                    job = left.popleft()
-                    begun.append((job, None if alone(job) else threads.submit(self._all_of, job)))
-                    continue
-                job, first = begun[0]
-                if first is not None and not first.done():
-                    wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-                    continue
-                begun.popleft()
-                if first is not None:
-                    record = first.result()
-                    yield job, self._again(job, running) if record.get(SHORT_OF_MEMORY) and running else record
-                elif not self.stopping:
-                    yield job, self._whole(job)
-
-    def _again(self, job: Job, others: Sequence["Future[Record]"]) -> Record:
-        wait(others)
-        return self._all_of(job)
-
-    def _all_of(self, job: Job) -> Record:
-        given = self._read(job)
-        made = given if isinstance(given, dict) else self._compute(job, given)
-        return made if isinstance(made, dict) else self._write(job, made)
-
-    def _in_turn(self, jobs: Sequence[Job], alone: Callable[[Job], bool]) -> Iterator[tuple[Job, Record]]:
         left, first = deque(jobs), True
         with Threads(self._workers) as reading, Threads(self._workers) as writing:
             while (left or self._ahead) and not self.stopping:

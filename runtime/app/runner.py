@@ -28,6 +28,7 @@ from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.report import options_record, record_of, summary
 from uid.runtime.app.settings import RunSettings
+from uid.runtime.app.side_by_side import SideBySide
 from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
 from uid.runtime.media.formats import DecodedImage
@@ -82,25 +83,31 @@ class JobRunner:
         A job that fails is reported and put into ``failures``. Raises ``UIDError`` for what stops every job: a bundle,
         backend, option or further image that cannot be used.
         """
-        overlap = Overlap(
+        doing = self._overlap() if self.settings.cluster is None else self._side_by_side()
+        try:
+            # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
+            for job, outcome in doing.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
+                stop.check()
+                self._report(job, outcome)
+                if self.failures and not self.settings.keep_going:
+                    doing.stopping = True
+        finally:
+            if "pipeline" in self.__dict__:
+                computing.close(self.pipeline)
+
+    def _overlap(self) -> "Overlap | SideBySide":
+        return Overlap(
             self._begun,
             self._computed,
             self._written,
             whole=self._done_alone,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
             workers=self.settings.workers,
-            at_once=None if self.settings.cluster is None else self._at_once,
         )
-        try:
-            # Alone: what may have to be waited for, and a single file, are read where Ctrl-C ends the wait.
-            for job, outcome in overlap.outcomes(jobs, lambda job: job.video or job.source is None or len(jobs) == 1):
-                stop.check()
-                self._report(job, outcome)
-                if self.failures and not self.settings.keep_going:
-                    overlap.stopping = True
-        finally:
-            if "pipeline" in self.__dict__:
-                computing.close(self.pipeline)
+
+    def _side_by_side(self) -> SideBySide:
+        whole = self._done_alone
+        return SideBySide(lambda job: self._finished(job, self._begun(job)), whole=whole, at_once=self._at_once)
 
     @cached_property
     def decider(self) -> Decider:
@@ -199,7 +206,10 @@ class JobRunner:
         if job.video:
             self.reporter.start(job.input_name)
             return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
-        read = self._guarded(lambda: self._taken(job, decision), decision.source)
+        return self._finished(job, self._guarded(lambda: self._taken(job, decision), decision.source))
+
+    def _finished(self, job: Job, read: ReadImage | Record) -> Record:
+        """The record of a job whose image was read, once it is written."""
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
 
