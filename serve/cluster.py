@@ -5,6 +5,7 @@ gives each to a replica that has little to do, and starts and ends replicas.
 """
 
 import dataclasses
+import logging
 import signal
 import threading
 from collections.abc import Mapping
@@ -82,6 +83,7 @@ def host_on(cluster: str, settings: ServeSettings, replicas: int | None, host: s
     with ray_session.joined(cluster):
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         ending = threading.Event()
 
         def end(number: int, frame: FrameType | None) -> None:

@@ -95,7 +95,7 @@ class JobRunner:
             if "pipeline" in self.__dict__:
                 computing.close(self.pipeline)
 
-    def _overlap(self) -> "Overlap | SideBySide":
+    def _overlap(self) -> Overlap | SideBySide:
         return Overlap(
             self._begun,
             self._computed,

@@ -1,5 +1,6 @@
 """A cluster of this machine alone: the same bytes as without, whatever dies; and the service on it."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -13,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from inverting_cli import draw, tree
 from PIL import Image
 
-from uid.errors import BackendError
+from uid.errors import BackendError, InputError
 from uid.runtime.app.settings import RunSettings
-from uid.serve import ray_session
+from uid.serve import cluster, ray_session
 from uid.serve.actors import Share, shared, spread
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -77,6 +79,33 @@ def test_a_gpu_by_its_number_is_refused() -> None:
         spread(RunSettings(("in",), "out", cluster="local", device="cuda:1"), lambda line: None)
 
 
+def test_the_service_has_the_options_of_one_box() -> None:
+    with pytest.raises(click.UsageError, match="--colour"):
+        cluster.app({"colour": "red"})
+    with pytest.raises(InputError, match="give a --token"):
+        cluster.app({"host": "0.0.0.0"})
+
+
+@needs_ray
+def test_the_manifest_in_the_docs_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's schema, and by the application itself; KubeRay's own schema is not at hand."""
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    monkeypatch.setenv("UID_SERVE_TOKEN", "secret")
+    page = Path(__file__).parents[2] / "docs" / "cluster.md"
+    (text,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    spec = yaml.safe_load(text)["spec"]
+    (served,) = ServeDeploySchema.parse_obj(yaml.safe_load(spec["serveConfigV2"])).applications
+    assert served.import_path == f"{cluster.app.__module__}:{cluster.app.__name__}"
+    deployment = cluster.app(served.args)._bound_deployment
+    assert deployment.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
+    assert deployment.max_queued_requests == 16
+    for group in (spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]):
+        assert set(group) <= {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
 @needs_ray
 @pytest.mark.long
 def test_photos_and_videos_are_those_of_one_process(tmp_path: Path) -> None:
@@ -124,11 +153,25 @@ def test_what_dies_loses_nothing(tmp_path: Path, kind: str) -> None:
     assert list(faults(tmp_path, 40, [kind], seed=1)) == []
 
 
+def open_to_others() -> list[str]:
+    """Addresses other than loopback that processes of this one listen on or are connected to."""
+    psutil = pytest.importorskip("psutil")
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for one in process.net_connections("inet"):
+                found += [
+                    f"{process.name()} {end}" for end in (one.laddr, one.raddr) if end and "127.0.0.1" not in end.ip
+                ]
+    return found
+
+
 @contextmanager
-def service(*words: str) -> Iterator[str]:
+def service(home: Path, *words: str) -> Iterator[str]:
     """``uid-serve --cluster local``, until SIGTERM, after which it ends with 0."""
     command = [sys.executable, "-m", "uid", "serve", "--cluster", "local", "--port", "0", "--preset", "fast", *words]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"HOME": str(home)}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert server.stdout is not None
         found = re.search(r"http://\S+", server.stdout.readline())
@@ -156,6 +199,8 @@ def test_the_service_is_that_of_one_box(tmp_path: Path) -> None:
         api = f"{url}api/deblur"
         assert http.get(f"{url}readyz").json() == {"ready": True, "stopping": False}
         assert "<html" in http.get(url).text
+        assert not list(tmp_path.glob("home/**/*token*"))
+        assert open_to_others() == []
         assert http.post(api, content=data).content == expected
         assert http.post(api, content=b"no image").status_code == 422
         with ThreadPoolExecutor(12) as pool:
