@@ -83,7 +83,7 @@ def test_the_service_has_the_options_of_one_box() -> None:
     with pytest.raises(click.UsageError, match="--colour"):
         cluster.app({"colour": "red"})
     with pytest.raises(InputError, match="give a --token"):
-        cluster.app({"host": "0.0.0.0"})
+        cluster.app({"host": "0.0.0.0"})  # noqa: S104
 
 
 @needs_ray
@@ -96,7 +96,7 @@ def test_the_manifest_in_the_docs_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     page = Path(__file__).parents[2] / "docs" / "cluster.md"
     (text,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
     spec = yaml.safe_load(text)["spec"]
-    (served,) = ServeDeploySchema.parse_obj(yaml.safe_load(spec["serveConfigV2"])).applications
+    (served,) = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"])).applications
     assert served.import_path == f"{cluster.app.__module__}:{cluster.app.__name__}"
     deployment = cluster.app(served.args)._bound_deployment
     assert deployment.ray_actor_options == {"num_cpus": 1, "num_gpus": 1}
@@ -121,8 +121,8 @@ def test_photos_and_videos_are_those_of_one_process(tmp_path: Path) -> None:
         told = run(tmp_path, "in", "-o", out, "--json", "--keep-going", *FAST, *words, code=1)
         rows[out] = [json.loads(line) for line in told.splitlines()]
     assert files(tmp_path / "alone") == files(tmp_path / "cluster")
-    for alone, cluster in zip(*rows.values(), strict=True):
-        assert {**alone, "output": "", "seconds": 0} == {**cluster, "output": "", "seconds": 0}
+    for alone, spread_out in zip(*rows.values(), strict=True):
+        assert {**alone, "output": "", "seconds": 0} == {**spread_out, "output": "", "seconds": 0}
     (tmp_path / "in" / "3.png").unlink()
     again = run(tmp_path, "in", "-o", "cluster", "--json", *FAST)  # alone, on what the cluster left
     assert all(json.loads(line)["why"] == "done before" for line in again.splitlines())
