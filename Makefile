@@ -1,13 +1,14 @@
 # make demo   install the lean runtime into .venv and deblur the example photo
 # make test   install everything into .venv, lint, check types and run the tests
 # make long   run the tests that take long, after make test
+# make cluster   install Ray too and run the tests that need it
 # make lean   install the lean runtime into .venv-lean and run the tests that need no torch
 # make docs   build the pages in docs/ into site/
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test long lean docs clean
+.PHONY: demo test long cluster lean docs clean
 
 demo: .venv/lean
 	$(BIN)/uid-run examples/astronaut_blurred.jpg -o out/astronaut_compare.png --compare --overwrite
@@ -21,6 +22,10 @@ test: .venv/dev
 
 long: .venv/dev
 	$(BIN)/pytest --numprocesses 2 --dist worksteal -m long
+
+cluster: .venv/dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/pytest -m 'long or not long' tests/serve/test_cluster.py
 
 lean: .venv-lean/done
 	.venv-lean/bin/pytest tests/bundles tests/runtime tests/test_layers.py

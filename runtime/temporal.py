@@ -5,9 +5,6 @@ once they are averaged, where the motion is known: everywhere else, a frame stay
 frame right before is read, so that a run that was interrupted goes on with the same frames.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -78,16 +75,14 @@ def same_scene(before: Array, now: Array) -> bool:
     return bool(scale == 0.0 or (first * second).sum() > CUT * scale)
 
 
-@dataclass
 class Steadied:
-    """Sharpens frames in order, each blended with the one before; a new scene begins anew."""
+    """Blends sharpened frames, in order, each with the one before; a new scene begins anew."""
 
-    sharpen: Callable[[Array], Array]  # (H, W, 3) RGB, uint8 or uint16; the same size or larger
-    _before: tuple[Array, Array] | None = None  # input and output
+    def __init__(self) -> None:
+        self._before: tuple[Array, Array] | None = None  # input and output
 
-    def __call__(self, frame: Array) -> Array:
-        """The next frame's output, of the dtype of ``frame``."""
-        made = self.sharpen(frame)
+    def __call__(self, frame: Array, made: Array) -> Array:
+        """The next frame's output; (H, W, 3) RGB, uint8 or uint16. ``made`` is sharpened, as large or larger."""
         before, self._before = self._before, (frame, made)
         if before is None or before[0].shape != frame.shape or min(frame.shape[:2]) < LEAST:
             return made

@@ -1,4 +1,4 @@
-"""``uid-serve``: a page and an HTTP service on one box; needs the extra ``serve``.
+"""``uid-serve``: a page and an HTTP service on one box, or on a cluster; needs the extra ``serve``, or ``cluster``.
 
 ``cli``        the command line
 ``hosting``    uvicorn: the socket, signals, slow connections
@@ -10,5 +10,8 @@
 ``answers``    what a client gets: images, errors, progress
 ``metrics``    counters for Prometheus
 ``openapi``    the description of the service
+``cluster``    the application on Ray Serve
+``actors``     ``uid-run --cluster``: a pipeline that actors of a Ray cluster share
+``ray_session``  a cluster that is started or joined
 ``page/``      the page: one HTML, one CSS and one JavaScript file
 """

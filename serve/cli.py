@@ -77,18 +77,37 @@ WARM_UP = 64  # pixels a side of the image that loads all that the first request
     help="Token that clients must send; $UID_SERVE_TOKEN keeps it out of the list of processes.",
 )
 @click.option("--no-auth", is_flag=True, help="Serve other machines without a token.")
+@click.option(
+    "--cluster",
+    metavar="auto|local|ADDRESS",
+    help="Serve from a Ray cluster: the one that runs here, one that is started for this, or one by its address.",
+)
+@click.option(
+    "--replicas", type=click.IntRange(min=1), help="Most replicas on a cluster. Default: as many as have room."
+)
 @click.version_option(__version__, prog_name="uid-serve")
-def main(host: str, port: int, no_auth: bool, **values: Any) -> None:
+def main(port: int, cluster: str | None, replicas: int | None, **values: Any) -> None:
     """Serve a page and an HTTP service that sharpen photos.
 
     Open the address that is printed in a browser, or send a photo to it. Ctrl-C or SIGTERM
     ends it once the work in hand is done.
     """
-    token = values.pop("token") or None
-    check_token(host, token, no_auth)
-    hosts = (host.lower(), *LOOPBACK) if is_loopback(host) else None
-    settings = ServeSettings(token=token, hosts=hosts, **values)
+    settings, host = settings_of(**values), values["host"]
+    if cluster is not None:
+        from uid.serve.cluster import host_on
+
+        host_on(cluster, settings, replicas, host, port)
+        return
+    if replicas is not None:
+        raise InputError("--replicas is the number of processes of a cluster; give --cluster too")
     serve(settings, host, port)
+
+
+def settings_of(host: str, no_auth: bool, token: str | None, **values: Any) -> ServeSettings:
+    """The settings that the command line asks for. Raises ``InputError``."""
+    check_token(host, token or None, no_auth)
+    hosts = (host.lower(), *LOOPBACK) if is_loopback(host) else None
+    return ServeSettings(token=token or None, hosts=hosts, **values)
 
 
 def serve(settings: ServeSettings, host: str, port: int) -> None:

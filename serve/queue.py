@@ -50,6 +50,10 @@ class Queue:
         """The pipeline, once it is loaded."""
         return self._loaded.result() if self._loaded.done() and self.failure is None else None
 
+    def wait(self) -> None:
+        """Wait until the pipeline is loaded. Raises what kept it from that."""
+        self._loaded.result()
+
     @property
     def waiting(self) -> int:
         """How many jobs have not begun."""

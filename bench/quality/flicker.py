@@ -82,7 +82,7 @@ def ways(pipeline: Pipeline) -> Iterator[tuple[str, Callable[[list[Array]], list
     yield "new noise for each frame", lambda frames: [seeded(frame, t) for t, frame in enumerate(frames)]
     yield "the same noise for all frames", lambda frames: [seeded(frame, 0) for frame in frames]
     yield "noise that follows the motion", following
-    yield "blended with the frame before", lambda frames: list(map(Steadied(lambda f: seeded(f, 0)), frames))
+    yield "blended with the frame before", lambda frames: list(map(Steadied(), frames, [seeded(f, 0) for f in frames]))
 
 
 def noise_of(pipeline: Pipeline, frame: Array) -> Iterator[tuple[str, Array]]:

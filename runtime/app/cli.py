@@ -246,6 +246,12 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     show_default=True,
     help="Threads that read the next images, and as many that write the last ones, where one process computes.",
 )
+@click.option(
+    "--cluster",
+    metavar="auto|local|ADDRESS",
+    help="Compute on a Ray cluster: the one that runs here, one that is started for this run, or one by its address.",
+)
+@click.option("--actors", type=click.IntRange(min=1), help="Processes of the cluster. Default: as many as have room.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--watch", is_flag=True, help="Go on with what is put into the input folders, until Ctrl-C.")
 @click.option(

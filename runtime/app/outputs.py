@@ -21,7 +21,7 @@ class OutputFolders:
 
     def make(self, folder: Path) -> None:
         """Make one, once: one that is gone later was taken away, with what was in it. Raises ``OutputError``."""
-        gone = [made for made in self._made if not made.is_dir()]
+        gone = [made for made in tuple(self._made) if not made.is_dir()]  # other threads may add to it
         if gone:
             raise OutputError(
                 f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew"

@@ -2,22 +2,16 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record
 from uid.runtime.app.jobs import Job
+from uid.runtime.media.prefetch import Threads
 
 Read = TypeVar("Read")
 Made = TypeVar("Made")
-
-
-class Threads(ThreadPoolExecutor):
-    """Threads that, at the end of their ``with`` block, finish what they have begun and drop the rest."""
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown(wait=True, cancel_futures=True)
 
 
 class Overlap(Generic[Read, Made]):

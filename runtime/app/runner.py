@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -18,9 +19,11 @@ from uid import __version__, stop
 from uid.bundles.files import mode_like
 from uid.bundles.tensors import Array
 from uid.errors import OutputError
+from uid.runtime.app import computing
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record, guarded
+from uid.runtime.app.computing import Computing
 from uid.runtime.app.decision import REDO, Decider, Decision
-from uid.runtime.app.devices import backend_on, spread
+from uid.runtime.app.devices import spread
 from uid.runtime.app.jobs import Job
 from uid.runtime.app.outputs import OutputFolders, format_for, shown_beside, write_to_stdout
 from uid.runtime.app.overlap import Overlap
@@ -28,13 +31,13 @@ from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.report import options_record, record_of, summary
 from uid.runtime.app.settings import RunSettings
+from uid.runtime.app.side_by_side import SideBySide
 from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
 from uid.runtime.media.formats import DecodedImage
 from uid.runtime.media.raw_pipe import RawPipe
 from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
-from uid.runtime.options import check_inputs
 from uid.runtime.pixels import enlarged
 from uid.runtime.sharpness import SHARP, blur_effect
 from uid.runtime.temporal import Steadied
@@ -42,7 +45,6 @@ from uid.runtime.temporal import Steadied
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
     from uid.runtime.app.workers import Workers
     from uid.runtime.options import Result
-    from uid.runtime.pipeline import Pipeline
 
 Made = TypeVar("Made")
 LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
@@ -65,6 +67,11 @@ class MadeImage:
     record: Record
 
 
+def is_alone(job: Job) -> bool:
+    """Whether a job may have to be waited for: it is read where Ctrl-C ends the wait."""
+    return job.video or job.source is None
+
+
 @dataclass
 class JobRunner:
     """Does jobs in order with one pipeline, which is loaded when the first job needs it."""
@@ -77,6 +84,7 @@ class JobRunner:
     records: list[Record] = field(default_factory=list)  # of every job that was done, left or failed
     _folders: OutputFolders = field(default_factory=OutputFolders)
     _told: set[tuple[str, str]] = field(default_factory=set)  # what was lost in which format, and has been said
+    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Do ``jobs`` in order; with ``keep_going`` also those after a failed one.
@@ -84,14 +92,26 @@ class JobRunner:
         A job that fails is reported and put into ``failures``. Raises ``UIDError`` for what stops every job: a bundle,
         backend, option or further image that cannot be used.
         """
-        several = len(jobs) > 1 and len(spread(self.settings.device, self.settings.workers)) > 1
-        crew = self._workers() if several else self._overlap()
-        with closing(crew.outcomes(jobs)) as outcomes:  # which ends its threads and processes
+        crew = self._crew(jobs)
+        with closing(self), closing(crew.outcomes(jobs)) as outcomes:  # which ends its threads and processes
             for job, outcome in outcomes:
                 stop.check()
                 self._report(job, outcome)
                 if self.failures and not self.settings.keep_going:
                     crew.stopping = True
+
+    def close(self) -> None:
+        """Let go of what computes, if it is elsewhere."""
+        if "pipeline" in self.__dict__:
+            computing.close(self.pipeline)
+
+    def _crew(self, jobs: Sequence[Job]) -> "Overlap[ReadImage, MadeImage] | SideBySide | Workers":
+        """What does the jobs: actors of a cluster, several processes of this machine, or this process."""
+        if self.settings.cluster is not None:
+            return self._side_by_side()
+        if len(jobs) > 1 and len(spread(self.settings.device, self.settings.workers)) > 1:
+            return self._workers()
+        return self._overlap()
 
     def _overlap(self) -> Overlap[ReadImage, MadeImage]:
         return Overlap(
@@ -99,10 +119,17 @@ class JobRunner:
             self._computed,
             self._written,
             whole=self._done_alone,
-            # What may have to be waited for is read where Ctrl-C ends the wait.
-            is_alone=lambda job: job.video or job.source is None,
+            is_alone=is_alone,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
             workers=self.settings.prefetch,
+        )
+
+    def _side_by_side(self) -> SideBySide:
+        return SideBySide(
+            lambda job: self._finished(job, self._begun(job)),
+            whole=self._done_alone,
+            is_alone=is_alone,
+            at_once=self._at_once,
         )
 
     def _workers(self) -> "Workers":
@@ -122,19 +149,18 @@ class JobRunner:
         return Decider(self.settings, self.record)
 
     @cached_property
-    def pipeline(self) -> "Pipeline":
+    def pipeline(self) -> Computing:
         """The loaded bundle, able to do what was asked for."""
-        from uid.runtime.pipeline import load
+        return computing.loaded(self.settings, self.reporter.note)
 
-        settings = self.settings
-        backend = backend_on(spread(settings.device, 1)[0], settings.backend)
-        loaded = load(settings.model, backend=backend, threads=settings.threads, report=self.reporter.note)
-        options = settings.options.resolved(loaded.bundle)
-        check_inputs(loaded.bundle, options.mode, settings.extra_images)
-        if not loaded.bundle.trained:
-            name = loaded.bundle.name
-            self.reporter.note(f"warning: the weights of bundle {name} are random: no output is a deblurred image")
-        return loaded
+    def _load(self) -> None:
+        """Have the pipeline and the further images ready: a failure to load them is not a job's."""
+        with self._loading:
+            _ = self.pipeline, self.extra_images
+
+    def _at_once(self) -> int:
+        """How many jobs are worth having in hand; one, until the first needs the pipeline."""
+        return computing.at_once(self.pipeline) + 2 * self.settings.prefetch if "pipeline" in self.__dict__ else 1
 
     @cached_property
     def extra_images(self) -> dict[str, Array]:
@@ -183,7 +209,7 @@ class JobRunner:
 
     def _computed(self, job: Job, read: ReadImage) -> MadeImage | Record:
         """The image to write; in the caller's thread."""
-        _ = self.pipeline, self.extra_images  # loaded here, since a failure to load is not the job's
+        self._load()
         self.reporter.start(job.input_name)
 
         def compute() -> MadeImage:
@@ -214,11 +240,14 @@ class JobRunner:
 
     def done_as_decided(self, job: Job, decision: Decision) -> Record:
         """The record of a job that is to be done, all of it in the caller's thread."""
-        _ = self.pipeline, self.extra_images  # before the file, as where many are done
+        self._load()  # before the file, as where many are done
         if job.video:
             self.reporter.start(job.input_name)
             return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
-        read = self._guarded(lambda: self._taken(job, decision), decision.source)
+        return self._finished(job, self._guarded(lambda: self._taken(job, decision), decision.source))
+
+    def _finished(self, job: Job, read: ReadImage | Record) -> Record:
+        """The record of a job whose image was read, once it is written."""
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
         return self._written(job, made) if isinstance(made, MadeImage) else made
 
@@ -269,21 +298,22 @@ class JobRunner:
         used = self.settings.options.resolved(self.pipeline.bundle)
         record = options_record(used) | {"backend": self.pipeline.backend, "seconds": {}}
 
-        def sharpen(frame: Array) -> Array:
-            result = self._sharpened(frame)
+        settings = self.settings
+        steadied = Steadied()
+
+        def shown(frame: Array, result: "Result") -> Array:
             seconds.update(result.seconds)
             record.update(record_of(result), seconds=dict(seconds))
-            return result.image
+            return self._shown(frame, steadied(frame, result.image) if settings.steady else result.image)
 
-        settings = self.settings
-        steadied = Steadied(sharpen) if settings.steady else sharpen
         pipe = settings.raw or "rgb24"
         if job.destination is not None:
             self._folders.make(job.destination.parent)
         video = process_video(
             job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
             job.destination or RawPipe(sys.stdout.buffer, pipe),
-            lambda frame: self._shown(frame, steadied(frame)),
+            shown,
+            first=self._sharpened,
             on_frame=self._on_frame,
             frame_rate=settings.frame_rate if job.source is None or job.source.is_dir() else None,
             columns=2 if settings.compare else 1,
@@ -303,6 +333,7 @@ class JobRunner:
             max_pixels=settings.max_pixels,
             salvage=settings.salvage,
             looks_back=1 if settings.steady else 0,
+            at_once=computing.at_once(self.pipeline),
             key=key,
             report=self.reporter.note,
             placing=partial(self._note_made, job.destination, decision.source)

@@ -23,11 +23,11 @@ from uid.runtime.app.border import Record, explained
 from uid.runtime.app.decision import Decision
 from uid.runtime.app.devices import spread
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.overlap import Threads
 from uid.runtime.app.progress import Piped
 from uid.runtime.app.record import OutputRecord
 from uid.runtime.app.runner import JobRunner
 from uid.runtime.app.settings import RunSettings
+from uid.runtime.media.prefetch import Threads
 
 LINE, NOTE, FATAL, DONE = "line", "note", "fatal", "done"  # what a worker says; NOTE waits for an answer
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

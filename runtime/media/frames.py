@@ -27,6 +27,7 @@ class Stamp:
 class Frame:
     pixels: NDArray[Any]  # (H, W, 3) RGB uint8 or uint16, upright
     stamp: Stamp
+    made: Any = None  # of the pixels, by what is done first
 
 
 @dataclass(frozen=True)

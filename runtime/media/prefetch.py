@@ -1,6 +1,6 @@
 """Work on other threads, in order: items are read before they are needed, and written while the next ones are made.
 
-Each function uses one thread, so that items keep their order. It holds ``QUEUED`` items at most, and raises an error
+Items keep their order. Each function holds ``QUEUED`` items at most unless it is told otherwise, and raises an error
 where its item would have come.
 """
 
@@ -15,14 +15,18 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class SingleThread(ThreadPoolExecutor):
-    """One thread. At the end of its ``with`` block, work that has begun is finished and the rest is dropped."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=1)
+class Threads(ThreadPoolExecutor):
+    """Threads that, at the end of their ``with`` block, finish what they have begun and drop the rest."""
 
     def __exit__(self, *_: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)
+
+
+class SingleThread(Threads):
+    """One thread."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)
 
 
 def prefetch(items: Iterable[Item], thread: SingleThread) -> Iterator[Item]:
@@ -35,12 +39,14 @@ def prefetch(items: Iterable[Item], thread: SingleThread) -> Iterator[Item]:
         yield item  # type: ignore[misc]  # it is no longer the end
 
 
-def map_behind(function: Callable[[Item], Made], items: Iterable[Item], thread: SingleThread) -> Iterator[Made]:
-    """The function of each item, run on the thread while the next items are asked for."""
+def map_behind(
+    function: Callable[[Item], Made], items: Iterable[Item], threads: ThreadPoolExecutor, queued: int = QUEUED
+) -> Iterator[Made]:
+    """The function of each item, run on the threads while the next items are asked for; in the order of the items."""
     queue: deque[Future[Made]] = deque()
     for item in items:
-        queue.append(thread.submit(function, item))
-        if len(queue) > QUEUED:
+        queue.append(threads.submit(function, item))
+        if len(queue) > queued:
             yield queue.popleft().result()
     while queue:
         yield queue.popleft().result()

@@ -24,7 +24,7 @@ from uid.runtime.media.ffmpeg import opened
 from uid.runtime.media.formats import MAX_PIXELS, MUXERS, VIDEO_SUFFIXES, is_video_path
 from uid.runtime.media.frame_folder import FolderReader, FolderWriter
 from uid.runtime.media.frames import DEFAULT_FRAME_RATE, Frame, Stamp
-from uid.runtime.media.prefetch import SingleThread, map_behind, prefetch
+from uid.runtime.media.prefetch import SingleThread, Threads, map_behind, prefetch
 from uid.runtime.media.raw_pipe import RawPipe, RawReader, RawWriter
 from uid.runtime.media.selection import EVERYTHING, Selected, Selection
 from uid.runtime.media.video_codecs import FITTING, Wanted, refuse_destination
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     Reader = FolderReader | VideoReader | RawReader
     Writer = FolderWriter | FileWriter | RawWriter
 
-Transform = Callable[[NDArray[Any]], NDArray[Any]]  # (H, W, 3) RGB -> the same dtype; shape: ``process_video``
+Transform = Callable[..., NDArray[Any]]  # (H, W, 3) RGB -> the same dtype; shape: ``process_video``
+First = Callable[[NDArray[Any]], Any]
+Numbered = tuple[int, Frame | Stamp]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class VideoOptions:
     max_pixels: int = MAX_PIXELS  # of a frame
     salvage: bool = False  # use what can be read of a damaged file
     looks_back: int = 0  # frames before one that its transform has seen: after an interruption, it is shown them again
+    at_once: int = 1  # frames for which ``first`` runs at the same time, each on a thread of its own
     key: str | None = None  # names the transform; work of an earlier run with the same one goes on; None: it never does
     report: Callable[[str], None] = field(default=lambda line: None)  # told what a user should know
     placing: Callable[[Path], None] = field(default=lambda file: None)  # told of a video that is about to get its name
@@ -70,6 +73,7 @@ def process_video(
     destination: Path | RawPipe,
     transform: Transform,
     *,
+    first: First | None = None,
     on_frame: Callable[[int, int | None], None] = lambda done, total: None,
     frame_rate: Fraction | None = None,
     columns: int = 1,
@@ -83,6 +87,8 @@ def process_video(
     ``frame_rate`` (25 per second by default). ``destination`` is a video file with a suffix in ``MUXERS``, encoded as
     H.264 or, of more than 8 bits, HEVC (WebM: VP9 or AV1) unless ``options`` say otherwise; or a folder, which gets
     000001.png and so on. Either may be a pipe of raw frames.
+
+    ``first`` is what may be done to frames in any order: ``transform`` is given its result too, as a second argument.
 
     A video keeps its timestamps (Matroska rounds them to milliseconds), pixel aspect ratio, colours, other tracks, tags
     and chapters; its rotation is applied to the pixels and interlaced frames are deinterlaced. ``on_frame`` is told the
@@ -106,7 +112,8 @@ def process_video(
         chosen, done = Selected(reader, reader.clip, options.selection), writer.done
         total = options.selection.total(reader.clip)
         frames = chosen.frames(max(done - options.looks_back, 0))
-        made = _Resumed(partial(_made, transform, columns, scale), done)
+        resumed = _Resumed(partial(_made, transform, columns, scale), done)
+        made = partial(_begun, first, options.at_once), resumed
         count = _transformed(enumerate(frames), made, writer, lambda count: on_frame(count, total))
         if not count:
             raise InputError(f"no frame of {source} lies in the part that was asked for")
@@ -118,20 +125,38 @@ def process_video(
 
 
 def _transformed(
-    frames: Iterator[tuple[int, Frame | Stamp]],
-    transform: Callable[[tuple[int, Frame | Stamp]], Frame | Stamp],
+    frames: Iterator[Numbered],
+    transforms: tuple[Callable[[Iterator[Numbered]], Iterator[Numbered]], Callable[[Numbered], Frame | Stamp]],
     writer: "Writer",
     on_frame: Callable[[int], None],
 ) -> int:
     """Read, transform and write, each in a thread; the number of frames."""
     count = 0
+    begun, transform = transforms
     with SingleThread() as decoding, SingleThread() as encoding:
-        made = map(transform, prefetch(frames, decoding))
+        made = map(transform, begun(prefetch(frames, decoding)))
         for is_new in map_behind(writer.put, made, encoding):
             count += 1
             if is_new:
                 on_frame(count)
     return count
+
+
+def _begun(first: First | None, at_once: int, frames: Iterator[Numbered]) -> Iterator[Numbered]:
+    """The frames, with what is made of them first."""
+    if first is None:
+        yield from frames
+        return
+
+    def begin(numbered: Numbered) -> Numbered:
+        number, item = numbered
+        return numbered if isinstance(item, Stamp) else (number, dataclasses.replace(item, made=first(item.pixels)))
+
+    if at_once == 1:
+        yield from map(begin, frames)
+        return
+    with Threads(at_once) as threads:
+        yield from map_behind(begin, frames, threads, at_once)
 
 
 class _Resumed:
@@ -141,7 +166,7 @@ class _Resumed:
         self._transform, self._done = transform, done
         self._seen: list[Frame] = []
 
-    def __call__(self, numbered: tuple[int, Frame | Stamp]) -> Frame | Stamp:
+    def __call__(self, numbered: Numbered) -> Frame | Stamp:
         number, item = numbered
         if isinstance(item, Stamp):
             return item
@@ -158,7 +183,7 @@ def _made(transform: Transform, columns: int, scale: int, item: Frame) -> Frame:
     """A frame transformed."""
     pixels = item.pixels
     shape, dtype = (scale * pixels.shape[0], columns * scale * pixels.shape[1], 3), pixels.dtype
-    result = transform(pixels)
+    result = transform(pixels) if item.made is None else transform(pixels, item.made)
     if result.shape != shape or result.dtype != dtype:
         made, of = f"{result.shape} {result.dtype}", f"{pixels.shape} {dtype}"
         raise InputError(f"the transform made {made} of a frame {of}; expected {shape} and the same dtype")

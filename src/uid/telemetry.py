@@ -11,6 +11,7 @@ import sys
 SETTINGS = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, for diffusers and transformers too
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray
 }
 # It has no setting but a file in the home folder. OpenVINO goes on without it: a stand-in of its own does nothing.
 UNWANTED = "openvino_telemetry"

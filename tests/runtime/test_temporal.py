@@ -37,7 +37,7 @@ def rms(first: Pixels, second: Pixels) -> float:
 def test_the_noise_of_a_moving_scene_goes_down(x: float, dtype: type) -> None:
     wide = np.iinfo(dtype).max // 255
     frames = [frame(x * t, seed=t).astype(dtype) * wide for t in range(3)]
-    outputs = list(map(Steadied(lambda one: one), frames))
+    outputs = list(map(Steadied(), frames, frames))
     assert outputs[1].dtype == dtype
     assert np.array_equal(outputs[0], frames[0])
     for t in (1, 2):
@@ -47,16 +47,15 @@ def test_the_noise_of_a_moving_scene_goes_down(x: float, dtype: type) -> None:
 
 def test_a_still_scene_flickers_less() -> None:
     frames = [frame(seed=t) for t in range(4)]
-    outputs = list(map(Steadied(lambda one: one), frames))[1:]
+    outputs = list(map(Steadied(), frames, frames))[1:]
     assert all(
         rms(a, b) < 0.8 * rms(c, d) for (a, b), (c, d) in zip(pairwise(outputs), pairwise(frames[1:]), strict=True)
     )
 
 
 def test_another_scene_begins_anew() -> None:
-    outputs = list(
-        map(Steadied(lambda one: one), [frame(seed=0), frame(scene=OTHER, seed=1), frame(scene=OTHER, seed=2)])
-    )
+    frames = [frame(seed=0), frame(scene=OTHER, seed=1), frame(scene=OTHER, seed=2)]
+    outputs = list(map(Steadied(), frames, frames))
     assert np.array_equal(outputs[1], frame(scene=OTHER, seed=1))
     assert not np.array_equal(outputs[2], frame(scene=OTHER, seed=2))
     assert not same_scene(luma_of(frame()), luma_of(frame(scene=OTHER)))
@@ -73,26 +72,30 @@ def test_what_appears_is_not_mixed_with_what_was_there() -> None:
 
 def test_a_frame_depends_on_the_one_before_alone() -> None:
     frames = [frame(2.0 * t, seed=t) for t in range(4)]
-    whole = list(map(Steadied(lambda one: 255 - one), frames))
+    made = [255 - one for one in frames]
+    whole = list(map(Steadied(), frames, made))
     for start in (1, 2):
-        assert np.array_equal(list(map(Steadied(lambda one: 255 - one), frames[start:]))[-1], whole[-1])
+        assert np.array_equal(list(map(Steadied(), frames[start:], made[start:]))[-1], whole[-1])
 
 
 def test_larger_outputs_are_blended_with_the_motion_enlarged() -> None:
-    steadied = Steadied(lambda one: one.repeat(2, axis=0).repeat(2, axis=1))
-    steadied(frame(seed=0))
-    made, clean = steadied(frame(3.0, seed=1)), frame(3.0).repeat(2, axis=0).repeat(2, axis=1)
+    steadied = Steadied()
+    frames = [frame(seed=0), frame(3.0, seed=1)]
+    larger = [one.repeat(2, axis=0).repeat(2, axis=1) for one in (*frames, frame(3.0))]
+    steadied(frames[0], larger[0])
+    made, clean = steadied(frames[1], larger[1]), larger[2]
     assert made.shape == (320, 400, 3)
-    assert rms(made, clean) < 0.85 * rms(frame(3.0, seed=1).repeat(2, axis=0).repeat(2, axis=1), clean)
+    assert rms(made, clean) < 0.85 * rms(larger[1], clean)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (8, 300, 3), (33, 33, 3), (40, 1200, 3)])
 def test_frames_of_any_size_are_taken(shape: tuple[int, ...]) -> None:
     pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
-    steadied = Steadied(lambda one: one)
-    assert np.array_equal(steadied(pixels), pixels)
-    assert steadied(pixels).shape == shape
-    assert steadied(pixels[:, : shape[1] // 2 + 1]).shape[1] == shape[1] // 2 + 1  # another size begins anew
+    steadied = Steadied()
+    assert np.array_equal(steadied(pixels, pixels), pixels)
+    assert steadied(pixels, pixels).shape == shape
+    narrow = pixels[:, : shape[1] // 2 + 1]
+    assert steadied(narrow, narrow).shape[1] == shape[1] // 2 + 1  # another size begins anew
 
 
 def test_large_frames_have_the_same_motion() -> None:
