@@ -214,30 +214,33 @@ def triton(
     """
     from uid.bundles.manifest import read_bundle
     from uid.bundles.names import NAME, name_rule
-    from uid.export.triton import TENSORRT, Serving, write_repository
+    from uid.engines.contract import GPU_BATCH
+    from uid.export.triton import CUDA, TENSORRT, Serving, write_repository
 
     if name is not None and not NAME.fullmatch(name):
         raise InputError(f"the name is {name!r}; expected {name_rule().expected}")
     if profiles and backend != TENSORRT:
         raise InputError(f"--profile is for the engines of {TENSORRT}, and the backend is {backend}")
     read = read_bundle(bundle)
-    plan, count = _plans(read, profiles) if backend == TENSORRT else (None, 0)
-    serving = Serving(name or read.name, backend, instances, queue, timeout, count)
+    sizes = _rounded(_classes(profiles), read) if backend == TENSORRT else []
+    # An engine takes the batches of its profiles alone.
+    batch = min((one.batch.maximum for one in sizes), default=GPU_BATCH if backend == CUDA else 1)
+    serving = Serving(name or read.name, backend, instances, queue, timeout, batch, len(sizes))
+    plan = _plan(read, sizes) if sizes else None
     write_repository(read, repository, serving, plan, click.echo)
     click.echo(f"wrote {repository}")
 
 
-def _plans(bundle: "Bundle", texts: "Iterable[str]") -> "tuple[Callable[[Component, Path], None], int]":
-    """What writes the TensorRT engine of a component to a file, and the number of each engine's profiles."""
+def _plan(bundle: "Bundle", profiles: "list[Profile]") -> "Callable[[Component, Path], None]":
+    """What writes the TensorRT engine of a component to a file."""
     import shutil
 
     from uid.engines.trt.cache import engine_for
     from uid.engines.trt.library import open_library
 
-    rounded = _rounded(_classes(texts), bundle)
     library, target = open_library("tensorrt"), _target("tensorrt", ())
 
     def write(component: "Component", path: Path) -> None:
-        shutil.copyfile(engine_for(bundle, component, library, target, rounded, report=click.echo), path)
+        shutil.copyfile(engine_for(bundle, component, library, target, profiles, report=click.echo), path)
 
-    return write, len(rounded)
+    return write

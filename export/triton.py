@@ -22,7 +22,6 @@ from uid.bundles.files import folder_written_whole
 from uid.bundles.manifest import MANIFEST, read_manifest
 from uid.bundles.sources import private_copy
 from uid.bundles.tensors import IMAGE, OUTPUT, TensorSpec, resolve
-from uid.engines.contract import GPU_BATCH
 from uid.engines.ort.cpu import ONNXRUNTIME
 from uid.engines.triton import model_name
 from uid.errors import ModelError
@@ -59,7 +58,8 @@ class Serving:
     instances: int = 1  # whole images that are worked on at once
     queue: int = 32  # most requests that wait
     timeout: float = 300.0  # seconds that a request waits at most
-    profiles: int = 1  # of a TensorRT engine
+    batch: int = 1  # most tiles and transforms that run together
+    profiles: int = 0  # of a TensorRT engine
 
     @property
     def device(self) -> str:
@@ -194,7 +194,6 @@ def image_config(bundle: Bundle, serving: Serving) -> Fields:
         "allow_timeout_override": True,
         "max_queue_size": serving.queue,
     }
-    batch = 1 if serving.backend == CPU else GPU_BATCH
     return {
         "name": serving.name,
         "backend": "python",
@@ -203,7 +202,7 @@ def image_config(bundle: Bundle, serving: Serving) -> Fields:
         "output": [tensor(pixels[OUTPUT])],
         "instance_group": [{"count": serving.instances, "kind": Word("KIND_CPU")}],
         "dynamic_batching": {"default_queue_policy": policy},
-        "parameters": entries({"batch": {"string_value": str(batch)}}),
+        "parameters": entries({"batch": {"string_value": str(serving.batch)}}),
     }
 
 
