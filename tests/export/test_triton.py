@@ -140,12 +140,14 @@ def test_the_model_of_whole_images_has_the_queue(edge: Path, make_toy: MakeToy, 
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (32, 300_000_000)
     assert (policy.timeout_action, config.parameters["batch"].string_value) == (policy.REJECT, "1")
 
-    own = repository_of(
-        make_toy(), tmp_path / "gpu", name="b", backend="onnxruntime-cuda", instances=3, queue=5, batch=8
-    )
+    own = tmp_path / "gpu"
+    words = ["--name", "b", "--backend", "onnxruntime-cuda", "--instances", "3", "--queue", "5", "--timeout", "1.5"]
+    done = CliRunner().invoke(main, ["triton", str(make_toy()), str(own), *words])
+    assert done.exit_code == 0, done.output
     config, step = parsed(own, "b"), parsed(own, "b_step")
     assert (config.instance_group[0].count, config.parameters["batch"].string_value) == (3, "8")
-    assert config.dynamic_batching.default_queue_policy.max_queue_size == 5
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (5, 1_500_000)
     (cuda,) = step.optimization.execution_accelerators.gpu_execution_accelerator
     assert (step.instance_group[0].kind, cuda.name, dict(cuda.parameters)) == (1, "cuda", {"use_tf32": "0"})
 
