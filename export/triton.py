@@ -22,6 +22,7 @@ from uid.bundles.files import folder_written_whole
 from uid.bundles.manifest import MANIFEST, read_manifest
 from uid.bundles.sources import private_copy
 from uid.bundles.tensors import IMAGE, OUTPUT, TensorSpec, resolve
+from uid.bundles.wiring import listed_specs
 from uid.engines.ort.cpu import ONNXRUNTIME
 from uid.engines.triton import model_name
 from uid.errors import ModelError
@@ -87,6 +88,7 @@ def write_repository(bundle: Bundle, repository: Path, serving: Serving, plan: P
         version = version_folder(folder, serving.name)
         (version / "model.py").write_text(MODEL, encoding="utf-8")
         for file in (MANIFEST, read_manifest(bundle.folder)["constants"]):
+            (version / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(bundle.folder / file, version / file)
         write_config(folder, image_config(bundle, serving))
 
@@ -121,12 +123,13 @@ def write_graph(bundle: Bundle, component: Component, backend: str, folder: Path
 def check_graph(component: Component, model: ir.Model) -> None:
     """Raise ``ModelError`` where a graph has other tensors than its component declares, or other fixed sizes."""
     for declared, values in ((component.inputs, model.graph.inputs), (component.outputs, model.graph.outputs)):
-        found = {value.name: spec_of(value) for value in values}
-        for spec in declared:
-            if spec.name not in found or not agree(spec, found[spec.name]):
-                raise ModelError(f"component {component.name!r} declares {spec}, and its graph has {found}")
-        if others := found.keys() - {spec.name for spec in declared}:
-            raise ModelError(f"the graph of component {component.name!r} has {sorted(map(str, others))} too")
+        found = {str(value.name): spec_of(value) for value in values}
+        expected = {spec.name: spec for spec in declared}
+        if found.keys() != expected.keys() or not all(agree(expected[name], found[name]) for name in expected):
+            raise ModelError(
+                f"component {component.name!r} declares {listed_specs(declared)}, and its graph has "
+                f"{listed_specs(found.values())}; export the bundle again"
+            )
 
 
 def spec_of(value: ir.Value) -> TensorSpec:
