@@ -55,16 +55,16 @@ def check_graph(path: Path) -> None:
 @contextmanager
 def private_folder(file: str, parent: Path | None) -> Iterator[Path]:
     """A new folder for a copy of ``file`` that only this user can enter, removed after the block."""
-    parent = parent or Path(tempfile.gettempdir())
     with ExitStack() as stack:
         try:
+            parent = parent or Path(tempfile.gettempdir())
             folder = stack.enter_context(scratch_folder(parent))
-        except OSError as error:
-            raise no_room(file, parent, error) from error
+        except OSError as error:  # also where no folder for temporary files can be written
+            raise no_room(file, parent or "a temporary folder", error) from error
         yield folder
 
 
-def no_room(file: str, folder: Path, error: OSError) -> OutputError:
+def no_room(file: str, folder: Path | str, error: OSError) -> OutputError:
     """The error for a copy that cannot be written."""
     return OutputError(
         f"cannot copy {file} to {folder}: {error.strerror or error}; make room there, or name another folder in $TMPDIR"

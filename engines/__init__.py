@@ -6,6 +6,7 @@
 ``openvino_cpu``  OpenVINO on the CPU
 ``trt/``          TensorRT and TensorRT-RTX: profiles, builds, the engine cache
 ``cuda_device``   the CUDA device layer that the GPU backends share
+``triton``        models of a Triton server; for code inside of it, so not in the registry
 """
 
 from uid.engines.contract import (

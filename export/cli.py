@@ -8,7 +8,7 @@ import click
 from uid import __version__
 from uid.bundles.files import folder_written_whole
 from uid.command import Commands, quieten_libraries
-from uid.export.engine_commands import SETTINGS, build, inspect
+from uid.export.engine_commands import SETTINGS, build, inspect, triton
 from uid.families import registry
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Examples:
   uid-export build bundle/ --backend tensorrt  bundle to engines for the GPU here
   uid-export inspect ~/.cache/uid-runtime/     what engines were built for
   uid-export check bundle/ --image photo.jpg   which layer makes an image wrong
+  uid-export triton bundle/ models/            bundle to a model repository of Triton
 """  # \b: click keeps the lines as they are
 
 
@@ -228,3 +229,4 @@ def _show(rows: "list[LayerRow]", top: int) -> None:
 
 main.add_command(build)
 main.add_command(inspect)
+main.add_command(triton)

@@ -1,4 +1,4 @@
-"""The commands of ``uid-export`` that make TensorRT engines and tell what they are for."""
+"""The commands of ``uid-export`` that make TensorRT engines, tell what they are for, and hand models to Triton."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 import click
 
 from uid.command import Command
-from uid.errors import BackendError, printable
+from uid.errors import BackendError, InputError, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from rich.table import Table
 
-    from uid.engines.trt.profiles import Target
+    from uid.bundles.declarations import Bundle, Component
+    from uid.engines.trt.profiles import Profile, Target
     from uid.engines.trt.sidecar import Sidecar
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -57,15 +60,12 @@ def build(
     from uid.engines.trt.build import BuildOptions
     from uid.engines.trt.cache import engine_for
     from uid.engines.trt.library import open_library
-    from uid.engines.trt.profiles import parse_profile, square
 
-    classes = dict.fromkeys(parse_profile(text) for text in profiles)
+    classes = _classes(profiles)
     library = open_library(backend)
     target = _target(backend, capabilities)
     checked = read_bundle(bundle)
-    rounded = [
-        profile.rounded(checked.size_multiple).with_batch(checked.tile) for profile in classes or [square(checked.tile)]
-    ]
+    rounded = _rounded(classes, checked)
     for profile in rounded:
         click.echo(f"profile {profile}")
     for component in checked.components.values():
@@ -79,6 +79,20 @@ def build(
             folder=output,
             report=click.echo,
         )
+
+
+def _classes(texts: "Iterable[str]") -> "list[Profile]":
+    """The profiles that are named, each once."""
+    from uid.engines.trt.profiles import parse_profile
+
+    return list(dict.fromkeys(parse_profile(text) for text in texts))
+
+
+def _rounded(classes: "list[Profile]", bundle: "Bundle") -> "list[Profile]":
+    """Profiles (none: that of the bundle's tiles) as the bundle's images are padded and batched."""
+    from uid.engines.trt.profiles import square
+
+    return [one.rounded(bundle.size_multiple).with_batch(bundle.tile) for one in classes or [square(bundle.tile)]]
 
 
 def _target(backend: str, capabilities: tuple[str, ...]) -> "Target":
@@ -158,3 +172,75 @@ def _table(path: Path, sidecar: "Sidecar") -> "Table":
         shape = ", ".join(str(size) for size in tensor["shape"])
         table.add_row(tensor["mode"], f"{tensor['name']} {tensor['dtype']}[{shape}]")
     return table
+
+
+# -- Triton -----------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command, extra="export", context_settings=SETTINGS)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Of the model that runs whole images.  [default: the bundle's]")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    type=click.Choice(["onnxruntime", "onnxruntime-cuda", "tensorrt"]),
+    help="What runs the components. tensorrt builds engines for the GPU of this machine.",
+)
+@click.option("--profile", "profiles", multiple=True, metavar="NAME|HxW", help="Image sizes of engines, as of `build`.")
+@click.option("--instances", default=1, type=click.IntRange(1), help="Images that are worked on at once.")
+@click.option("--queue", default=32, type=click.IntRange(1), help="Most images that wait; more are refused.")
+@click.option(
+    "--timeout",
+    default=300.0,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Longest time that an image waits.",
+)
+def triton(
+    bundle: Path,
+    repository: Path,
+    name: str | None,
+    backend: str,
+    profiles: tuple[str, ...],
+    instances: int,
+    queue: int,
+    timeout: float,
+) -> None:
+    """Write BUNDLE to REPOSITORY as models of the Triton inference server.
+
+    There is a model for each component, and one that runs whole images, for which this package must be installed where
+    Triton runs. No Triton server has run them yet.
+    """
+    from uid.bundles.manifest import read_bundle
+    from uid.bundles.names import NAME, name_rule
+    from uid.engines.contract import GPU_BATCH
+    from uid.export.triton import CUDA, TENSORRT, Serving, write_repository
+
+    if name is not None and not NAME.fullmatch(name):
+        raise InputError(f"the name is {name!r}; expected {name_rule().expected}")
+    if profiles and backend != TENSORRT:
+        raise InputError(f"--profile is for the engines of {TENSORRT}, and the backend is {backend}")
+    read = read_bundle(bundle)
+    sizes = _rounded(_classes(profiles), read) if backend == TENSORRT else []
+    # An engine takes the batches of its profiles alone.
+    batch = min((one.batch.maximum for one in sizes), default=GPU_BATCH if backend == CUDA else 1)
+    serving = Serving(name or read.name, backend, instances, queue, timeout, batch, len(sizes))
+    plan = _plan(read, sizes) if sizes else None
+    write_repository(read, repository, serving, plan, click.echo)
+    click.echo(f"wrote {repository}")
+
+
+def _plan(bundle: "Bundle", profiles: "list[Profile]") -> "Callable[[Component, Path], None]":
+    """What writes the TensorRT engine of a component to a file."""
+    import shutil
+
+    from uid.engines.trt.cache import engine_for
+    from uid.engines.trt.library import open_library
+
+    library, target = open_library("tensorrt"), _target("tensorrt", ())
+
+    def write(component: "Component", path: Path) -> None:
+        shutil.copyfile(engine_for(bundle, component, library, target, profiles, report=click.echo), path)
+
+    return write

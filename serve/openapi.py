@@ -7,7 +7,8 @@ import click
 from uid import __version__
 from uid.runtime.media.formats import WRITTEN
 from uid.runtime.pipeline import Pipeline
-from uid.serve.requests import PARAMETERS, PROGRESS
+from uid.serve.parameters import PARAMETERS
+from uid.serve.requests import PROGRESS
 from uid.serve.settings import ServeSettings
 
 KINDS = {click.IntRange: "integer", click.FloatRange: "number"}

@@ -3,30 +3,24 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import click
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartParser
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from uid.errors import InputError, printable
-from uid.runtime.app.cli import run as uid_run
 from uid.runtime.media.encode import Encoding
 from uid.runtime.media.formats import WRITTEN, written_format
-from uid.runtime.options import Options
 from uid.serve.answers import RefusedError
+from uid.serve.parameters import chosen, options_of, parameter
 from uid.serve.settings import ServeSettings
 from uid.serve.work import Job, Wanted
 
-# Options of ``uid-run`` that a request may have, by the names of its parameters.
-NAMES = {"mode", "preset", "steps", "transforms", "guidance", "guidance_interval", "cache_interval", "seed", "tile"}
-NAMES |= {"strength", "format", "salvage", "jpeg_quality", "jpeg_subsampling", "preview"}
-PARAMETERS = {one.name: one for one in uid_run.params if one.name in NAMES and isinstance(one, click.Option)}
 PROGRESS = "application/x-ndjson"
 IMAGE, BLUR = ("image", "image[]", "file"), ("blur-from", "blur_from")  # names of a form's files
 # Fields of OpenAI's form, and the values that mean what is done here.
@@ -34,7 +28,6 @@ OPENAI = {"n": ("1",), "size": ("auto",), "response_format": ("b64_json",), "str
 GRACE = 10.0  # seconds that an upload may take in any case
 SLOWEST = 20_000  # bytes a second that it must reach beyond
 LONGEST_FIELD = 4096  # bytes
-_COMMAND = click.Command("request", params=list(PARAMETERS.values()), add_help_option=False)
 
 
 @dataclass
@@ -114,35 +107,8 @@ def openai_job(form: Form, settings: ServeSettings) -> Job:
     if "mask" in form.files:
         raise RefusedError(400, "got a mask; the whole image is sharpened, so leave it out", "bad_option", "mask")
     renamed = [("format" if name == "output_format" else name, value) for name, value in form.fields]
-    values = chosen([(name, value) for name, value in renamed if _parameter(name) is not None], settings.preset)
+    values = chosen([(name, value) for name, value in renamed if parameter(name) is not None], settings.preset)
     return _job(form, values, written_format, settings)
-
-
-def chosen(given: Iterable[tuple[str, str]], preset: str | None) -> dict[str, Any]:
-    """The values of ``uid-run``'s options by parameter name, read as ``uid-run`` reads them; ``preset`` is the default.
-
-    Raises click's ``UsageError`` with its text, and ``RefusedError`` for what is no option.
-    """
-    words: list[str] = []
-    for name, value in given:
-        parameter = _parameter(name)
-        if parameter is None:
-            known = ", ".join(sorted(one.opts[-1].removeprefix("--") for one in PARAMETERS.values()))
-            raise RefusedError(
-                400, f"there is no option {name[:100]!r}; expected one of {known}", "bad_option", name[:100]
-            )
-        flag = parameter.opts[-1]
-        if not parameter.is_flag:
-            words.append(f"{flag}={value}")
-        elif value.lower() not in ("", "0", "false", "no", "off"):
-            words.append(flag)
-    values = dict(_COMMAND.make_context("request", words).params)
-    values["preset"] = values["preset"] or preset
-    return values
-
-
-def _parameter(name: str) -> click.Option | None:
-    return PARAMETERS.get(name.replace("-", "_"))
 
 
 def _job(form: Form, values: Mapping[str, Any], choose: Callable[[str], str], settings: ServeSettings) -> Job:
@@ -165,7 +131,7 @@ def _job(form: Form, values: Mapping[str, Any], choose: Callable[[str], str], se
 
 def _wanted(values: Mapping[str, Any]) -> Wanted:
     try:
-        options = Options(**{one.name: values[one.name] for one in fields(Options)})
+        options = options_of(values)
         encoding = Encoding(values["jpeg_quality"], values["jpeg_subsampling"])
     except InputError as error:
         raise RefusedError(400, str(error), "bad_option", error.option) from error

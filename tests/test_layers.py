@@ -15,7 +15,7 @@ ALLOWED = {
     "bundles": {"numpy", "safetensors"},
     "engines": {"numpy", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt_rtx"},
     "runtime": {"numpy", "cv2", "PIL", "av", "simplejpeg", "watchfiles", *COMMANDS},
-    "serve": {"numpy", "starlette", "uvicorn", "h11", "prometheus_client", "click", "ray"},
+    "serve": {"numpy", "starlette", "uvicorn", "h11", "prometheus_client", "click", "ray", "triton_python_backend_utils"},
 }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from uid.bundles.hashes import sha256
 from uid.bundles.manifest import read_bundle
 from uid.bundles.onnx_data import External, external_data
 from uid.bundles.sources import check_graph, private_copy
-from uid.errors import BundleError
+from uid.errors import BundleError, OutputError
 from uid.runtime.pipeline import load
 
 MakeToy = Callable[..., Path]
@@ -174,6 +175,15 @@ def test_a_copy_holds_what_the_graph_refers_to_and_goes_away(make_toy: MakeToy) 
         assert (path.parent / "weights.bin").read_bytes() == HALF * 4
         assert {one.name for one in path.parent.iterdir()} == {"step.onnx", "weights.bin"}
     assert not path.parent.exists()
+
+
+def test_a_system_where_no_copy_can_be_written_says_so(make_toy: MakeToy, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = read_bundle(make_toy())
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    told = r"cannot copy step.onnx to a temporary folder: No usable .* in \$TMPDIR"
+    with pytest.raises(OutputError, match=told), private_copy(bundle, "step.onnx"):
+        pass
 
 
 def test_parts_of_a_large_file_are_at_their_places_in_its_copy(make_toy: MakeToy) -> None:
