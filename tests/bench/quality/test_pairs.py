@@ -156,8 +156,8 @@ def test_fid_is_the_distance_of_the_features(tmp_path: Path, monkeypatch: pytest
         np.concatenate([extractor(torch.from_numpy(pixels)[None])[0].double().numpy() for pixels in images])
         for images in ([np.moveaxis(np.asarray(Image.open(path)), 2, 0).copy() for path in paths] for paths in sets)
     ]
-    means, covariances = ([compute(one) for one in features] for compute in (lambda f: f.mean(0), lambda f: np.cov(f.T)))
-    mixed = np.trace(linalg.sqrtm(covariances[0] @ covariances[1]).real)
-    wanted = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * mixed
+    means, covariances = [one.mean(axis=0) for one in features], [np.cov(one.T) for one in features]
+    mixed = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    wanted = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * mixed)
     assert fid.fid(*sets) == pytest.approx(wanted, rel=1e-3)
     assert fid.fid(sets[0], sets[0]) == pytest.approx(0.0, abs=1e-3)

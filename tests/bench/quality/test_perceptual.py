@@ -105,9 +105,7 @@ def slow_vif(image: RgbImage, sharp: RgbImage) -> float:
             return [[plane[row : row + size, column : column + size] for column in steps[1]] for row in steps[0]]
 
         if size < 17:
-            x, y = (
-                np.array([[(window * one).sum() for one in line] for line in windows(p)])[::2, ::2] for p in (x, y)
-            )
+            x, y = (np.array([[(window * one).sum() for one in line] for line in windows(p)])[::2, ::2] for p in (x, y))
         for a, b in zip(itertools.chain(*windows(x)), itertools.chain(*windows(y)), strict=True):
             mean_a, mean_b = (window * a).sum(), (window * b).sum()
             var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
