@@ -1,4 +1,6 @@
-"""``uid-serve``: a page and an HTTP service on one box, or on a cluster; needs the extra ``serve``, or ``cluster``, but for ``triton``.
+"""``uid-serve``: a page and an HTTP service on one box, or on a cluster.
+
+It needs the extra ``serve``, or ``cluster``; ``triton`` needs neither.
 
 ``cli``        the command line
 ``hosting``    uvicorn: the socket, signals, slow connections

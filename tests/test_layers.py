@@ -11,11 +11,12 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a folder may import itself and those before it.
 LAYERS = ("bundles", "engines", "runtime", "serve", "families", "export", "train", "bench")
 COMMANDS = {"click", "rich"}  # libraries of command lines
+HOSTS = {"ray", "triton_python_backend_utils"}
 ALLOWED = {
     "bundles": {"numpy", "safetensors"},
     "engines": {"numpy", "onnxruntime", "openvino", "cuda", "tensorrt", "tensorrt_rtx"},
     "runtime": {"numpy", "cv2", "PIL", "av", "simplejpeg", "watchfiles", *COMMANDS},
-    "serve": {"numpy", "starlette", "uvicorn", "h11", "prometheus_client", "click", "ray", "triton_python_backend_utils"},
+    "serve": {"numpy", "starlette", "uvicorn", "h11", "prometheus_client", "click", *HOSTS},
 }
 
 

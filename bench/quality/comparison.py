@@ -111,7 +111,8 @@ def measure(
         for case in cases(photo, sharp, noise=noise, jpeg=jpeg):
             yield compare(case, tried, metrics)
     for case in sharp_cases(photos):
-        yield compare(case, {UID_ON_SHARP: tried[UID]}, metrics)
+        # Learned metrics are of photos: on a flat image some have no value.
+        yield compare(case, {UID_ON_SHARP: tried[UID]}, metrics if case.photo in photos else {})
 
 
 def measure_wide(
@@ -186,6 +187,8 @@ def _summary(method: str, scores: Mapping[str, Mapping[object, QualityRow]]) -> 
     gains = [row.psnr - blurred[case].psnr for case, row in mine.items() if case in blurred]
     pairs = [(row, unsharp[case]) for case, row in mine.items() if case in unsharp]
 
+    learned = next(iter(mine.values())).metrics
+
     def mean(name: str) -> float:
         return fmean(getattr(row, name) for row in mine.values())
 
@@ -202,5 +205,5 @@ def _summary(method: str, scores: Mapping[str, Mapping[object, QualityRow]]) -> 
         worst=min(gains, default=None),
         beats_unsharp=fmean(row.psnr > other.psnr for row, other in pairs) if pairs else None,
         looks_better=fmean(row.haarpsi > other.haarpsi for row, other in pairs) if pairs else None,
-        metrics={name: fmean(row.metrics[name] for row in mine.values()) for name in next(iter(mine.values())).metrics},
+        metrics={name: fmean(row.metrics[name] for row in mine.values() if row.metrics) for name in learned},
     )

@@ -7,6 +7,7 @@ import click
 
 from uid.bench.quality import tables
 from uid.bench.quality.comparison import QualityRow, summarise
+from uid.bench.quality.gates import is_gate
 from uid.bench.quality.tradeoff import TradeoffSummary
 from uid.bench.quality.transfer import STRENGTHS, TransferRow
 from uid.runtime.pipeline import Pipeline
@@ -21,7 +22,9 @@ def show_summary(rows: Sequence[QualityRow], pipeline: Pipeline, wide: bool) -> 
     click.echo(f"bundle {pipeline.bundle.name} ({weights}), {photos} held-out photos")
     click.echo("gain, worst: PSNR over the blurred input; beats unsharp: share of cases, by PSNR and by HaarPSI")
     made = [tables.methods_table(rows)]
-    made += [tables.wide_table(rows)] if wide else [tables.gates_table(rows), tables.sharp_table(rows)]
+    if any(is_gate(row.method) for row in rows):
+        made.append(tables.gates_table(rows))
+    made.append(tables.wide_table(rows) if wide else tables.sharp_table(rows))
     for lines in made:
         click.echo("\n" + "\n".join(lines))
     seconds = ", ".join(f"{line.method} {line.seconds:.2f}" for line in summarise(tables.blurred_only(rows)))

@@ -201,11 +201,7 @@ def test_quality_of_a_bundle(tmp_path: Path) -> None:
     assert on_sharp["chelsea"]["psnr"] == pytest.approx(quality.psnr(pipeline(sharp, options).image, sharp), abs=1e-3)
     grey = drawn()["flat 64"]
     assert on_sharp["flat 64"]["largest"] == pytest.approx(255 * np.abs(pipeline(grey, options).image - grey).max())
-    for heading in (
-        "| method | PSNR dB | SSIM | HaarPSI |",
-        "| gate | PSNR dB |",
-        "| sharp image | comes back at, dB |",
-    ):
+    for heading in ("| method | PSNR dB |", "| gate | PSNR dB |", "| sharp image | comes back at, dB |"):
         assert heading in result.output
 
     picture = np.asarray(cv2.imread(str(sheet)))[:, :, ::-1]

@@ -81,7 +81,7 @@ def test_the_command_tells_gains_by_family_length_and_noise(tmp_path: Path, monk
     gains = [by["motion", 16, noise, "uid"] - by["motion", 16, noise, "blurred"] for noise in NOISES]
     line = next(line for line in result.output.splitlines() if line.startswith("| motion |"))
     assert line.split(" | ")[2] == f"{np.mean(gains):+.2f}"
-    every = [by[(*case, "uid")] - by[(*case, "blurred")] for *case, method in by if method == "uid"]
+    every = [figure - by[(*case[:3], "blurred")] for case, figure in by.items() if case[3] == "uid"]
     line = next(line for line in result.output.splitlines() if line.startswith("| all |"))
     assert line.split(" | ")[3:5] == [f"{np.mean(every):+.2f}", f"{min(every):+.2f}"]
 
