@@ -58,6 +58,7 @@ def run(
     config: str | None,
     random: bool,
     backbone: bool | None = None,
+    structured_transfer: bool = False,
     without: tuple[str, ...] = (),
     **given: Any,
 ) -> None:
@@ -90,7 +91,9 @@ def run(
         given |= {option: getattr(preset, option) for option in FROM_PRESET if given[option] is None}
         examples = examples_of(entry, target.state, report, given)
     trained_too = preset.backbone if backbone is None else backbone
-    choices = Choices(index["steps"], index["guidance"], trained_too, preset.visited, frozenset(without))
+    choices = Choices(
+        index["steps"], index["guidance"], trained_too, preset.visited, structured_transfer, frozenset(without)
+    )
     module = entry.make(checkpoints.load(checkpoint), choices)
     train(module, examples, TrainingSettings(**given), target.state / name, report)
     if processes.is_main_process:

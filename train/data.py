@@ -22,7 +22,7 @@ MADE_SIDE = 256  # of a procedural image, in pixels
 
 # (generator, height, width) -> images (H, W, 3) sRGB float32 in [0, 1]
 Source = Callable[[Random, int, int], RgbImage]
-PairSource = Callable[[Random, int, int], tuple[RgbImage, RgbImage]]
+PairSource = Callable[[Random, int, int], tuple[RgbImage, ...]]
 
 
 class Images:
@@ -133,16 +133,16 @@ class Blurred:
 
 
 class BlurredAlike:
-    """Two sharp images under one synthetic exposure: a domain of its own."""
+    """Two sharp images under one synthetic exposure, a domain of its own: y_2 and y_3; and x_3, y_3 before that."""
 
     def __init__(self, sharp: Source) -> None:
         self.sharp = sharp
 
-    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage]:
-        """The two blurred images."""
+    def __call__(self, rng: Random, height: int, width: int) -> tuple[RgbImage, RgbImage, RgbImage]:
+        """The two blurred images, and the second one while it was sharp."""
         exposure = random_exposure(rng)
         first, second = (self.sharp(rng, height, width) for _ in range(2))
-        return exposure(rng, first), exposure(rng, second)
+        return exposure(rng, first), exposure(rng, second), second
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -152,18 +152,18 @@ class Examples(Dataset[dict[str, Any]]):
         self.pairs, self.size, self.seed, self.domain = pairs, size, seed, domain
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``sharp`` and ``blurred``; with a domain ``y_2`` and ``y_3``. (3, size, size) float32 in [0, 1].
+        """``sharp`` and ``blurred``; with a domain ``y_2``, ``y_3`` and, where it has one, ``x_3``.
 
-        ``key``, a whole number, is what the example's random numbers follow from.
+        (3, size, size) float32 in [0, 1]. ``key``, a whole number, is what the example's random numbers follow from.
         """
         rng = np.random.default_rng([self.seed, index])
         example = tensors(rng, self.pairs, self.size, ("sharp", "blurred"))
         if self.domain:
-            example |= tensors(rng, self.domain, self.size, ("y_2", "y_3"))
+            example |= tensors(rng, self.domain, self.size, ("y_2", "y_3", "x_3"))
         return {**example, "key": int(np.random.default_rng([self.seed, index, 1]).integers(1 << 62))}
 
 
-def tensors(rng: Random, source: PairSource, size: int, names: tuple[str, str]) -> dict[str, Tensor]:
+def tensors(rng: Random, source: PairSource, size: int, names: tuple[str, ...]) -> dict[str, Tensor]:
     """What a source gives, as (3, size, size)."""
-    made = zip(names, source(rng, size, size), strict=True)
+    made = zip(names, source(rng, size, size), strict=False)
     return {name: torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for name, image in made}

@@ -58,17 +58,28 @@ class DiffusionStage(Stage):
 
         T_1 (eq. 4) is ``sharp`` under the sharp prompt, given ``blurred``; T_3 (eq. 7) ``y_2`` under the blurry one,
         from its own structure and its own blur; T_2 (eq. 6) ``y_3`` under the blurry one, given the blur of ``y_2`` and
-        nothing else.
+        nothing else, unless ``structured_transfer`` is chosen.
         """
         order = [task for task in ("T_1", "T_3", "T_2") if task in tasks]  # those that the adapter serves come first
         draws = Draws(batch["key"], batch["sharp"].device, times=len(order))
         z = self.latents(torch.cat([batch[TARGETS[task]] for task in order]), draws)
         text = self.text([PROMPTS[task] for task in order for _ in batch["key"]], draws)
         given = [batch[STRUCTURE[task]] for task in order if task in STRUCTURE]
+        if "T_2" in tasks and self.choices.structured_transfer:
+            given.append(self.transferred(batch, draws))
         condition = self.conditions(torch.cat(given)) if given else None
         losses = self.noise_losses(z, text, draws, condition, self.blurs(batch, order))
         each = dict(zip(order, losses.unflatten(0, (len(order), -1)).mean(dim=1), strict=True))
         return {"loss": losses.mean(), **{task: each[task] for task in sorted(each)}}
+
+    def transferred(self, batch: Batch, draws: Draws) -> Tensor:
+        """What T_2 takes the structure of, not as eq. 6 has it: ``y_3``, or for half of the examples ``x_3``.
+
+        Transfer is used on sharp images, and z_y of ``y_3`` would tell what f_b should. A domain of files has no
+        ``x_3``, which is ``y_3`` before its blur.
+        """
+        sharp = (draws.uniform() < 0.5)[: len(batch["key"])].view(-1, 1, 1, 1)
+        return torch.where(sharp, batch.get("x_3", batch["y_3"]), batch["y_3"])
 
     def conditions(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """z_y and f_s of (B, 3, H, W) in [0, 1]."""

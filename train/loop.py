@@ -84,6 +84,8 @@ def train(
                 with average.applied(), accelerator.autocast():
                     write_sheet(stage, batch, folder / f"sheet-{step + 1:06d}.png")
         if last or (step + 1) % settings.save_every == 0:
+            if log:
+                log.write()  # first, so that no step of a state lacks its row
             store.save(step + 1)
     if log:
         log.close()

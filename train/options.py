@@ -87,6 +87,9 @@ RUN = (
     ),
 )
 OWN = {
+    "structured_transfer": click.Option(
+        ["--structured-transfer"], is_flag=True, help="T_2 sees the structure of its target too, unlike eq. 6."
+    ),
     "backbone": click.Option(
         ["--backbone/--no-backbone"], default=None, help=f"Train U-Net and image encoder too.{PRESET}"
     ),

@@ -22,6 +22,7 @@ class Choices:
     guidance: float = 7.5  # its guidance scale
     backbone: bool = False  # T_1 and the joint stage train U-Net and image encoder too
     visited: float = 0.0  # share of examples at one of the timesteps that the sampler visits; the rest at any
+    structured_transfer: bool = False  # T_2 sees the structure of its own target too
     without: frozenset[str] = frozenset()  # of "Q_s", "T_2" and "T_3": what an ablation leaves out
 
 

@@ -16,7 +16,7 @@ class StageEntry:
     factory: str  # "module:class", imported when first used
     trains: str  # for the help
     domain: bool = False  # its examples have y_2 and y_3, two blurred images of one domain, beside the pairs
-    options: tuple[str, ...] = ()  # of "backbone" and "without"
+    options: tuple[str, ...] = ()  # rows of uid.train.options.OWN
     delivers: bool = False  # a checkpoint that it trained makes deblurred images
 
     def make(self, model: "UIDDiff", choices: "Choices") -> "Stage":
@@ -35,12 +35,14 @@ STAGES = {
     "restore": StageEntry(
         "uid.train.restore:Restoration", "the whole chain, from noise to pixels (edge2 only)", delivers=True
     ),
-    "blur-transfer": StageEntry("uid.train.diffusion:BlurTransfer", "T_2: transfer blur (eq. 6)", domain=True),
+    "blur-transfer": StageEntry(
+        "uid.train.diffusion:BlurTransfer", "T_2: transfer blur (eq. 6)", domain=True, options=("structured_transfer",)
+    ),
     "joint": StageEntry(
         "uid.train.diffusion:Joint",
         "T_1, T_2 and T_3 together (eq. 8)",
         domain=True,
-        options=("backbone", "without"),
+        options=("backbone", "structured_transfer", "without"),
         delivers=True,
     ),
     "decoder-refiner": StageEntry(

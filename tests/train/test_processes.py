@@ -71,7 +71,7 @@ def losses(folder: Path) -> np.ndarray:
         return np.array([[float(value) for value in row.values()] for row in csv.DictReader(file)])
 
 
-STEPS = 40  # of the runs that are killed
+STEPS = 24  # of the runs that are killed
 
 
 @pytest.mark.long

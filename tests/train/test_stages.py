@@ -125,6 +125,22 @@ def test_eq_6_sees_the_prompt_and_the_blur_of_another_image_and_nothing_else(tin
 
 
 @torch.no_grad()
+def test_structured_transfer_sees_the_structure_too(tiny_checkpoint: Path) -> None:
+    """Of y_3, or of what it was before its blur."""
+    model, batch = checkpoint.load(tiny_checkpoint), collated([EXAMPLES[i] for i in range(8)])
+    stage = diffusion(model, "blur-transfer", structured_transfer=True)
+    given = stage.transferred(batch, Draws(batch["key"], torch.device("cpu")))
+    own = [torch.equal(image, y_3) for image, y_3 in zip(given, batch["y_3"], strict=True)]
+    before = [torch.equal(image, x_3) for image, x_3 in zip(given, batch["x_3"], strict=True)]
+    assert all(a or b for a, b in zip(own, before, strict=True))
+    assert 0 < sum(own) < 8
+    loss = stage(batch)["T_2"]
+    assert not torch.allclose(loss, diffusion(model, "blur-transfer")(batch)["T_2"])
+    scrambled(model.step.adapter)
+    assert not torch.allclose(loss, stage(batch)["T_2"])
+
+
+@torch.no_grad()
 def test_eq_8_is_the_mean_of_its_tasks(tiny_checkpoint: Path) -> None:
     model, batch = checkpoint.load(tiny_checkpoint), collated([EXAMPLES[i] for i in range(2)])
     for without, tasks in (((), {"T_1", "T_2", "T_3"}), (("T_3",), {"T_1", "T_2"}), (("T_2", "T_3"), {"T_1"})):
