@@ -49,7 +49,7 @@ def test_published_sizes_become_a_checkpoint_that_computes(tmp_path: Path, half:
     subprocess.run([*command, "--clip", models / "clip", "--qformer", models / "blip"], check=True)
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GB
     print(f"{size(models):.1f} GB to {size(output):.1f} GB in {seconds:.0f} s, at most {peak:.1f} GB in memory")
-    assert peak < 8.0
+    assert peak < 5.0
 
     image = torch.rand(1, 3, 200, 300)
     ids = torch.tensor([[101, 3252, 102]])  # [CLS] structure [SEP]
