@@ -220,6 +220,7 @@ class JobRunner:
             return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
         read = self._guarded(lambda: self._taken(job, decision), decision.source)
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
+        del read  # the input of a large image, which the encoder needs the memory of
         return self._written(job, made) if isinstance(made, MadeImage) else made
 
     def _on_step(self, done: int, total: int) -> None:
