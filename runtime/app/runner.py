@@ -249,6 +249,7 @@ class JobRunner:
     def _finished(self, job: Job, read: ReadImage | Record) -> Record:
         """The record of a job whose image was read, once it is written."""
         made = self._computed(job, read) if isinstance(read, ReadImage) else read
+        del read  # the input of a large image, which the encoder needs the memory of
         return self._written(job, made) if isinstance(made, MadeImage) else made
 
     def _on_step(self, done: int, total: int) -> None:
