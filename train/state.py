@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from uid.errors import OutputError
 from uid.train.stage import Stage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WEIGHTS, EARLIER = "trained.safetensors", "state.pt"  # EARLIER: what version 0.2 wrote
 
@@ -57,7 +59,7 @@ class Average:
 class Store:
     """The states in ``folder``, of which there is one between two calls. Every process calls its methods."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, average: Average) -> None:
+    def __init__(self, folder: Path, accelerator: "Accelerator", average: Average) -> None:
         if (folder / EARLIER).is_file():
             raise OutputError(
                 f"{folder / EARLIER} is the state of an earlier version's training, which this one cannot go on from; "
