@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,8 @@ from uid.bundles.files import scratch_folder
 from uid.errors import BackendError
 from uid.install import how_to_install
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
+PATIENCE = 10.0  # seconds for an address to answer, where Ray itself tries for a quarter of an hour
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STARTS = 3  # of a local cluster: Ray waits 30 s for its processes, which on a busy machine is not always enough
 LONGEST = 40  # characters of a folder in which Ray's sockets have names that the system takes
@@ -43,7 +45,9 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Any]:
     Raises ``BackendError`` where there is no such cluster.
     """
     local = address == LOCAL
-    _set_environment(local)
+    if address not in (LOCAL, AUTO):
+        _check_answers(address)
+    set_environment(local)
     ray = imported()
     logging.getLogger("ray").setLevel(logging.ERROR)  # what comes of it is told as errors of ours
     with contextlib.ExitStack() as stack:
@@ -67,7 +71,7 @@ def nodes(ray: Any) -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _set_environment(local: bool) -> None:
+def set_environment(local: bool) -> None:
     """Say who may use a cluster's ports, which Ray reads when it is imported."""
     if not local:
         os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
@@ -77,6 +81,17 @@ def _set_environment(local: bool) -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _check_answers(address: str) -> None:
+    """Raise ``BackendError`` unless something listens at an address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        raise BackendError(f"{address!r} is no address of a cluster; expected local, auto, or such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(f"no cluster answers at {address} ({error}); expected the address of its head") from error
 
 
 def _has_token() -> bool:

@@ -128,20 +128,27 @@ def test_photos_and_videos_are_those_of_one_process(tmp_path: Path) -> None:
     assert all(json.loads(line)["why"] == "done before" for line in again.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("address", "told"), [("127.0.0.1:1", "no cluster answers at 127.0.0.1:1"), ("cluster", "is no address")]
+)
+def test_no_cluster_there_is_told(address: str, told: str) -> None:
+    with pytest.raises(BackendError, match=told), ray_session.joined(address):
+        pass
+
+
 @needs_ray
 @pytest.mark.long
-def test_no_cluster_there_is_told(tmp_path: Path) -> None:
-    draw(tmp_path / "in.png")
-    done = subprocess.run(
-        [sys.executable, "-m", "uid", "in.png", "-o", "out.png", "--cluster", "127.0.0.1:1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=WAIT,
-        env=os.environ | {"RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_gcs_server_request_timeout_seconds": "3"},
-    )
-    assert done.returncode == 2
-    assert "cannot join the cluster 127.0.0.1:1" in done.stderr
+def test_a_machine_that_is_lost_is_done_without(tmp_path: Path) -> None:
+    import lost_node
+
+    for index in range(40):
+        draw(tmp_path / "in" / f"{index:03}.png", seed=index)
+    run(tmp_path, "in", "-o", "alone", *FAST)
+    words = [sys.executable, lost_node.__file__, "in", "-o", "out", "--json", *FAST]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
+    assert all(json.loads(line)["ok"] for line in done.stdout.splitlines() if line.startswith("{"))
 
 
 @needs_ray
@@ -153,17 +160,20 @@ def test_what_dies_loses_nothing(tmp_path: Path, kind: str) -> None:
     assert list(faults(tmp_path, 40, [kind], seed=1)) == []
 
 
-def open_to_others() -> list[str]:
-    """Addresses other than loopback that processes of this one listen on or are connected to."""
-    psutil = pytest.importorskip("psutil")
+def assert_replicas_want_the_token() -> None:
+    """Of all processes of this one, replicas alone listen on more than loopback, and refuse who has no token."""
+    grpc, psutil = pytest.importorskip("grpc"), pytest.importorskip("psutil")
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
+            name = process.name()
             for one in process.net_connections("inet"):
-                found += [
-                    f"{process.name()} {end}" for end in (one.laddr, one.raddr) if end and "127.0.0.1" not in end.ip
-                ]
-    return found
+                found += [(name, end) for end in (one.laddr, one.raddr) if end and "127.0.0.1" not in end.ip]
+    assert found
+    assert all(name.startswith("ray::ServeR") for name, _ in found), found
+    with grpc.insecure_channel(f"127.0.0.1:{found[0][1].port}") as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=60.0)
+    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 @contextmanager
@@ -193,14 +203,14 @@ def test_the_service_is_that_of_one_box(tmp_path: Path) -> None:
     run(tmp_path, "in.png", "-o", "out.png", *FAST)
     data, expected = (tmp_path / "in.png").read_bytes(), (tmp_path / "out.png").read_bytes()
     with (
-        service("--queue", "2", "--replicas", "1", "--backend", "onnxruntime") as url,
+        service(tmp_path / "home", "--queue", "2", "--replicas", "1", "--backend", "onnxruntime") as url,
         httpx.Client(timeout=WAIT) as http,
     ):
         api = f"{url}api/deblur"
         assert http.get(f"{url}readyz").json() == {"ready": True, "stopping": False}
         assert "<html" in http.get(url).text
         assert not list(tmp_path.glob("home/**/*token*"))
-        assert open_to_others() == []
+        assert_replicas_want_the_token()
         assert http.post(api, content=data).content == expected
         assert http.post(api, content=b"no image").status_code == 422
         with ThreadPoolExecutor(12) as pool:
