@@ -14,7 +14,7 @@ from uid.errors import BackendError
 from uid.runtime import pipeline
 from uid.runtime.app import cli
 
-DEADLY = 13  # rows of an image that ends its process, as a fault in a library does
+DEADLY = 131  # rows of an image that ends its process, as a fault in a library does
 
 
 class InvertingPipeline:
