@@ -39,6 +39,7 @@ TRAINED: list[tuple[str, dict[str, Any], set[str]]] = [
     ("base", {}, {"step.unet", "text_encoder"}),
     ("deblur", {}, STRUCTURE),
     ("deblur", {"backbone": True}, STRUCTURE | BACKBONE),
+    ("restore", {}, STRUCTURE | BACKBONE),
     ("blur-transfer", {}, BLUR),
     ("joint", {}, STRUCTURE | BLUR),
     ("joint", {"backbone": True}, STRUCTURE | BLUR | BACKBONE),
@@ -58,7 +59,7 @@ def own_name(name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize(("name", "choices", "learns"), TRAINED, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "choices", "learns"), TRAINED, ids=["-".join([one[0], *one[1]]) for one in TRAINED])
 def test_stages_train_what_they_say_and_nothing_else(
     tmp_path: Path, tiny_checkpoint: Path, name: str, choices: dict[str, Any], learns: set[str]
 ) -> None:
