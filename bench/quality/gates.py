@@ -88,9 +88,8 @@ def with_latents(run: "Cut", alone: "Alone", name: str) -> dict[str, Method]:
 def features(bundle: Bundle, mode: str) -> list[tuple[Component, TensorSpec]]:
     """What prepare components make of the image as a whole, for the steps alone; and by which component."""
     parts = bundle.parts(mode)
-    read = {stage: {spec.name for part in parts if part.stage == stage for spec in part.inputs} for stage in STEPS}
     by_others = {spec.name for part in parts if part.stage not in STEPS for spec in part.inputs}
-    by_steps = set().union(*read.values()) - by_others
+    by_steps = {spec.name for part in parts if part.stage in STEPS for spec in part.inputs} - by_others
     return [
         (part, spec)
         for part in from_image(bundle, mode)
