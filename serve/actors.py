@@ -5,6 +5,7 @@ actor that dies takes nothing with it: its image is given to another one.
 """
 
 import contextlib
+import dataclasses
 import queue
 import threading
 import time
@@ -120,9 +121,10 @@ class ActorPipeline:
         self._ray, self._loading, self._report = ray, loading, report
         self._actor = ray.remote(Computer).options(num_cpus=share.cpus, num_gpus=share.gpus)
         self._idle: queue.Queue[Any] = queue.Queue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # of what follows
         self._backend = ""  # of the first actor that was ready
-        self._failure: BaseException | None = None  # of an actor that could not load
+        self._living = 0  # actors that are ready, or may become so
+        self._failure: BaseException | None = None  # of the last one that did not
         self._starts: int | None = STARTS * share.actors  # that may fail; None: no more are wanted
         self._told: set[str] = set()
         self.leaving = contextlib.ExitStack()  # what ends the run's part in the cluster
@@ -149,7 +151,10 @@ class ActorPipeline:
             actor = self._next()
             try:
                 answer = self._answer(actor.run.remote(given, options, extra))
-            except self._ray.exceptions.RayActorError:
+            except self._ray.exceptions.RayTaskError:  # of the answer, which cannot be sent
+                self._idle.put(actor)
+                raise
+            except self._ray.exceptions.RayError:
                 self._replace(actor)
                 continue
             self._idle.put(actor)
@@ -181,48 +186,60 @@ class ActorPipeline:
                 return self._idle.get(timeout=POLL)
             except queue.Empty:
                 stop.check()
-            if self._failure is not None:
+            if self._failure is not None and not self._living:
                 raise self._failure
             if not self._backend and time.monotonic() > since + PATIENCE:
                 self._tell(["waiting for the cluster to start an actor"])
 
     def _start(self) -> None:
         """Begin to start an actor, which is taken into use once its pipeline is loaded."""
-        actor = self._actor.remote()
-        loading = actor.load.remote(self._loading, __version__)
+        with self._lock:
+            if self._starts is None:  # actors end as we leave; a call of Ray would begin anew
+                return
+            self._living += 1
+            actor = self._actor.remote()
+            loading = actor.load.remote(self._loading, __version__)
         loading.future().add_done_callback(partial(self._loaded, actor))
 
     def _replace(self, actor: Any) -> None:
         self._ray.kill(actor)  # one that cannot be reached may live
         with self._lock:
+            self._living -= 1
             self._start()
 
     def _loaded(self, actor: Any, loading: "Future[Answer]") -> None:
-        """Take an actor into use, or note why not; on a thread of Ray's."""
+        """Take an actor into use, or tell why not; on a thread of Ray's."""
         try:
             answer = loading.result()
             self._tell(answer.notes)
-            backend = answer.got()
-            with self._lock:
-                self._backend = self._backend or backend
-                if backend != self._backend:
-                    raise BackendError(
-                        f"nodes of the cluster would compute with {self._backend} and with {backend}; name one of them",
-                        option="backend",
-                    )
+            self._agree(answer.got())
         except self._ray.exceptions.RayActorError as error:
             with self._lock:
-                if self._starts is None:  # they end as we leave; Ray would begin anew
-                    return
-                self._starts -= 1
+                self._starts = self._starts and self._starts - 1
+                self._left_out(BackendError(f"it died before it was ready: {error}"))
                 if self._starts:
                     self._start()
-                    return
-            self._failure = BackendError(f"actors die before they are ready: {error}")
         except Exception as error:
-            self._failure = error
+            self._left_out(error)
         else:
             self._idle.put(actor)
+
+    def _agree(self, backend: str) -> None:
+        """Raise ``BackendError`` for an actor whose images would be others than those of the first."""
+        with self._lock:
+            self._backend = self._backend or backend
+            if backend != self._backend:
+                raise BackendError(
+                    f"it would compute with {backend}, but others do with {self._backend}; name one of them",
+                    option="backend",
+                )
+
+    def _left_out(self, error: Exception) -> None:
+        with self._lock:
+            self._living -= 1
+            self._failure = error
+            if self._living and self._starts is not None:
+                self._tell([f"warning: an actor is not used: {error}"])
 
     def _tell(self, notes: Sequence[str]) -> None:
         """Tell each note once, however many actors have it."""
@@ -238,15 +255,20 @@ def spread(settings: RunSettings, report: Report) -> ActorPipeline:
     if settings.device is not None and ":" in settings.device:
         raise BackendError(f"the cluster gives each actor its GPU; give --device cuda, not {settings.device}")
     bundle = read_bundle(settings.model or built_in())
-    cpus = settings.actors * settings.threads if settings.actors and settings.threads else None
+    cpus = settings.actors * (settings.threads or 1) if settings.actors else None
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session.joined(settings.cluster, cpus))
-        share = shared(ray_session.nodes(ray), settings.backend, settings.device, settings.threads, settings.actors)
+        local = settings.cluster == ray_session.LOCAL  # which does not grow
+        wanted = None if local else settings.actors
+        share = shared(ray_session.nodes(ray), settings.backend, settings.device, settings.threads, wanted)
+        if local and settings.actors:
+            share = dataclasses.replace(share, actors=min(share.actors, settings.actors))
         model = None if settings.model is None else settings.model.absolute()
         device = "cuda" if share.gpus else settings.device
         made = ActorPipeline(
             ray, bundle, share, Loading(model, bundle.digest, settings.backend, device, share.cpus), report
         )
+        _ = made.backend  # once the first actor is ready, since what keeps all from it is no image's fault
         made.leaving = stack.pop_all()
     each = "a GPU" if share.gpus else "a CPU" if share.cpus == 1 else f"{share.cpus} CPUs"
     report(f"cluster: {share.actors} actors, each with {each}")

@@ -36,7 +36,7 @@ class Computing(Protocol):
 class Elsewhere(Computing, Protocol):
     """Computes in other processes, several images at once, when several threads call it."""
 
-    at_once: int  # images worth having in hand: those that are computed, and some that are read and written meanwhile
+    at_once: int  # images that are computed at the same time
 
     def close(self) -> None:
         """Let go of the other processes."""
@@ -53,7 +53,7 @@ def loaded(settings: RunSettings, report: Callable[[str], None]) -> Computing:
 
 
 def at_once(computing: Computing) -> int:
-    """How many images, or frames, are worth having in hand."""
+    """How many images are computed at the same time."""
     return int(getattr(computing, "at_once", 1))
 
 

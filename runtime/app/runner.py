@@ -96,18 +96,18 @@ class JobRunner:
                 computing.close(self.pipeline)
 
     def _overlap(self) -> Overlap | SideBySide:
+        stages = self._begun, self._computed, self._written
         return Overlap(
-            self._begun,
-            self._computed,
-            self._written,
+            *stages,
             whole=self._done_alone,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
             workers=self.settings.workers,
         )
 
     def _side_by_side(self) -> SideBySide:
-        whole = self._done_alone
-        return SideBySide(lambda job: self._finished(job, self._begun(job)), whole=whole, at_once=self._at_once)
+        return SideBySide(
+            lambda job: self._finished(job, self._begun(job)), whole=self._done_alone, at_once=self._at_once
+        )
 
     @cached_property
     def decider(self) -> Decider:
