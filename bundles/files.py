@@ -41,13 +41,15 @@ def written_whole(
     replace: bool = True,
     parents: bool = True,
     before: Callable[[Path], None] | None = None,
+    mode: int = 0o666,
 ) -> Iterator[Path]:
     """Yield a temporary path beside ``destination``; put it there when the block ends, remove it when it raises.
 
     The temporary file exists, empty. Its name keeps the destination's suffix, since writers choose their format by it.
-    A file that is replaced passes on its mode and, where that is allowed, its owner. ``replace`` False: what appears at
-    the destination meanwhile is left, and the block ends in an error. Parent folders are made unless ``parents`` is
-    False. ``before`` is called with the temporary path, whole by then, right before it is put in place.
+    A new file has ``mode``, less the umask. One that is replaced passes on its own and, where that is allowed, its
+    owner. ``replace`` False: what appears at the destination meanwhile is left, and the block ends in an error. Parent
+    folders are made unless ``parents`` is False. ``before`` is called with the temporary path, whole by then, right
+    before it is put in place.
     Raises ``OutputError`` when the folder cannot be written, is gone, or the disk is full, and when a folder, device or
     pipe lies at the destination.
     """
@@ -56,7 +58,7 @@ def written_whole(
     try:
         with _tracked(temporary):
             _ready(destination.parent, parents)
-            with _held(temporary, destination) as held:
+            with _held(temporary, destination, mode) as held:
                 yield temporary
                 os.fsync(held.descriptor)  # or a power cut could leave the name without the contents
                 if before is not None:
@@ -66,6 +68,25 @@ def written_whole(
                 _put(temporary, destination, replace)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+def mode_like(*sources: Path) -> int:
+    """The mode, before the umask, of a new file made from ``sources``: none for whom one of them is not readable."""
+    mode = 0o666
+    for source in sources:
+        with contextlib.suppress(OSError):
+            readable = source.stat().st_mode & 0o044
+            mode &= 0o600 | readable | readable >> 1
+    return mode
+
+
+def dress(new: Path, destination: Path, mode: int) -> None:
+    """Give a file the mode and owner of the one that it is about to replace, else no more than ``mode``."""
+    before = _replaced(destination)
+    if before is None:
+        new.chmod(new.stat().st_mode & mode)
+    else:
+        _inherit(new, before)
 
 
 def check_replaceable(destination: Path) -> None:
@@ -175,12 +196,12 @@ def _ready(folder: Path, parents: bool) -> None:
 
 
 @contextlib.contextmanager
-def _held(temporary: Path, destination: Path) -> "Iterator[_Held]":
+def _held(temporary: Path, destination: Path, mode: int) -> "Iterator[_Held]":
     """The temporary file, made and locked, with the mode and owner of the file that it will replace."""
     before = _replaced(destination)
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0)
-        held = _Held(os.open(temporary, flags, 0o666 if before is None else 0o600))
+        held = _Held(os.open(temporary, flags, mode if before is None else 0o600))
         try:
             _lock(held.descriptor, wait=True)
             if os.fstat(held.descriptor).st_nlink:  # else a sweeper came between the two calls

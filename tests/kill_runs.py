@@ -98,10 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("words", nargs="*", default=["--prefetch", "2"], help="such as: -- --workers 2")
     arguments = parser.parse_args()
     numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
     with tempfile.TemporaryDirectory() as name:
-        found = list(faults(Path(name), arguments.kills, arguments.seed, numbers, "--steps", "150", "--workers", "2"))
+        found = list(faults(Path(name), arguments.kills, arguments.seed, numbers, "--steps", "150", *arguments.words))
     print("\n".join(found) or "no fault")
     sys.exit(bool(found))
 

@@ -98,9 +98,10 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """cpu, cuda or a GPU by its number."""
+    """cpu, cuda or a GPU by its number, or several."""
     if value is not None and not DEVICE.fullmatch(value):
-        raise click.BadParameter(f"{value!r} is no device; expected cpu, cuda, or a GPU by its number such as cuda:1")
+        known = "cpu, cuda, a GPU by its number such as cuda:1, or several like cuda:0,cuda:1"
+        raise click.BadParameter(f"{value!r} is no device; expected {known}")
     return value
 
 
@@ -126,8 +127,8 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option(
     "--device",
     callback=_device,
-    metavar="cpu|cuda[:N]",
-    help="Where to compute: --backend auto takes the first that works there.",
+    metavar="cpu|cuda[:N],...",
+    help="Where to compute: --backend auto takes the first that works there. Several: a worker on each.",
 )
 @click.option(
     "--mode", default="deblur", show_default=True, metavar="NAME", help="deblur, blur-transfer, or the bundle's."
@@ -235,17 +236,21 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
 @click.option(
     "--workers",
+    type=click.IntRange(1, 256),
+    help="Processes that share the files, and the cores or GPUs. Default: 1; one a --device; what a --cluster holds.",
+)
+@click.option(
+    "--prefetch",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
-    help="Threads that read the next images, and as many that write the last ones, beside the computing.",
+    help="Threads that read the next images, and as many that write the last ones, where one process computes.",
 )
 @click.option(
     "--cluster",
     metavar="auto|local|ADDRESS",
     help="Compute on a Ray cluster: the one that runs here, one that is started for this run, or one by its address.",
 )
-@click.option("--actors", type=click.IntRange(min=1), help="Processes of the cluster. Default: as many as have room.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--watch", is_flag=True, help="Go on with what is put into the input folders, until Ctrl-C.")
 @click.option(

@@ -63,10 +63,10 @@ def close(computing: Computing) -> None:
 
 
 def _here(settings: RunSettings, report: Callable[[str], None]) -> Computing:
-    from uid.runtime.app.devices import backend_on
+    from uid.runtime.app.devices import backend_on, spread
     from uid.runtime.pipeline import load
 
-    backend = backend_on(settings.device, settings.backend)
+    backend = backend_on(spread(settings.device, 1)[0], settings.backend)
     return load(settings.model, backend=backend, threads=settings.threads, report=report)
 
 

@@ -1,6 +1,7 @@
 """``--device``: where to compute, as people know it from PyTorch."""
 
 import os
+from pathlib import Path
 
 from uid.engines import BACKENDS, probe
 from uid.errors import BackendError
@@ -31,6 +32,28 @@ def backend_on(device: str | None, backend: str) -> str:
         tried[name] = status.detail
     reasons = "; ".join(f"{name}: {detail}" for name, detail in tried.items())
     raise BackendError(f"no backend works on {device} here: {reasons}", option="device")
+
+
+def spread(devices: str | None, workers: int | None) -> list[str | None]:
+    """The device of each worker: those that are named in turn, and where that is "cuda" each GPU.
+
+    ``devices`` is as ``--device`` has it: names with commas between them; ``workers`` None: one for each of them.
+    """
+    names = devices.split(",") if devices else [None]
+    if names == ["cuda"] and workers is not None and workers > 1:
+        names = [f"cuda:{number}" for number in range(_gpus())] or names
+    return [names[number % len(names)] for number in range(workers or len(names))]
+
+
+def _gpus() -> int:
+    """How many GPUs this process may see, as far as its surroundings tell without CUDA."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return len([name for name in allowed.split(",") if name.strip()])
+    try:
+        return len([*Path("/proc/driver/nvidia/gpus").iterdir()])
+    except OSError:
+        return 0
 
 
 def _visible(number: int) -> str:

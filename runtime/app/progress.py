@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -49,6 +50,10 @@ class Quiet:
     def summary(self, text: str) -> None:
         """What failed, in the end."""
         self._print(text)
+
+    def line(self, line: str) -> None:
+        """What a worker tells."""
+        self._print(line)
 
     def error_text(self, text: str) -> None:
         """More about an error, in many lines."""
@@ -109,6 +114,29 @@ class Lines(Quiet):
         left = f", {(total - done) / rate:.0f} s left" if total is not None and total >= done else ""
         of_total = "" if total is None else f"/{total}"
         self._print(f"[{self._begun}/{self.files}] {self._name}: {what} {done}{of_total}, {rate:.2f} {unit}{left}")
+
+
+class Piped(Lines):
+    """What a worker shows: lines about one file after another, for its parent to print; ``quiet``: errors only."""
+
+    def __init__(self, send: Callable[[str], None], quiet: bool) -> None:
+        super().__init__(0)
+        self._send, self._quiet = send, quiet
+
+    def counted(self, number: int, files: int) -> None:
+        """The next file is this one of so many."""
+        self._begun, self.files = number - 1, files
+
+    def note(self, line: str) -> None:
+        if not self._quiet:
+            super().note(line)
+
+    def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:
+        if not self._quiet:
+            super()._tell(what, done, total, unit)
+
+    def _print(self, line: str) -> None:
+        self._send(line)
 
 
 class Bars(Lines):

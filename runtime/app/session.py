@@ -129,7 +129,8 @@ class Session:
             else:
                 would = words.get(decision.what, f"would be replaced: {decision.why}")
                 click.echo(f"{job.input_name} -> {job.output_name}: {would}")
-        self._reporter(0).show(Outcomes(Plan([], None, self.plan.left_out, self.plan.unreadable), []).table())
+        if self.plan.left_out or self.plan.unreadable:
+            self._reporter(0).show(Outcomes(Plan([], None, self.plan.left_out, self.plan.unreadable), []).table())
         return 1 if refused else 0
 
     def _watch(self, replan: "Callable[[RunSettings], Plan]", found: OutputRecord | None) -> None:

@@ -16,7 +16,8 @@ from uid.runtime.media.selection import Selection
 from uid.runtime.media.video_codecs import Wanted
 from uid.runtime.options import AUTO, Options
 
-DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+_ONE = r"(cpu|cuda(:[0-9]{1,3})?)"
+DEVICE = re.compile(f"{_ONE}(,{_ONE})*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class RunSettings:
     options: Options = field(default_factory=Options)  # what the pipeline is given for each image
     model: Path | None = None  # a bundle; None: the built-in one
     backend: str = AUTO
-    device: str | None = None  # "cpu", "cuda" or "cuda:N", on which "auto" looks for a backend; None: on all
+    # "cpu", "cuda" or "cuda:N", on which "auto" looks for a backend; several with commas, for workers; None: on all
+    device: str | None = None
     threads: int | None = None  # None: the backend's choice
     extra_images: Mapping[str, Path] = field(default_factory=dict)  # those that the mode reads too, by input name
     suffix: str = ""  # added to each output's stem
@@ -55,9 +57,11 @@ class RunSettings:
     preview: tuple[int, int, int, int] | None = None  # left, top, width, height: only this part is run
     compare: bool = False  # write the input to the left of the output
     keep_going: bool = False
-    workers: int = 1  # threads that read images, and as many that write them
-    cluster: str | None = None  # "auto", "local" or the address of a Ray cluster that computes; None: this process does
-    actors: int | None = None  # processes of the cluster that compute; None: as many as it has room for
+    workers: int | None = (
+        None  # processes that share the jobs; None: one for each device, or as many as a cluster holds
+    )
+    prefetch: int = 1  # threads that read images, and as many that write them, where there is one process
+    cluster: str | None = None  # "auto", "local" or the address of a Ray cluster that computes; None: this machine does
     dry_run: bool = False  # only say what would be done
     steady: bool = True  # blend each frame of a video with the one before
     skip_sharp: bool = False  # leave images that are sharp already
@@ -73,9 +77,9 @@ class RunSettings:
             raise InputError("--overwrite and --skip-existing contradict each other; give one of them")
         self._check_streams()
         if self.device is not None and not DEVICE.fullmatch(self.device):
-            raise InputError(f"device is {self.device!r}; expected cpu, cuda, or cuda:N", option="device")
-        if self.actors is not None and self.cluster is None:
-            raise InputError("--actors is the number of processes of a cluster; give --cluster too")
+            raise InputError(
+                f"device is {self.device!r}; expected cpu, cuda, cuda:N, or several like cuda:0,cuda:1", option="device"
+            )
         if self.watch and (self.dry_run or not all(Path(name).is_dir() for name in self.inputs)):
             raise InputError("--watch waits for files in input folders; give folders alone, and no --dry-run")
 
@@ -111,8 +115,8 @@ class RunSettings:
 
 # Settings on which no output depends.
 _NOT_OF_OUTPUTS = {"inputs", "output", "model", "extra_images", "threads", "suffix", "overwrite", "skip_existing"}
-_NOT_OF_OUTPUTS |= {"recursive", "max_pixels", "keep_going", "workers", "dry_run", "watch", "report"}
-_NOT_OF_OUTPUTS |= {"cluster", "actors", "skip_sharp", "json", "quiet", "debug"}
+_NOT_OF_OUTPUTS |= {"recursive", "max_pixels", "keep_going", "workers", "prefetch", "dry_run", "watch", "report"}
+_NOT_OF_OUTPUTS |= {"cluster", "skip_sharp", "json", "quiet", "debug"}
 
 
 def options_digest(settings: RunSettings, bundle: str) -> str:

@@ -1,7 +1,7 @@
 """Many jobs in hand at once, where the images are computed by other processes: each job has a thread of its own."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from uid.runtime.app.border import SHORT_OF_MEMORY, Record
@@ -20,21 +20,23 @@ class SideBySide:
         each: Callable[[Job], Record],
         *,
         whole: Callable[[Job], Record],
+        is_alone: Callable[[Job], bool],
         at_once: Callable[[], int],
     ) -> None:
-        """``each`` does a job on a thread, ``whole`` one with ``alone`` in the caller's; so many are in hand."""
-        self._each, self._whole, self._at_once = each, whole, at_once
+        """``each`` does a job on a thread; ``whole`` a single one, and one that ``is_alone``, in the caller's."""
+        self._each, self._whole, self._is_alone, self._at_once = each, whole, is_alone, at_once
         self.stopping = False  # set to begin no more jobs
 
-    def outcomes(self, jobs: Sequence[Job], alone: Callable[[Job], bool]) -> Iterator[tuple[Job, Record]]:
+    def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Record]]:
         """Each job with its record, in order."""
+        single = len(jobs) == 1
         left, begun = deque(jobs), deque[tuple[Job, Future[Record] | None]]()
         with Threads(MOST) as threads:
             while begun or (left and not self.stopping):
                 running = [future for _, future in begun if future is not None and not future.done()]
                 if left and not self.stopping and len(running) < min(self._at_once(), MOST):
                     job = left.popleft()
-                    begun.append((job, None if alone(job) else threads.submit(self._each, job)))
+                    begun.append((job, None if single or self._is_alone(job) else threads.submit(self._each, job)))
                     continue
                 job, first = begun[0]
                 if first is not None and not first.done():

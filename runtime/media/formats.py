@@ -127,7 +127,7 @@ RAW_SUFFIXES = frozenset({
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
     ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 })  # fmt: skip
-RAW = "a camera's RAW file"
+RAW, UNKNOWN = "a camera's RAW file", "of no format that is known here"
 # First bytes of what is not read here, and what to call it.
 FOREIGN = {
     rb"GIF8": "a GIF",
@@ -181,10 +181,10 @@ def recognised(data: bytes, label: str) -> str:
     raw = is_raw_path(Path(label))
     foreign = (what for pattern, what in FOREIGN.items() if re.match(pattern, data, re.DOTALL))
     kind = next((name for name, one in FORMATS.items() if re.match(one.signature, data, re.DOTALL)), None)
-    what = RAW if raw and kind in (None, "tiff") else next(foreign, "none of them")
-    if kind and what in ("none of them", "a video"):
+    what = RAW if raw and kind in (None, "tiff") else next(foreign, UNKNOWN)
+    if kind and what in (UNKNOWN, "a video"):
         return kind
     remedy = (
         "develop it to TIFF first, e.g. with darktable or RawTherapee" if what == RAW else "convert it to PNG first"
     )
-    raise InputError(f"{label} is not a {NAMES} image but {what}; {remedy}")
+    raise InputError(f"{label} is {what}; {remedy} (expected a {NAMES} image)")

@@ -84,7 +84,8 @@ class FolderWriter:
 
     audio_streams = 0
 
-    def __init__(self, folder: Path, work: Work, clip: Clip) -> None:
+    def __init__(self, folder: Path, work: Work, clip: Clip, mode: int = 0o666) -> None:
+        """``mode`` is that of the files, before the umask."""
         transfer = HDR_TRANSFERS.get(clip.color.transfer)
         line = f"warning: the images in {folder} do not say that they are HDR ({transfer})"
         self.warnings: tuple[str, ...] = (line,) if transfer else ()
@@ -93,7 +94,8 @@ class FolderWriter:
         self._folder = folder
         self._work = work
         self._frames = work.folder / "frames"
-        self._frames.mkdir(exist_ok=True)
+        self._mode = mode
+        self._frames.mkdir(mode | (mode & 0o444) >> 2, exist_ok=True)
         self.done = 0
         while self._path(self.done).exists():
             self.done += 1
@@ -106,7 +108,7 @@ class FolderWriter:
         if isinstance(item, Stamp):
             return False
         image = DecodedImage(pixels=item.pixels, alpha=None, grey=False, exif=None, icc=None, format="png")
-        store(path, encode_image(image, "png"))
+        store(path, encode_image(image, "png"), self._mode)
         self.done = self._next
         return True
 

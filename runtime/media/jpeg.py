@@ -5,7 +5,6 @@ without metadata. Pillow encodes, since it takes the input's own quantisation ta
 """
 
 import io
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,20 +14,16 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from uid.errors import InputError
-from uid.runtime.media import iptc
+from uid.runtime.media import iptc, jpeg_scans
 from uid.runtime.media.exif import EXIF_PREFIX
 from uid.runtime.media.formats import MAX_SCANS, SUBSAMPLINGS, DecodedImage, JpegCoding, Samples
+from uid.runtime.media.jpeg_scans import FRAMES, MARKER, SCAN, SEGMENT, SOI
 from uid.runtime.media.reading import Content, Reading, with_channels
 
 APP0, APP1, APP2, APP11, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xEB, 0xED, 0xEE, 0xFE
-SOI, EOI, SCAN_MARK, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda", 0xDA
-HUFFMAN = 0xC4
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended and progressive; Huffman and arithmetic
+EOI = b"\xff\xd9"
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 ICC, XMP, PHOTOSHOP = b"ICC_PROFILE\0", b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
-SEGMENT = re.compile(rb"\xff+([^\x00\xff])")
-MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # not what stands for a byte of pixels, or starts anew among them
-HOLE = re.compile(rb"\0{64}")
 OF_OTHER_IMAGES = b"MPF\0", b"urn:iso:std:iso:ts:21496"  # an index of further images, and a gain map's description
 # The metadata that segments hold: the marker, how the body begins, and its least length.
 HELD = {
@@ -51,8 +46,6 @@ class Segments:
     pixels: bytes = b""  # the file without what does not take part in decoding
     size: tuple[int, int] = (0, 0)  # width, height
     components: int = 0
-    sequential: bool = True  # not progressive
-    huffman: list[bytes] = field(default_factory=list)  # the segments with Huffman tables
     others: list[tuple[int, bytes]] = field(default_factory=list)
 
 
@@ -87,11 +80,9 @@ def _note(found: Segments, marker: int, body: bytes, reading: Reading) -> None:
     """Note what a segment says. Raises ``InputError`` for pixels that are not read here."""
     if marker in FRAMES and len(body) >= 6 and not found.components:
         precision, height, width, found.components = struct.unpack_from(">BHHB", body)
-        found.size, found.sequential = (width, height), marker in (0xC0, 0xC1)
+        found.size = width, height
         if precision != 8 or not height:
             raise reading.unusual(f"{precision} bit a channel" if height else "no height in its header")
-    elif marker == HUFFMAN:
-        found.huffman.append(body)
     elif marker in OTHER_FRAMES:
         raise reading.unusual("a lossless or hierarchical JPEG", "save it as PNG or TIFF")
     elif marker >= APP0:
@@ -143,8 +134,8 @@ def _samples(found: Segments, reading: Reading) -> Samples:
     import simplejpeg
 
     space = {1: "GRAY", 3: "RGB", 4: "CMYK"}[found.components]
-    if _has_hole(found):
-        reading.damage("there is a hole of zeros among its pixels")
+    if lacking := jpeg_scans.lacking(found.pixels):
+        reading.damage(lacking)
     try:
         samples = simplejpeg.decode_jpeg(found.pixels, space, strict=True)
     except ValueError as error:
@@ -178,27 +169,6 @@ def checked(data: bytes, what: str, reading: Reading) -> None:
     except ValueError as error:
         if "colorspace" not in str(error).lower():
             reading.damage(f"{what}: {error}")
-
-
-def _has_hole(found: Segments) -> bool:
-    """Whether zeros stand where pixels were: libjpeg decodes them to something, and mostly falls into step again.
-
-    Where the shortest code of a table does not end a block (symbol 0), zeros say that each detail of a block is -1: no
-    image has that over several blocks. In a progressive JPEG, and in one of several scans, zeros are common.
-    """
-    if not found.sequential or found.pixels.count(SCAN_MARK) != 1:
-        return False
-    busy = any(symbol for body in found.huffman for symbol in _first_symbols(body))
-    return busy and HOLE.search(found.pixels[:-2].rstrip(b"\0")) is not None
-
-
-def _first_symbols(body: bytes) -> Iterator[int]:
-    """The symbol of the shortest code of each table for details (AC)."""
-    at = 0
-    while at + 17 < len(body):
-        if body[at] >> 4:
-            yield body[at + 17]
-        at += 17 + sum(body[at + 1 : at + 17])
 
 
 def _padded(pixels: bytes, space: str) -> Samples | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from uid.bundles.files import mode_like
 from uid.errors import InputError
 from uid.install import how_to_install
 from uid.runtime.media.ffmpeg import opened
@@ -271,10 +272,11 @@ def _writer(
 ) -> "Writer":
     if isinstance(destination, RawPipe):
         return RawWriter(destination)
+    mode = 0o666 if isinstance(source, RawPipe) else mode_like(source, *(source.iterdir() if source.is_dir() else ()))
     if destination.is_dir() or not destination.suffix:
-        return FolderWriter(destination, work, reader.clip)
+        return FolderWriter(destination, work, reader.clip, mode)
     (columns, scale), (width, height) = factors, reader.clip.size
     end = reader.clip.end if options.selection == EVERYTHING else None
     clip = dataclasses.replace(reader.clip, size=(columns * scale * width, scale * height), end=end)
     file = source if isinstance(source, Path) and source.is_file() else None
-    return FileWriter(file, destination, clip, options.wanted, work, options.placing)
+    return FileWriter(file, destination, clip, options.wanted, work, options.placing, mode)

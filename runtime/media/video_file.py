@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from uid.bundles.files import dress
 from uid.runtime.media.frames import Clip, Frame, Mastering, Stamp
 from uid.runtime.media.selection import Part
 from uid.runtime.media.video_codecs import Wanted, can_carry, encoding
@@ -25,13 +26,15 @@ class FileWriter:
         wanted: Wanted,
         work: Work,
         placing: Callable[[Path], None],
+        mode: int = 0o666,
     ) -> None:
-        self._placing = placing
+        """``mode`` is that of the file, before the umask."""
+        self._placing, self._mode = placing, mode
         self._source, self._destination, self._clip, self._work = source, destination, clip, work
         self._encoding = encoding(clip, destination, wanted)
         tracks = check_target(source, destination, clip, self._encoding)
         self.audio_streams = tracks.audio
-        self.warnings = tuple(f"warning: {source}: {track} is left out" for track in tracks.dropped)
+        self.warnings = tuple(f"warning: {source}: {line}" for line in tracks.told)
         if not can_carry(self._encoding.codec, clip.mastering) and clip.mastering != Mastering():
             self.warnings += (f"warning: {source}: {self._encoding.codec} cannot carry its HDR mastering data",)
         self._segments = VideoWriter(clip, self._encoding, work, destination)
@@ -54,6 +57,7 @@ class FileWriter:
         if lost:
             self.warnings += (f"warning: {self._destination} cannot carry: {', '.join(lost)}",)
         self._work.joined()
+        dress(joined, self._destination, self._mode)
         self._placing(joined)
         joined.replace(self._destination)
 

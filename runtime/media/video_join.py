@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-    Due = tuple[Fraction, Packet[Stream]]
+    Due = tuple[Fraction, Packet[Stream] | None]
 
 # The writers of MP4 and MOV keep only tags of their own lists unless told otherwise.
 _OWN_TAGS = {
@@ -89,13 +89,13 @@ def join(
         sources = [_timed(segments, stamps, clip, video)]
         if original is not None and source is not None:
             found = tracks(original, source, target, muxer)
-            copies = {index: added(container, original.streams[index]) for index in found.copied}
+            copies = {index: added(container, original.streams[index], codec) for index, codec in found.copied.items()}
             main = video_stream(original, source)
             video.metadata.update(track_tags(main) | timecode(original))
             video.disposition = main.disposition
             copy_tags(original, container, part)
             if copies:
-                sources.append(packets(original, copies, part))
+                sources.append(packets(original, copies, found, part))
         refused = _muxed(container, (packet for _, packet in heapq.merge(*sources, key=lambda due: due[0])))
     make_safe(target)
     if refused:
@@ -106,12 +106,18 @@ def join(
         return lost(again, target) + ([f"{refused} packets of sound or text that are damaged"] if refused else [])
 
 
-def _muxed(container: "OutputContainer", packets: "Iterator[Packet[Stream]]") -> int:
-    """Write the packets; how many were refused, as those of damaged sound are. A full disk is an error as always."""
+def _muxed(container: "OutputContainer", packets: "Iterator[Packet[Stream] | None]") -> int:
+    """Write the packets; how many were damaged or refused, as those of damaged sound are.
+
+    A full disk is an error as always.
+    """
     from av.error import ArgumentError, InvalidDataError
 
     refused = 0
     for packet in packets:
+        if packet is None:
+            refused += 1
+            continue
         try:
             container.mux(packet)
         except (ArgumentError, InvalidDataError):

@@ -1,6 +1,7 @@
 """What a video file holds beside its frames: sound, subtitles, attachments, covers, data, tags and chapters.
 
-All that the target's container can carry is copied as it is. What it cannot carry is named.
+All that the target's container can carry is copied as it is, and text in another codec where it needs that. What it
+cannot carry is named.
 """
 
 import io
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uid.errors import OutputError
 from uid.runtime.media.ffmpeg import ffmpeg_errors, is_cover, texts, video_stream
 from uid.runtime.media.selection import Part
+from uid.runtime.media.video_subtitles import added_text, converted, convertible
 
 if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
@@ -29,8 +31,9 @@ _STATISTICS = ("BPS", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS_", "DU
 class Tracks:
     """The tracks of a source that go into a target."""
 
-    copied: list[int] = field(default_factory=list)  # their indices; a stream must not outlive its container
-    dropped: list[str] = field(default_factory=list)  # what each one is, and why it is left out
+    # By index, since a stream must not outlive its container: the codec that text is converted to; None: copied as is.
+    copied: dict[int, str | None] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)  # what is left out and why, and what becomes of text
     audio: int = 0  # how many of those copied are sound
 
 
@@ -42,15 +45,18 @@ def tracks(container: "InputContainer", source: Path, destination: Path, muxer: 
             continue
         why = _unfit(stream, muxer)
         if why is None:
-            found.copied.append(stream.index)
+            found.copied[stream.index] = None
             found.audio += stream.type == "audio"
+        elif codec := convertible(stream, muxer):
+            found.copied[stream.index] = codec
+            found.told.append(f"{described(stream)} becomes {codec}, with simple styles alone")
         elif stream.type == "audio" and stream.codec_context is not None:
             name = f"{stream.codec_context.name} audio"
             raise OutputError(
                 f"{destination.suffix} cannot carry {name}, which is copied as it is; choose .mkv or .mov"
             )
         else:
-            found.dropped.append(f"{described(stream)} ({why})")
+            found.told.append(f"{described(stream)} ({why}) is left out")
     return found
 
 
@@ -90,12 +96,17 @@ def _unfit(stream: "Stream", muxer: str) -> str | None:
     return None
 
 
-def added(container: "OutputContainer", stream: "Stream") -> "Stream":
-    """A track in ``container`` like ``stream``, with its language, its name and what it is for."""
-    if stream.type == "attachment":
+def added(container: "OutputContainer", stream: "Stream", codec: str | None = None) -> "Stream":
+    """A track in ``container`` like ``stream``, with its language, its name and what it is for.
+
+    Text in another ``codec`` where there is one.
+    """
+    if codec is not None:
+        copy = added_text(container, stream, codec)
+    elif stream.type == "attachment":
         tags = texts(stream.metadata)
         attachment = cast(Any, stream)
-        copy: Stream = container.add_attachment(
+        copy = container.add_attachment(
             tags.get("filename", "attachment"), tags.get("mimetype", "application/octet-stream"), attachment.data
         )
     else:
@@ -148,19 +159,25 @@ def copy_tags(source: "InputContainer", target: "OutputContainer", part: Part) -
 
 
 def packets(
-    container: "InputContainer", copies: "Mapping[int, Stream]", part: Part
-) -> "Iterator[tuple[Fraction, Packet[Stream]]]":
-    """The packets of the copied tracks in the order of the file, each with when it is due in seconds."""
+    container: "InputContainer", copies: "Mapping[int, Stream]", found: Tracks, part: Part
+) -> "Iterator[tuple[Fraction, Packet[Stream] | None]]":
+    """The packets of the tracks in the order of the file, each with when it is due in seconds.
+
+    Text that the target has another codec for is converted; None stands for a damaged one.
+    """
     latest = Fraction(-(10**9))  # a cover is due with the packet before it
     for packet in container.demux([container.streams[index] for index in copies]):
+        index = packet.stream.index
         if is_cover(packet.stream) and packet.size:
             packet.pts = packet.dts = 0
         elif (due := _moved(packet, part)) is not None:
             latest = due
         else:
             continue
-        packet.stream = copies[packet.stream.index]
-        yield latest, packet
+        for made in converted(packet, copies[index]) if found.copied[index] else [packet]:
+            if made is not None:
+                made.stream = copies[index]
+            yield latest, made
 
 
 def _moved(packet: "Packet[Stream]", part: Part) -> Fraction | None:

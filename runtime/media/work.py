@@ -11,6 +11,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,7 +82,8 @@ def _held(folder: Path, destination: Path) -> Iterator[None]:
     lock = folder / _LOCK
     with contextlib.ExitStack() as stack:
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             file = stack.enter_context(open(lock, "a+b", opener=open_no_link))
             if not try_lock(file.fileno()):
                 raise OutputError(f"another run is writing {destination}; wait for it, or choose another output")
@@ -120,10 +122,10 @@ def _emptied(folder: Path) -> None:
             remove(path)
 
 
-def store(path: Path, data: bytes) -> None:
-    """Write a file that is there whole, or not at all, whatever happens."""
+def store(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file that is there whole, or not at all, whatever happens; its mode is ``mode``, less the umask."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=partial(os.open, mode=mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

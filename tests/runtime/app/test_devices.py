@@ -7,7 +7,7 @@ import pytest
 from uid.engines.registry import BackendStatus
 from uid.errors import BackendError
 from uid.runtime.app import devices
-from uid.runtime.app.devices import backend_on
+from uid.runtime.app.devices import backend_on, spread
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +64,24 @@ def test_a_gpu_that_may_not_be_seen(monkeypatch: pytest.MonkeyPatch, allowed: st
     with pytest.raises(BackendError, match=told):
         backend_on("cuda:2", "auto")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "allowed", "each"),
+    [
+        (None, None, None, [None]),
+        (None, 3, None, [None, None, None]),
+        ("cpu", 2, None, ["cpu", "cpu"]),
+        ("cuda:0,cuda:2", None, None, ["cuda:0", "cuda:2"]),
+        ("cuda:0,cuda:2", 3, None, ["cuda:0", "cuda:2", "cuda:0"]),
+        ("cuda", None, "4,5", ["cuda"]),
+        ("cuda", 2, "4,5", ["cuda:0", "cuda:1"]),
+        ("cuda", 2, "4", ["cuda:0", "cuda:0"]),
+    ],
+)
+def test_workers_take_the_devices_in_turn(
+    monkeypatch: pytest.MonkeyPatch, devices: str | None, workers: int | None, allowed: str | None, each: list[str]
+) -> None:
+    if allowed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert spread(devices, workers) == each

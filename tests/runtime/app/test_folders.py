@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from inverting_cli import InvertingPipeline, draw, shown, tree
 from PIL import Image, ImageFilter
+from video_files import make_clip
 
 from uid.errors import OutputError
 from uid.runtime.app import runner
@@ -107,9 +108,13 @@ def test_the_report_and_the_table_name_everything(uid_run: Any, monkeypatch: pyt
 def test_a_dry_run_tells_and_touches_nothing(uid_run: Any, loads: list[Any]) -> None:
     for index, name in enumerate("abc"):
         draw(f"in/{name}.png", seed=index)
-    told = uid_run("in", "-o", "out", "--dry-run").stdout
-    assert told.count("would be done") == 3
+    result = uid_run("in", "-o", "out", "--dry-run")
+    assert result.stdout.count("would be done") == 3
+    assert result.stderr == ""
     assert tree(".") == ["in/a.png", "in/b.png", "in/c.png"]
+    Path("in/notes.txt").write_text("none")
+    assert "left out  1  in/notes.txt" in uid_run("in", "-o", "out", "--dry-run").stderr
+    Path("in/notes.txt").unlink()
     states(uid_run)
     draw("in/b.png", seed=9)
     Path("in/c.png").unlink()
@@ -125,11 +130,11 @@ def test_a_dry_run_tells_and_touches_nothing(uid_run: Any, loads: list[Any]) -> 
     assert not loads
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
-def test_workers_change_neither_results_nor_order(uid_run: Any, workers: str) -> None:
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_prefetching_changes_neither_results_nor_order(uid_run: Any, threads: str) -> None:
     images = {f"{index:02}.png": draw(f"in/{index:02}.png", seed=index) for index in range(12)}
     Path("in/05.png").write_bytes(b"no image at all")
-    result = uid_run("in", "-o", "out", "--json", "--keep-going", "--workers", workers, code=1)
+    result = uid_run("in", "-o", "out", "--json", "--keep-going", "--prefetch", threads, code=1)
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [Path(one["input"]).name for one in records] == list(images)
     for name, image in images.items():
@@ -240,12 +245,37 @@ def test_an_output_folder_that_vanishes_is_an_error(uid_run: Any, monkeypatch: p
 
 def test_a_private_output_stays_private(uid_run: Any) -> None:
     draw("in/a.png")
+    make_clip(Path("in/b.mp4"))
     states(uid_run)
-    Path("out/a.png").chmod(0o600)
+    for path in Path("out").iterdir():
+        path.chmod(0o600)
     draw("in/a.png", seed=3)
+    make_clip(Path("in/b.mp4"), codec="mpeg4")
     for words in ([], ["-y"]):
-        assert states(uid_run, *words) == {"a.png": "done"}
-        assert stat.S_IMODE(Path("out/a.png").stat().st_mode) == 0o600
+        assert states(uid_run, *words) == {"a.png": "done", "b.mp4": "done"}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in Path("out").iterdir()} == {0o600}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(
+    ("mode", "umask", "made"),
+    [(0o600, 0o022, 0o600), (0o640, 0o022, 0o640), (0o444, 0o022, 0o644), (0o644, 0o077, 0o600), (0o660, 0o002, 0o660)],
+)
+def test_what_others_may_not_read_becomes_nothing_that_they_may(uid_run: Any, mode: int, umask: int, made: int) -> None:
+    draw("in/a.png")
+    make_clip(Path("in/a.mp4"))
+    draw("frames/1.png")
+    for path in (*Path("in").iterdir(), Path("frames/1.png")):
+        path.chmod(mode)
+    before = os.umask(umask)
+    try:
+        uid_run("in", "-o", "out")
+        uid_run("in/a.mp4", "-o", "images")
+        uid_run("frames", "-o", "film.mp4")
+    finally:
+        os.umask(before)
+    outputs = [Path("out/a.png"), Path("out/a.mp4"), Path("film.mp4"), *Path("images").iterdir()]
+    assert {oct(stat.S_IMODE(path.stat().st_mode)) for path in outputs} == {oct(made)}
 
 
 def test_a_record_is_held_by_one_and_goes_away_empty(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from kill_runs import faults
 
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_dozen_kills_leave_no_fault(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["--prefetch", "--workers"])
+def test_a_dozen_kills_leave_no_fault(tmp_path: Path, how: str) -> None:
     numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-    assert list(faults(tmp_path, 12, 3, numbers, "--steps", "150", "--workers", "2")) == []
+    assert list(faults(tmp_path, 12, 3, numbers, "--steps", "150", how, "2")) == []

@@ -29,11 +29,11 @@ DEFLATED = saved(Image.fromarray(picture(size=(64, 64)).pixels), "TIFF", compres
 DEEP = {name: encode_image(picture(np.uint16, size=(64, 64)), name) for name in ("png", "tiff")}
 BAD = {
     "empty": (b"", "is empty"),
-    "text": (b"hello, world", "is not a PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or JPEG XL image"),
+    "text": (b"hello, world", r"is of no format that is known here; convert it to PNG first \(expected a PNG, JPEG"),
     "gif": (animation("GIF"), "GIF; convert"),
-    "raw": (b"FUJIFILMCCD-RAW 0201", "but a camera's RAW file; develop it"),
+    "raw": (b"FUJIFILMCCD-RAW 0201", "is a camera's RAW file; develop it"),
     "dng": (tiff(np.zeros((2, 2, 1), np.uint16), t262=32803, t50706=(1, 4, 0, 0)), "a camera's RAW file.; develop it"),
-    "video": (b"\0\0\0\x18ftypisom\0\0\0\0", "but a video; convert"),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0", "is a video; convert"),
     **{f"truncated {name}": (data[: len(data) // 2], "cut short") for name, data in WHOLE.items()},
     **{f"truncated deep {name}": (data[: len(data) // 2], "cut short") for name, data in DEEP.items()},
     **{f"only a signature {name}": (data[:16], "cut short|unusual kind") for name, data in WHOLE.items()},

@@ -59,8 +59,8 @@ _ASS_HEADER = b"""[Script Info]
 ScriptType: v4.00+
 
 [V4+ Styles]
-Format: Name, Fontname, Fontsize
-Style: Default,Arial,16
+Format: Name, Fontname, Fontsize, PrimaryColour, Alignment
+Style: Default,Arial,16,&Hffffff,2
 
 [Events]
 Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
@@ -119,13 +119,70 @@ def test_what_another_container_cannot_carry_is_named(tmp_path: Path) -> None:
         "subtitle track 3",
         "attachment track 4",
     ]
+    assert "becomes mov_text" in result.warnings[0]
+    assert "is left out" in result.warnings[1]
     after, before = held(tmp_path / "out.mp4"), held(source)
     for what in ("tags", "chapters", "sound", "timecode", "title"):
         assert after[what] == before[what]
-    (line,) = process_video(film(tmp_path, ".mp4"), tmp_path / "out.mkv", same).warnings
-    assert "mov_text, deu" in line
     lines = process_video(source, tmp_path / "out.ts", same).warnings
     assert "creation_time, title, chapters, timecode" in lines[-1].replace("ARTIST", "").replace("COMMENT", "")
+
+
+STYLED = {
+    "srt": lambda line: f"<i>{line}</i> ä\nzwei".encode(),
+    "ass": lambda line: f"0,0,Default,,0,0,0,,{{\\i1}}{line}{{\\i0}} ä\\Nzwei".encode(),
+    "webvtt": lambda line: f"<i>{line}</i> ä\nzwei".encode(),
+}
+
+
+@pytest.mark.parametrize("codec", STYLED)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".webm"])
+def test_text_becomes_what_its_container_carries_and_back(tmp_path: Path, codec: str, suffix: str) -> None:
+    source = rich(tmp_path / "in.mkv", codec, STYLED[codec])
+    plain = tmp_path / "plain.mkv"
+    _with(source, plain, ("video", "subtitle"))
+    options = VideoOptions(selection=Selection(start=Fraction(1, 25)))
+    warnings = process_video(plain, tmp_path / f"out{suffix}", same, options=options).warnings
+    if (codec, suffix) != ("webvtt", ".webm"):  # which is copied
+        assert [line for line in warnings if ", deu) becomes" in line]
+    assert "left out" not in "".join(warnings)
+    if suffix == ".mp4":  # MOV knows other languages, and neither it nor WebM what is forced
+        assert held(tmp_path / f"out{suffix}")["text"] == [("deu", 64)]
+    process_video(tmp_path / f"out{suffix}", tmp_path / "again.mkv", same)
+    assert _shown(tmp_path / "again.mkv") == [
+        (Fraction(4 * i - 4, 100), Fraction(12, 100), f"<i>line {i}</i> ä\nzwei") for i in (2, 6)
+    ]
+
+
+def _with(source: Path, target: Path, kinds: tuple[str, ...]) -> None:
+    """The tracks of some kinds alone."""
+    with av.open(str(source)) as container, av.open(str(target), "w") as copy:
+        tracks = {s.index: copy.add_stream_from_template(s) for s in container.streams if s.type in kinds}
+        for index, track in tracks.items():
+            track.metadata.update(container.streams[index].metadata)
+            track.disposition = container.streams[index].disposition
+        for packet in container.demux([container.streams[index] for index in tracks]):
+            if packet.size:
+                packet.stream = tracks[packet.stream.index]
+                copy.mux(packet)
+
+
+def _shown(path: Path) -> list[tuple[Fraction, Fraction, str]]:
+    """When each subtitle is shown, how long, and its text."""
+    with av.open(str(path)) as container:
+        (track,) = container.streams.subtitles
+        return [
+            (packet.pts * packet.time_base, packet.duration * packet.time_base, bytes(packet).decode())
+            for packet in container.demux(track)
+            if packet.size
+        ]
+
+
+def test_damaged_text_is_counted_and_the_rest_is_kept(tmp_path: Path) -> None:
+    source = rich(tmp_path / "in.mp4", "mov_text", lambda line: b"x" if "2" in line else mov_text(line))
+    warnings = process_video(source, tmp_path / "out.mkv", same).warnings
+    assert "1 packets of sound or text that are damaged" in warnings[-1]
+    assert [text for _, _, text in _shown(tmp_path / "out.mkv")] == ["line 6"]
 
 
 def test_tags_that_mp4_has_no_name_for_are_kept(tmp_path: Path) -> None:
