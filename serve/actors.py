@@ -255,14 +255,14 @@ def spread(settings: RunSettings, report: Report) -> ActorPipeline:
     if settings.device is not None and ":" in settings.device:
         raise BackendError(f"the cluster gives each actor its GPU; give --device cuda, not {settings.device}")
     bundle = read_bundle(settings.model or built_in())
-    cpus = settings.actors * (settings.threads or 1) if settings.actors else None
+    cpus = settings.workers * (settings.threads or 1) if settings.workers else None
     with contextlib.ExitStack() as stack:
         ray = stack.enter_context(ray_session.joined(settings.cluster, cpus))
         local = settings.cluster == ray_session.LOCAL  # which does not grow
-        wanted = None if local else settings.actors
+        wanted = None if local else settings.workers
         share = shared(ray_session.nodes(ray), settings.backend, settings.device, settings.threads, wanted)
-        if local and settings.actors:
-            share = dataclasses.replace(share, actors=min(share.actors, settings.actors))
+        if local and settings.workers:
+            share = dataclasses.replace(share, actors=min(share.actors, settings.workers))
         model = None if settings.model is None else settings.model.absolute()
         device = "cuda" if share.gpus else settings.device
         made = ActorPipeline(

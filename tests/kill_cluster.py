@@ -21,7 +21,7 @@ ACTOR, DRIVER, NODE = "actor", "driver", "node"
 NAMES = {ACTOR: "ray::Computer", NODE: "raylet"}  # of processes
 RECORD = "out.uid-run.jsonl"
 WAIT = 300.0  # seconds; ends what hangs
-CLUSTER = ("--cluster", "local", "--actors", "2", "--threads", "1")
+CLUSTER = ("--cluster", "local", "--workers", "2", "--threads", "1")
 OPTIONS = ("--preset", "fast", "--backend", "onnxruntime", "--json", "--quiet")
 
 

@@ -236,8 +236,8 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--keep-going", is_flag=True, help="After a file that failed, do the rest.")
 @click.option(
     "--workers",
-    type=click.IntRange(1, 64),
-    help="Processes that share the files, and the cores or GPUs. Default: 1, or one for each --device.",
+    type=click.IntRange(1, 256),
+    help="Processes that share the files, and the cores or GPUs. Default: 1; one a --device; what a --cluster holds.",
 )
 @click.option(
     "--prefetch",
@@ -251,7 +251,6 @@ def _preview(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     metavar="auto|local|ADDRESS",
     help="Compute on a Ray cluster: the one that runs here, one that is started for this run, or one by its address.",
 )
-@click.option("--actors", type=click.IntRange(min=1), help="Processes of the cluster. Default: as many as have room.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--watch", is_flag=True, help="Go on with what is put into the input folders, until Ctrl-C.")
 @click.option(

@@ -21,7 +21,7 @@ class OutputFolders:
 
     def make(self, folder: Path) -> None:
         """Make one, once: one that is gone later was taken away, with what was in it. Raises ``OutputError``."""
-        gone = [made for made in tuple(self._made) if not made.is_dir()]  # other threads may add to it
+        gone = [made for made in self._made if not made.is_dir()]
         if gone:
             raise OutputError(
                 f"the output folder {gone[0]} is gone, with what this run wrote there; it is not made anew"
@@ -38,6 +38,11 @@ def format_for(job: Job, image: DecodedImage, settings: RunSettings) -> str:
     if job.destination is None:
         return settings.format or written_format(image.format)
     return format_of(job.destination)
+
+
+def beside(pixels: Array, made: Array, scale: int) -> Array:
+    """An output, (H, W, 3), with its input, enlarged to the same size, to the left."""
+    return np.hstack([enlarged(pixels, scale), made])
 
 
 def shown_beside(image: DecodedImage, pixels: Array, scale: int, compare: bool) -> DecodedImage:

@@ -1,10 +1,8 @@
 """A run over many files: one pipeline, files read, computed and written at the same time, a record of each."""
 
-import hashlib
 import json
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import numpy as np
 
-from uid import __version__, stop
+from uid import stop
 from uid.bundles.files import mode_like
 from uid.bundles.tensors import Array
 from uid.errors import OutputError
@@ -25,26 +22,22 @@ from uid.runtime.app.computing import Computing
 from uid.runtime.app.decision import REDO, Decider, Decision
 from uid.runtime.app.devices import spread
 from uid.runtime.app.jobs import Job
-from uid.runtime.app.outputs import OutputFolders, format_for, shown_beside, write_to_stdout
+from uid.runtime.app.outputs import OutputFolders, beside, format_for, shown_beside, write_to_stdout
 from uid.runtime.app.overlap import Overlap
 from uid.runtime.app.progress import Quiet
 from uid.runtime.app.record import OutputRecord
-from uid.runtime.app.report import options_record, record_of, summary
+from uid.runtime.app.report import record_of, summary
 from uid.runtime.app.settings import RunSettings
 from uid.runtime.app.side_by_side import SideBySide
+from uid.runtime.app.video_job import VideoRun
 from uid.runtime.media.decode import read_image, read_stream
 from uid.runtime.media.encode import check_writable, encode_image, not_carried, write_image
 from uid.runtime.media.formats import DecodedImage
-from uid.runtime.media.raw_pipe import RawPipe
-from uid.runtime.media.video import VideoOptions, process_video
 from uid.runtime.media.work import sweep
-from uid.runtime.pixels import enlarged
 from uid.runtime.sharpness import SHARP, blur_effect
-from uid.runtime.temporal import Steadied
 
 if TYPE_CHECKING:  # the engines' libraries take seconds to import: usage is checked before
     from uid.runtime.app.workers import Workers
-    from uid.runtime.options import Result
 
 Made = TypeVar("Made")
 LARGE = 32_000_000  # pixels of an image beside which no other is held in memory
@@ -67,11 +60,6 @@ class MadeImage:
     record: Record
 
 
-def is_alone(job: Job) -> bool:
-    """Whether a job may have to be waited for: it is read where Ctrl-C ends the wait."""
-    return job.video or job.source is None
-
-
 @dataclass
 class JobRunner:
     """Does jobs in order with one pipeline, which is loaded when the first job needs it."""
@@ -92,50 +80,35 @@ class JobRunner:
         A job that fails is reported and put into ``failures``. Raises ``UIDError`` for what stops every job: a bundle,
         backend, option or further image that cannot be used.
         """
-        crew = self._crew(jobs)
-        with closing(self), closing(crew.outcomes(jobs)) as outcomes:  # which ends its threads and processes
-            for job, outcome in outcomes:
-                stop.check()
-                self._report(job, outcome)
-                if self.failures and not self.settings.keep_going:
-                    crew.stopping = True
+        crew = self._crew(len(jobs))
+        try:
+            with closing(crew.outcomes(jobs)) as outcomes:  # which ends its threads and processes
+                for job, outcome in outcomes:
+                    stop.check()
+                    self._report(job, outcome)
+                    if self.failures and not self.settings.keep_going:
+                        crew.stopping = True
+        finally:
+            if "pipeline" in self.__dict__:
+                computing.close(self.pipeline)
 
-    def close(self) -> None:
-        """Let go of what computes, if it is elsewhere."""
-        if "pipeline" in self.__dict__:
-            computing.close(self.pipeline)
-
-    def _crew(self, jobs: Sequence[Job]) -> "Overlap[ReadImage, MadeImage] | SideBySide | Workers":
-        """What does the jobs: actors of a cluster, several processes of this machine, or this process."""
+    def _crew(self, jobs: int) -> "Overlap[ReadImage, MadeImage] | SideBySide | Workers":
+        """Who does so many jobs."""
         if self.settings.cluster is not None:
-            return self._side_by_side()
-        if len(jobs) > 1 and len(spread(self.settings.device, self.settings.workers)) > 1:
-            return self._workers()
-        return self._overlap()
+            return SideBySide(self._done_beside, whole=self._done_alone, is_alone=_is_alone, at_once=self._at_once)
+        if jobs > 1 and len(spread(self.settings.device, self.settings.workers)) > 1:
+            from uid.runtime.app.workers import Workers
 
-    def _overlap(self) -> Overlap[ReadImage, MadeImage]:
+            return Workers(self.settings, self._decided, self._note_of_worker, self.reporter.line)
         return Overlap(
             self._begun,
             self._computed,
             self._written,
             whole=self._done_alone,
-            is_alone=is_alone,
+            is_alone=_is_alone,
             is_large=lambda read: read.image.pixels.size > 3 * LARGE,
             workers=self.settings.prefetch,
         )
-
-    def _side_by_side(self) -> SideBySide:
-        return SideBySide(
-            lambda job: self._finished(job, self._begun(job)),
-            whole=self._done_alone,
-            is_alone=is_alone,
-            at_once=self._at_once,
-        )
-
-    def _workers(self) -> "Workers":
-        from uid.runtime.app.workers import Workers
-
-        return Workers(self.settings, self._decided, self._note_of_worker, self.reporter.line)
 
     def _note_of_worker(self, name: str, values: tuple[Any, ...]) -> None:
         """Put into the record what a worker asks for; the options are this run's, and not those with its own device."""
@@ -216,10 +189,11 @@ class JobRunner:
             format = format_for(job, read.image, self.settings)
             check_writable(read.image, format, columns=2 if self.settings.compare else 1, scale=self._scale)
             self._warn(job, read.image, format)
-            result = self._sharpened(read.image.pixels, self._on_step)
-            image = shown_beside(
-                read.image, self._shown(read.image.pixels, result.image), self._scale, self.settings.compare
-            )
+            extra: dict[str, Any] = self.extra_images
+            result = self.pipeline(read.image.pixels, self.settings.options, on_step=self._on_step, **extra)
+            compare = self.settings.compare
+            pixels = beside(read.image.pixels, result.image, self._scale) if compare else result.image
+            image = shown_beside(read.image, pixels, self._scale, compare)
             return MadeImage(image, read.decision, {"ok": True} | record_of(result))
 
         return self._guarded(compute, read.decision.source)
@@ -243,8 +217,12 @@ class JobRunner:
         self._load()  # before the file, as where many are done
         if job.video:
             self.reporter.start(job.input_name)
-            return self._guarded(lambda: {"ok": True} | self._video(job, decision), decision.source)
+            return self._guarded(lambda: self._video(job, decision), decision.source)
         return self._finished(job, self._guarded(lambda: self._taken(job, decision), decision.source))
+
+    def _done_beside(self, job: Job) -> Record:
+        """A whole job, on a thread of its own."""
+        return self._finished(job, self._begun(job))
 
     def _finished(self, job: Job, read: ReadImage | Record) -> Record:
         """The record of a job whose image was read, once it is written."""
@@ -255,10 +233,6 @@ class JobRunner:
     def _on_step(self, done: int, total: int) -> None:
         stop.check()
         self.reporter.on_step(done, total)
-
-    def _on_frame(self, done: int, total: int | None) -> None:
-        stop.check()
-        self.reporter.on_frame(done, total)
 
     def _read(self, job: Job) -> DecodedImage:
         """The image, or the part of it that is run."""
@@ -295,59 +269,14 @@ class JobRunner:
             self.record.done(output, source, self.decider.options, file)
 
     def _video(self, job: Job, decision: Decision) -> Record:
-        seconds: Counter[str] = Counter()
-        used = self.settings.options.resolved(self.pipeline.bundle)
-        record = options_record(used) | {"backend": self.pipeline.backend, "seconds": {}}
+        def placing(file: Path) -> None:
+            if job.destination is not None:
+                self._note_made(job.destination, decision.source, file)
 
-        settings = self.settings
-        steadied = Steadied()
-
-        def shown(frame: Array, result: "Result") -> Array:
-            seconds.update(result.seconds)
-            record.update(record_of(result), seconds=dict(seconds))
-            return self._shown(frame, steadied(frame, result.image) if settings.steady else result.image)
-
-        pipe = settings.raw or "rgb24"
         if job.destination is not None:
             self._folders.make(job.destination.parent)
-        video = process_video(
-            job.source or RawPipe(sys.stdin.buffer, pipe, settings.raw_size),
-            job.destination or RawPipe(sys.stdout.buffer, pipe),
-            shown,
-            first=self._sharpened,
-            on_frame=self._on_frame,
-            frame_rate=settings.frame_rate if job.source is None or job.source.is_dir() else None,
-            columns=2 if settings.compare else 1,
-            scale=self._scale,
-            options=self._video_options(job, decision),
-        )
-        return record | {"frames": video.frames}
-
-    def _video_options(self, job: Job, decision: Decision) -> VideoOptions:
-        settings = self.settings
-        used = settings.options.resolved(self.pipeline.bundle)
-        images = {name: hashlib.sha256(image.tobytes()).hexdigest() for name, image in self.extra_images.items()}
-        key = repr((__version__, self.pipeline.bundle.digest, self.pipeline.backend, used, images, settings.steady))
-        return VideoOptions(
-            selection=settings.selection,
-            wanted=settings.wanted,
-            max_pixels=settings.max_pixels,
-            salvage=settings.salvage,
-            looks_back=1 if settings.steady else 0,
-            at_once=computing.at_once(self.pipeline),
-            key=key,
-            report=self.reporter.note,
-            placing=partial(self._note_made, job.destination, decision.source)
-            if job.destination
-            else lambda file: None,
-        )
-
-    def _sharpened(self, pixels: Array, on_step: Callable[[int, int], None] | None = None) -> "Result":
-        extra: dict[str, Any] = self.extra_images
-        return self.pipeline(pixels, self.settings.options, on_step=on_step, **extra)
-
-    def _shown(self, pixels: Array, made: Array) -> Array:
-        return np.hstack([enlarged(pixels, self._scale), made]) if self.settings.compare else made
+        run = VideoRun(self.settings, self.pipeline, self.extra_images, self.reporter)
+        return {"ok": True} | run.record_of(job, placing)
 
     def _report(self, job: Job, outcome: Record) -> None:
         source, _ = outcome.pop("sha256", ""), outcome.pop(SHORT_OF_MEMORY, None)
@@ -376,3 +305,8 @@ class JobRunner:
                 self.record.done(job.destination, source, self.decider.options)
         elif self.record.done_as_before(job.destination) is None:
             self.record.failed(job.destination, source, self.decider.options, outcome["error"])
+
+
+def _is_alone(job: Job) -> bool:
+    """Whether a job is done where Ctrl-C ends a wait: what it reads may have to be waited for."""
+    return job.video or job.source is None

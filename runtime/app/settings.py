@@ -57,10 +57,11 @@ class RunSettings:
     preview: tuple[int, int, int, int] | None = None  # left, top, width, height: only this part is run
     compare: bool = False  # write the input to the left of the output
     keep_going: bool = False
-    workers: int | None = None  # processes that share the jobs; None: one for each device
+    workers: int | None = (
+        None  # processes that share the jobs; None: one for each device, or as many as a cluster holds
+    )
     prefetch: int = 1  # threads that read images, and as many that write them, where there is one process
-    cluster: str | None = None  # "auto", "local" or the address of a Ray cluster that computes; None: this process does
-    actors: int | None = None  # processes of the cluster that compute; None: as many as it has room for
+    cluster: str | None = None  # "auto", "local" or the address of a Ray cluster that computes; None: this machine does
     dry_run: bool = False  # only say what would be done
     steady: bool = True  # blend each frame of a video with the one before
     skip_sharp: bool = False  # leave images that are sharp already
@@ -79,10 +80,6 @@ class RunSettings:
             raise InputError(
                 f"device is {self.device!r}; expected cpu, cuda, cuda:N, or several like cuda:0,cuda:1", option="device"
             )
-        if self.actors is not None and self.cluster is None:
-            raise InputError("--actors is the number of processes of a cluster; give --cluster too")
-        if self.workers is not None and self.cluster is not None:
-            raise InputError("--workers are processes of this machine; with --cluster give --actors instead")
         if self.watch and (self.dry_run or not all(Path(name).is_dir() for name in self.inputs)):
             raise InputError("--watch waits for files in input folders; give folders alone, and no --dry-run")
 
@@ -119,7 +116,7 @@ class RunSettings:
 # Settings on which no output depends.
 _NOT_OF_OUTPUTS = {"inputs", "output", "model", "extra_images", "threads", "suffix", "overwrite", "skip_existing"}
 _NOT_OF_OUTPUTS |= {"recursive", "max_pixels", "keep_going", "workers", "prefetch", "dry_run", "watch", "report"}
-_NOT_OF_OUTPUTS |= {"cluster", "actors", "skip_sharp", "json", "quiet", "debug"}
+_NOT_OF_OUTPUTS |= {"cluster", "skip_sharp", "json", "quiet", "debug"}
 
 
 def options_digest(settings: RunSettings, bundle: str) -> str:

@@ -23,23 +23,20 @@ class SideBySide:
         is_alone: Callable[[Job], bool],
         at_once: Callable[[], int],
     ) -> None:
-        """``each`` does a job on a thread, ``at_once`` of them at a time.
-
-        ``whole`` does a single job, and one that ``is_alone``, in the caller's thread.
-        """
+        """``each`` does a job on a thread; ``whole`` a single one, and one that ``is_alone``, in the caller's."""
         self._each, self._whole, self._is_alone, self._at_once = each, whole, is_alone, at_once
         self.stopping = False  # set to begin no more jobs
 
     def outcomes(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Record]]:
         """Each job with its record, in order."""
+        single = len(jobs) == 1
         left, begun = deque(jobs), deque[tuple[Job, Future[Record] | None]]()
         with Threads(MOST) as threads:
             while begun or (left and not self.stopping):
                 running = [future for _, future in begun if future is not None and not future.done()]
                 if left and not self.stopping and len(running) < min(self._at_once(), MOST):
                     job = left.popleft()
-                    alone = len(jobs) == 1 or self._is_alone(job)
-                    begun.append((job, None if alone else threads.submit(self._each, job)))
+                    begun.append((job, None if single or self._is_alone(job) else threads.submit(self._each, job)))
                     continue
                 job, first = begun[0]
                 if first is not None and not first.done():

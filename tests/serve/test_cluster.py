@@ -28,7 +28,7 @@ from uid.serve.actors import Share, shared, spread
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="needs Ray: pip install -e '.[cluster]'")
 FAST = ("--preset", "fast", "--backend", "onnxruntime")
-CLUSTER = ("--cluster", "local", "--actors", "2", "--threads", "1")
+CLUSTER = ("--cluster", "local", "--workers", "2", "--threads", "1")
 WAIT = 600.0  # seconds; ends what hangs
 
 
