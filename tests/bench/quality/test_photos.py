@@ -25,6 +25,7 @@ from uid.bundles.declarations import built_in
 from uid.bundles.manifest import read_bundle
 from uid.errors import InputError
 from uid.runtime import Options, load
+from uid.train import held_out as photos
 from uid.train.blur import KERNELS, UNKNOWN_KERNELS, RgbImage, degrade
 from uid.train.held_out import BlurCase, cases, held_out
 
@@ -177,7 +178,7 @@ def test_summary_counts_case_by_case() -> None:
 def corners(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands see a corner of each held-out photo, which takes less time."""
     monkeypatch.setattr(
-        quality, "held_out", lambda names=(): {name: one[:96, :96] for name, one in held_out(names).items()}
+        photos, "held_out", lambda names=(): {name: one[:96, :96] for name, one in held_out(names).items()}
     )
 
 

@@ -297,6 +297,7 @@ def test_watch_does_what_comes_and_tries_nothing_twice(tmp_path: Path) -> None:
         waited_for(tmp_path / "out/deep/b.png")
         draw(tmp_path / "in/c.png", seed=2)
         waited_for(tmp_path / "out/c.png")
+        time.sleep(1.0)  # the report is told after the file is there
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
