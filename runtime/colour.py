@@ -10,7 +10,7 @@ EPSILON = 1e-5  # added to variances
 WAVELET_LEVELS = 5
 # Standard deviations around a pixel, of 1, up to which there is no detail, and from which there is.
 FLAT_UP_TO, DETAILED_FROM = 1.5 / 255, 4 / 255
-BAND = 512  # rows that are looked at together, a multiple of BLOCK
+BAND = 128  # rows that are looked at together, a multiple of BLOCK
 BLOCK, BLOCKS = 8, 5  # pixels of a block's side, and blocks of the square around a pixel that is looked at
 
 
