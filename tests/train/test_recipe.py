@@ -47,6 +47,14 @@ def test_a_beginning_leaves_photos_as_they_are(tmp_path: Path) -> None:
     assert (back - image).square().mean() < 1e-4  # 40 dB
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1"])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, minutes: str) -> None:
+    told = CliRunner().invoke(main, ["recipe", "edge", str(tmp_path / "out"), "--minutes", minutes])
+    assert told.exit_code in (1, 2)
+    assert "minutes" in told.output
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.long
 def test_a_recipe_ends_in_time_writes_what_is_better_and_goes_on_from_it(tmp_path: Path) -> None:
     output = tmp_path / "out"
