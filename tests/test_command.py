@@ -52,3 +52,15 @@ def test_every_command_can_say_where() -> None:
     assert isinstance(train, Commands)
     for command in (run, serve, *train.commands.values(), *bench.commands.values(), *export.commands.values()):
         assert "--debug" in {name for parameter in command.params for name in parameter.opts}, command.name
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_what_is_no_number_is_refused_by_every_option(value: str) -> None:
+    @click.command(cls=Command, extra="bench")
+    @click.option("--rate", type=click.FloatRange(0.0, min_open=True))
+    def computing(rate: float) -> None:
+        raise AssertionError(rate)
+
+    told = CliRunner().invoke(computing, ["--rate", value])
+    assert told.exit_code == 2
+    assert "'--rate'" in told.stderr

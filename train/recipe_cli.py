@@ -1,12 +1,10 @@
 """``uid-train recipe``: a whole training that is told nothing but its time."""
 
-import math
 from pathlib import Path
 
 import click
 
 from uid.command import Command, quieten_libraries
-from uid.errors import InputError
 from uid.train.presets import RECIPES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -32,8 +30,6 @@ def recipe(name: str, output: Path, minutes: float, start: Path | None, seed: in
     Images are made by the host and blurred by the device. Held-out photos are measured once a minute; weights that are
     better than those before are written, in float16.
     """
-    if not math.isfinite(minutes):
-        raise InputError(f"{minutes:g} minutes; expected a number, such as 9", option="minutes")
     quieten_libraries()
     from uid.train.recipe import follow
 

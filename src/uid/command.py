@@ -1,6 +1,7 @@
 """What the command lines share."""
 
 import logging
+import math
 import os
 import re
 import traceback
@@ -60,7 +61,12 @@ class RenamedOptions(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments under their new names; values of options, and what follows "--", stay as they are."""
         end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*self.new_names(args[:end]), *args[end:]])
+        left = super().parse_args(ctx, [*self.new_names(args[:end]), *args[end:]])
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            if isinstance(value, float) and not math.isfinite(value):  # which click takes for any range
+                raise click.BadParameter(f"{value} is not a number that can be used.", ctx, parameter)
+        return left
 
     def new_names(self, args: Sequence[str]) -> list[str]:
         """The arguments, with new names of the options in place of old ones."""
