@@ -150,10 +150,11 @@ class _Worker:
             if self._process is not None:
                 self._process.join()
 
-    def _noted(self, name: str, values: tuple[Any, ...]) -> UIDError | None:
+    def _noted(self, name: str, values: tuple[Any, ...]) -> Exception | None:
+        """The error of the record, such as a full disk, which is the job's."""
         try:
             self._note(name, values)
-        except UIDError as error:
+        except (UIDError, OSError) as error:
             return error
         return None
 
@@ -167,11 +168,11 @@ class _Worker:
                 context = multiprocessing.get_context("spawn")
                 talk, theirs = context.Pipe()
                 end, self._life = context.Pipe(duplex=False)
-                self._process = context.Process(target=_work, args=(self._settings, theirs, end))
-                self._process.start()
+                process = context.Process(target=_work, args=(self._settings, theirs, end))
+                process.start()
                 theirs.close()
                 end.close()
-                self._talk = talk
+                self._process, self._talk = process, talk
             return self._talk
 
     def _buried(self) -> str:
