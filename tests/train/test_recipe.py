@@ -27,8 +27,9 @@ SMALL = replace(
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small model in place of edge2, and two small photos."""
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A small model in place of edge2, two small photos, and a folder without checkpoints to go on from."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(configs.CONFIGS, "edge2", SMALL)
     whole = held_out.held_out
     monkeypatch.setattr(
