@@ -65,11 +65,12 @@ class Workers:
         with Threads(len(workers)) as threads:
             try:
                 of = {threads.submit(self._done, job, len(jobs)): job for job in jobs}
-                left: set[Future[Record]] = set(of)
+                left: set[Future[Record | None]] = set(of)
                 while left:
                     ended, left = wait(left, return_when=FIRST_COMPLETED)
                     for future in ended:
-                        yield of[future], future.result()
+                        if (record := future.result()) is not None:
+                            yield of[future], record
                     if self.stopping:
                         left = {future for future in left if not future.cancel()}
             finally:
@@ -82,7 +83,16 @@ class Workers:
             self._told.add(line)
             self._tell(line)
 
-    def _done(self, job: Job, files: int) -> Record:
+    def _done(self, job: Job, files: int) -> Record | None:
+        """The record of a job; None where it is not begun, since another one has failed."""
+        if self.stopping:
+            return None
+        record = self._record(job, files)
+        if not (record["ok"] or self._settings.keep_going):
+            self.stopping = True  # at once: this thread takes the next job before anyone looks at the record
+        return record
+
+    def _record(self, job: Job, files: int) -> Record:
         """The record of a job, which is decided about again after its worker has died."""
         worker, number = self._idle.get(), next(self._numbers)
         how = ""

@@ -142,3 +142,11 @@ def test_workers_end_with_their_parent(tmp_path: Path, name: str) -> None:
     waited_for(lambda: all(map(ended, workers)))
     assert process.returncode == (-9 if name == "SIGKILL" else 128 + getattr(signal, name))
     assert tree(tmp_path) == [f"in/{index}.png" for index in range(4)] + [RECORD]
+
+
+def test_no_more_is_begun_after_a_failure(tmp_path: Path) -> None:
+    for index in range(12):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{index}.png").write_bytes(b"no image")
+    records, _ = ran(tmp_path, "--workers", "2", code=1)
+    assert len(records) <= 2
