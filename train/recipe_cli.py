@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from uid.command import Command, quieten_libraries
+from uid.errors import OutputError
 from uid.train.presets import RECIPES
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -30,6 +31,10 @@ def recipe(name: str, output: Path, minutes: float, start: Path | None, seed: in
     Images are made by the host and blurred by the device. Held-out photos are measured once a minute; weights that are
     better than those before are written, in float16.
     """
+    if output.is_dir() and any(output.iterdir()) and (start or not is_checkpoint(output)):
+        raise OutputError(
+            f"{output} is in use; give a new folder, or without --start a checkpoint of an earlier run, to go on from it"
+        )
     quieten_libraries()
     from uid.train.recipe import follow
 
@@ -40,4 +45,9 @@ def recipe(name: str, output: Path, minutes: float, start: Path | None, seed: in
 
 def found(output: Path, config: str) -> Path | None:
     """The weights to go on from, where none were named."""
-    return next((one for one in (output, SHIPPED / config) if (one / "model_index.json").is_file()), None)
+    return next((one for one in (output, SHIPPED / config) if is_checkpoint(one)), None)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like a checkpoint."""
+    return (folder / "model_index.json").is_file()

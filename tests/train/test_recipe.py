@@ -56,6 +56,15 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path, minutes: str) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    told = CliRunner().invoke(main, ["recipe", "edge", str(tmp_path / "out")])
+    assert told.exit_code == 1
+    assert "give a new folder" in told.output
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.txt"]
+
+
 @pytest.mark.long
 def test_a_recipe_ends_in_time_writes_what_is_better_and_goes_on_from_it(tmp_path: Path) -> None:
     output = tmp_path / "out"
