@@ -33,7 +33,7 @@ def recipe(name: str, output: Path, minutes: float, start: Path | None, seed: in
     """
     if output.is_dir() and any(output.iterdir()) and (start or not is_checkpoint(output)):
         raise OutputError(
-            f"{output} is in use; give a new folder, or without --start a checkpoint of an earlier run, to go on from it"
+            f"{output} is in use; give a new folder, or an earlier run's without --start, to go on from it"
         )
     quieten_libraries()
     from uid.train.recipe import follow
