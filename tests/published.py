@@ -9,15 +9,17 @@ from typing import Any
 from unittest import mock
 
 import torch
+from click.testing import CliRunner, Result
 from diffusers import PNDMScheduler
 from diffusers.pipelines.deprecated.blip_diffusion import modeling_blip2
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Blip2Config, Blip2VisionConfig, CLIPConfig, CLIPModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerAttention
 
 from uid.families.uid_diff import checkpoint
 from uid.families.uid_diff.configs import TINY, Config
+from uid.train.init import init
 
 Tensors = dict[str, Tensor]
 POSITIONS = "embeddings.position_ids"
@@ -76,6 +78,13 @@ def random_state(module: Any, seed: int) -> Tensors:
         else:
             tensors[name] = 1.0 + 0.1 * values if name.endswith("weight") else 0.05 * values
     return tensors
+
+
+def models(folder: Path, config: Config, half: bool = False) -> None:
+    """Folders sd, clip and blip; ``half``: Stable Diffusion in float16."""
+    stable_diffusion(folder / "sd", config, half)
+    vision = load_file(clip(folder / "clip", config) / "model.safetensors")
+    q_former(folder / "blip", config, vision)
 
 
 def stable_diffusion(folder: Path, config: Config, half: bool = False) -> Path:
@@ -206,3 +215,10 @@ def features(folder: Path, pixels: Tensor, ids: Tensor) -> Tensor:
     queries = whole.query_tokens.shape[1]
     encoded = whole.encoder(hidden, encoder_hidden_states=tokens, query_length=queries).last_hidden_state
     return encoded[:, :queries]
+
+
+def assemble(models: Path, output: Path) -> Result:
+    """``uid-train init`` on the folders sd, clip and blip in ``models``."""
+    folders = {"--stable-diffusion": "sd", "--clip": "clip", "--qformer": "blip"}
+    words = [word for option, name in folders.items() for word in (option, str(models / name))]
+    return CliRunner().invoke(init, [str(output), *words])
